@@ -1,0 +1,326 @@
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use bytemuck::Zeroable;
+
+use super::{Frame, Lru};
+use crate::abi::{
+    Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, LAYOUT, Life, Mode, NextHop,
+    OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
+};
+use crate::hash::{Keys, Purpose, Seed};
+use crate::maglev::{self, Candidate};
+use crate::parse::Network;
+use crate::pipeline::{self, Route};
+use crate::verdict::Event;
+use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac};
+
+/// The tables in memory. Fields are as in the maps; the agent's helpers are below.
+pub struct Tables {
+    /// `SETTINGS`.
+    pub settings: Box<Settings>,
+    /// `VIPS`.
+    pub vips: HashMap<VipKey, u32>,
+    /// `SERVICES`.
+    pub services: Vec<Service>,
+    /// `SLOTS`.
+    pub slots: Vec<Cell<Slot>>,
+    /// `BACKENDS`; the first is never used.
+    pub backends: Vec<Backend>,
+    /// `DEVICES`.
+    pub devices: Vec<Device>,
+    /// `REPLIES`.
+    pub repliers: RefCell<HashMap<VipKey, Replier>>,
+    /// `FLOWS`.
+    pub flows: RefCell<Lru<FlowKey, FlowEntry>>,
+    /// `UDP_FLOWS`.
+    pub udp_flows: RefCell<Lru<FlowKey, FlowEntry>>,
+    /// `HALF_OPEN`.
+    pub half_open: RefCell<Lru<FlowKey, HalfOpen>>,
+    /// `DIRECT`.
+    pub direct: RefCell<Lru<FlowKey, u32>>,
+    /// Where packets for these addresses leave.
+    pub routes: HashMap<Address, Route>,
+    /// Where all others leave.
+    pub default_route: Route,
+    /// Monotonic nanoseconds.
+    pub clock: Cell<u64>,
+    /// How often each [`Event`] happened.
+    pub events: [Cell<u64>; Event::COUNT],
+    seed: Seed,
+}
+
+/// What a service is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceSpec {
+    /// The address that clients talk to.
+    pub vip: IpAddr,
+    /// The port that clients talk to; 0: all.
+    pub port: u16,
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// How packets get to the backends.
+    pub mode: Mode,
+    /// What a new flow gets when no backend may take it.
+    pub on_empty: OnEmpty,
+    /// Flags of [`Service`].
+    pub flags: u8,
+    /// Slots in a table.
+    pub table_size: u32,
+}
+
+impl ServiceSpec {
+    /// A TCP service; everything else can be set afterwards.
+    #[must_use]
+    pub const fn tcp(vip: IpAddr, port: u16, mode: Mode) -> Self {
+        Self { vip, port, protocol: IPPROTO_TCP, mode, on_empty: OnEmpty::Reset, flags: 0, table_size: 101 }
+    }
+
+    /// A UDP service whose flows are tracked.
+    #[must_use]
+    pub const fn udp(vip: IpAddr, port: u16, mode: Mode) -> Self {
+        Self { protocol: IPPROTO_UDP, flags: Service::TRACK_UDP, ..Self::tcp(vip, port, mode) }
+    }
+}
+
+impl Tables {
+    /// Interface index of the one device.
+    pub const IFINDEX: u32 = 2;
+    /// Its hardware address.
+    pub const MAC: Mac = [0x02, 0, 0, 0, 0, 0x01];
+    /// The hardware address of the router to the clients.
+    pub const ROUTER: Mac = [0x02, 0, 0, 0, 0, 0xfe];
+
+    /// Tables with one device of 1500 bytes and no service.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut settings = Box::new(Settings::zeroed());
+        settings.layout = LAYOUT;
+        settings.udp_idle = 30;
+        settings.tunnel_v4 = [172, 16, 0, 0];
+        settings.tunnel_v6 = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        Self {
+            settings,
+            vips: HashMap::new(),
+            services: Vec::new(),
+            slots: Vec::new(),
+            backends: vec![Backend::zeroed()],
+            devices: vec![Device { ifindex: Self::IFINDEX, mtu: 1500, mac: Self::MAC, pad: 0 }],
+            repliers: RefCell::default(),
+            flows: RefCell::new(Lru::new(1 << 20)),
+            udp_flows: RefCell::new(Lru::new(1 << 20)),
+            half_open: RefCell::new(Lru::new(1 << 20)),
+            direct: RefCell::new(Lru::new(1 << 16)),
+            routes: HashMap::new(),
+            default_route: Route::Out {
+                ifindex: Self::IFINDEX,
+                source: Self::MAC,
+                destination: Self::ROUTER,
+            },
+            clock: Cell::new(1_000_000_000_000),
+            events: Default::default(),
+            seed: *b"a seed of tables",
+        }
+    }
+
+    /// Adds a service without backends, and returns its index.
+    pub fn add_service(&mut self, spec: &ServiceSpec) -> u32 {
+        let key = VipKey::new(spec.vip, spec.port, spec.protocol);
+        let index = self.services.len() as u32;
+        let service = Service {
+            table_size: spec.table_size,
+            mode: spec.mode as u8,
+            on_empty: spec.on_empty as u8,
+            flags: spec.flags,
+            protocol: spec.protocol,
+            backend_keys: Keys::derive(&self.seed, &key, Purpose::Backend),
+            split_keys: Keys::derive(&self.seed, &key, Purpose::Split { salt: 0 }),
+            split_mask: [u32::MAX; 4],
+            vip: key.address,
+            port: key.port,
+            stable_slots: self.add_table(spec.table_size),
+            canary_slots: self.add_table(spec.table_size),
+            stable_pool: index as u16 * 2 + 1,
+            canary_pool: index as u16 * 2 + 2,
+            ..Service::zeroed()
+        };
+        self.services.push(service);
+        self.vips.insert(key, index);
+        put(&mut self.settings.vips, key.address);
+        index
+    }
+
+    /// Adds a table of empty slots, and returns the first.
+    pub fn add_table(&mut self, size: u32) -> u32 {
+        let first = self.slots.len();
+        self.slots.resize(first + size as usize, Cell::new(Slot::default()));
+        first as u32
+    }
+
+    /// Gives a service's canary or stable pool these backends, as if it always had them, and returns their ids.
+    pub fn add_pool(&mut self, service: u32, canary: bool, backends: &[(SocketAddr, u16)]) -> Vec<u16> {
+        let of = self.services[service as usize];
+        let (first, pool) =
+            if canary { (of.canary_slots, of.canary_pool) } else { (of.stable_slots, of.stable_pool) };
+        let ids: Vec<u16> =
+            backends.iter().map(|(address, _)| self.add_backend(service, pool, *address)).collect();
+        let key = VipKey { address: of.vip, port: of.port, protocol: of.protocol, pad: 0 };
+        let keys = Keys::derive(&self.seed, &key, Purpose::Table);
+        let candidates: Vec<Candidate> = backends
+            .iter()
+            .map(|(at, weight)| Candidate { hash: keys.backend(at.ip().into(), at.port()), weight: *weight })
+            .collect();
+        for (slot, index) in
+            self.slots[first as usize..].iter().zip(maglev::table(&candidates, of.table_size))
+        {
+            let id = ids[usize::from(index)];
+            slot.set(Slot::of(id, id, 0));
+        }
+        ids
+    }
+
+    /// Adds a backend of one pool of a service, and returns its id.
+    pub fn add_backend(&mut self, service: u32, pool: u16, at: SocketAddr) -> u16 {
+        let id = self.backends.len() as u16;
+        let [high, low] = id.to_be_bytes();
+        self.backends.push(Backend {
+            life: Life::of(1, true).0,
+            next_hop: NextHop::of([0x02, 0, 0, 0x01, high, low], 0).0,
+            address: at.ip().into(),
+            port: Port::new(at.port()),
+            pool,
+            service,
+            ..Backend::zeroed()
+        });
+        let of = &self.services[service as usize];
+        if of.mode == Mode::Nat as u8 {
+            let key = VipKey::new(at.ip(), at.port(), of.protocol);
+            self.repliers.get_mut().insert(key, Replier { service, backend: id, pad: 0, direct: 0 });
+            put(&mut self.settings.repliers, key.address);
+        }
+        id
+    }
+
+    /// Sets a service's split as if it had always been so.
+    pub fn set_split(&mut self, service: u32, share: u32) {
+        let service = &mut self.services[service as usize];
+        service.split = Split::of(share, 0).0;
+        service.split_home = share.into();
+    }
+
+    /// Lets [`ticks`](crate::abi::ticks) of time pass.
+    pub fn advance(&self, ticks: u32) {
+        self.clock.set(self.clock.get() + (u64::from(ticks) << 30));
+    }
+
+    /// How often an event happened.
+    #[must_use]
+    pub fn count(&self, event: Event) -> u64 {
+        self.events[event as usize].get()
+    }
+
+    fn table(&self, udp: bool) -> &RefCell<Lru<FlowKey, FlowEntry>> {
+        if udp { &self.udp_flows } else { &self.flows }
+    }
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn put(filter: &mut Filter, address: Address) {
+    let bit = address.filter_bit() & (FILTER_BITS - 1);
+    filter[(bit / 64) as usize] |= 1 << (bit % 64);
+}
+
+impl pipeline::Tables for Tables {
+    type Packet = Frame;
+
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
+    }
+
+    fn vip(&self, key: &VipKey) -> Option<u32> {
+        self.vips.get(key).copied()
+    }
+
+    fn service(&self, index: u32) -> Option<&Service> {
+        self.services.get(index as usize)
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.slots.get(index as usize).map(Cell::get)
+    }
+
+    fn mark(&self, index: u32) {
+        if let Some(slot) = self.slots.get(index as usize) {
+            slot.set(Slot(slot.get().0.wrapping_add(Slot::EXCEPTION)));
+        }
+    }
+
+    fn backend(&self, id: u16) -> Option<&Backend> {
+        self.backends.get(usize::from(id))
+    }
+
+    fn device(&self, index: u16) -> Option<&Device> {
+        self.devices.get(usize::from(index))
+    }
+
+    fn flow(&self, key: &FlowKey, udp: bool) -> Option<FlowEntry> {
+        let now = self.ticks();
+        self.table(udp).borrow_mut().get(key).map(|entry| {
+            let found = *entry;
+            entry.seen = now;
+            found
+        })
+    }
+
+    fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
+        let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
+        self.table(udp).borrow_mut().insert(*key, entry)
+    }
+
+    fn half_open(&self, key: &FlowKey) -> Option<HalfOpen> {
+        self.half_open.borrow_mut().get(key).copied()
+    }
+
+    fn note_half_open(&self, key: &FlowKey, note: &HalfOpen) {
+        let noted = self.half_open.borrow_mut().insert(*key, *note);
+        self.event(if noted { Event::HandshakeNoted } else { Event::TrackFailed });
+    }
+
+    fn forget_half_open(&self, key: &FlowKey) {
+        self.half_open.borrow_mut().remove(key);
+    }
+
+    fn replier(&self, key: &VipKey) -> Option<Replier> {
+        self.repliers.borrow().get(key).copied()
+    }
+
+    fn is_direct(&self, key: &FlowKey) -> bool {
+        self.direct.borrow_mut().get(key).is_some()
+    }
+
+    fn note_direct(&self, key: &FlowKey, backend: &VipKey) {
+        self.direct.borrow_mut().insert(*key, self.ticks());
+        if let Some(replier) = self.repliers.borrow_mut().get_mut(backend) {
+            replier.direct = 1;
+        }
+    }
+
+    fn route(&self, _packet: &Frame, network: &Network) -> Route {
+        *self.routes.get(&network.destination).unwrap_or(&self.default_route)
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.get()
+    }
+
+    fn event(&self, event: Event) {
+        let count = &self.events[event as usize];
+        count.set(count.get() + 1);
+    }
+}

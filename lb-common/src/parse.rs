@@ -1,0 +1,208 @@
+//! From a frame to a flow: addresses first, since most packets that are not ours are told by them alone; ports after.
+
+use crate::abi::{Address, Port};
+use crate::pipeline::Packet;
+use crate::verdict::Reason;
+use crate::wire::{
+    self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet, IPPROTO_TCP, IPPROTO_UDP,
+    Ipv4, Ipv6, Ipv6Extension, TCP_ACK, TCP_RST, TCP_SYN, Tcp, Udp, VlanTag, Wire,
+};
+
+/// IP version of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// RFC 791.
+    V4,
+    /// RFC 8200.
+    V6,
+}
+
+/// What the link and network headers say. Offsets are in bytes from the start of the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Version.
+    pub family: Family,
+    /// Where the IP header starts: 14, 18 or 22, depending on the VLAN tags.
+    pub l3: usize,
+    /// Where what follows the fixed header and IPv4's options starts.
+    pub next: usize,
+    /// Where the packet ends (the frame may be padded beyond).
+    pub end: usize,
+    /// Protocol of what starts at `next`.
+    pub protocol: u8,
+    /// Whether IPv4 says that this is a fragment.
+    pub fragment: bool,
+    /// Sender.
+    pub source: Address,
+    /// Receiver.
+    pub destination: Address,
+}
+
+/// What the transport header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Where it starts.
+    pub l4: usize,
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// Sender's port.
+    pub source: Port,
+    /// Receiver's port.
+    pub destination: Port,
+    /// What tracking needs to know.
+    pub kind: Kind,
+}
+
+/// A packet's part in its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A flow begins, with this initial sequence number.
+    Syn(u32),
+    /// A flow goes on, with this sequence number.
+    Tcp(u32),
+    /// A flow ends.
+    Rst,
+    /// UDP knows no beginning.
+    Udp,
+}
+
+/// How many IPv6 extension headers are followed.
+pub const MAX_EXTENSIONS: usize = 6;
+
+/// Reads the link and network headers.
+#[inline(always)]
+pub fn network<P: Packet>(packet: &P) -> Result<Network, Reason> {
+    let ethernet: &Ethernet = packet.view(0).ok_or(Reason::Malformed)?;
+    let mut l3 = Ethernet::SIZE;
+    let mut ether_type = u16::from_be_bytes(ethernet.ether_type);
+    // Two tags at most: one of the provider, one of the customer.
+    if is_tag(ether_type) {
+        let tag: &VlanTag = packet.view(l3).ok_or(Reason::Malformed)?;
+        ether_type = u16::from_be_bytes(tag.ether_type);
+        l3 += VlanTag::SIZE;
+        if is_tag(ether_type) {
+            let tag: &VlanTag = packet.view(l3).ok_or(Reason::Malformed)?;
+            ether_type = u16::from_be_bytes(tag.ether_type);
+            l3 += VlanTag::SIZE;
+        }
+    }
+    match ether_type {
+        ETHERTYPE_IPV4 => ipv4(packet, l3),
+        ETHERTYPE_IPV6 => ipv6(packet, l3),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+const fn is_tag(ether_type: u16) -> bool {
+    ether_type == ETHERTYPE_VLAN || ether_type == ETHERTYPE_QINQ
+}
+
+#[inline(always)]
+fn ipv4<P: Packet>(packet: &P, l3: usize) -> Result<Network, Reason> {
+    let header: &Ipv4 = packet.view(l3).ok_or(Reason::Malformed)?;
+    let header_length = usize::from(header.version_ihl & 0x0f) * 4;
+    let total_length = usize::from(u16::from_be_bytes(header.total_length));
+    let end = l3 + total_length;
+    if header.version_ihl >> 4 != 4
+        || header_length < Ipv4::SIZE
+        || total_length < header_length
+        || !packet.reaches(end)
+    {
+        return Err(Reason::Malformed);
+    }
+    Ok(Network {
+        family: Family::V4,
+        l3,
+        next: l3 + header_length,
+        end,
+        protocol: header.protocol,
+        fragment: u16::from_be_bytes(header.fragment) & Ipv4::FRAGMENTED != 0,
+        source: Address::v4(header.source),
+        destination: Address::v4(header.destination),
+    })
+}
+
+#[inline(always)]
+fn ipv6<P: Packet>(packet: &P, l3: usize) -> Result<Network, Reason> {
+    let header: &Ipv6 = packet.view(l3).ok_or(Reason::Malformed)?;
+    let next = l3 + Ipv6::SIZE;
+    let end = next + usize::from(u16::from_be_bytes(header.payload_length));
+    if header.version_class_label[0] >> 4 != 6 || !packet.reaches(end) {
+        return Err(Reason::Malformed);
+    }
+    Ok(Network {
+        family: Family::V6,
+        l3,
+        next,
+        end,
+        protocol: header.next_header,
+        fragment: false,
+        source: Address::v6(&header.source),
+        destination: Address::v6(&header.destination),
+    })
+}
+
+/// Reads the transport header, past IPv6's extension headers.
+#[inline(always)]
+pub fn transport<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+    if network.fragment {
+        return Err(Reason::Fragment);
+    }
+    let (mut protocol, mut l4) = (network.protocol, network.next);
+    if network.family == Family::V6 && protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
+        (protocol, l4) = packet.past_extensions(protocol, l4)?;
+    }
+    match protocol {
+        IPPROTO_TCP => {
+            let header: &Tcp = packet.view(l4).ok_or(Reason::Malformed)?;
+            let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));
+            let header_length = usize::from(header.data_offset >> 4) * 4;
+            if header_length < Tcp::SIZE || l4 + header_length > network.end {
+                return Err(Reason::Malformed);
+            }
+            let sequence = u32::from_be_bytes(header.sequence);
+            let kind = match header.flags & (TCP_SYN | TCP_ACK | TCP_RST) {
+                TCP_SYN => Kind::Syn(sequence),
+                flags if flags & TCP_RST != 0 => Kind::Rst,
+                _ => Kind::Tcp(sequence),
+            };
+            Ok(Transport { l4, protocol, source, destination, kind })
+        }
+        IPPROTO_UDP => {
+            let header: &Udp = packet.view(l4).ok_or(Reason::Malformed)?;
+            if l4 + Udp::SIZE > network.end {
+                return Err(Reason::Malformed);
+            }
+            let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));
+            Ok(Transport { l4, protocol, source, destination, kind: Kind::Udp })
+        }
+        _ => Err(Reason::OtherProtocol),
+    }
+}
+
+/// Follows the chain of extension headers (RFC 8200, section 4) to a transport header: its protocol and offset.
+///
+/// # Errors
+///
+/// [`Reason::Fragment`], [`Reason::OtherProtocol`] for a chain that ends elsewhere or is longer than [`MAX_EXTENSIONS`],
+/// [`Reason::Malformed`] for one that leaves the frame.
+#[inline(always)]
+pub fn extensions<P: Packet>(packet: &P, mut protocol: u8, mut offset: usize) -> Result<(u8, usize), Reason> {
+    for _ in 0..MAX_EXTENSIONS {
+        let unit = match protocol {
+            IPPROTO_TCP | IPPROTO_UDP => return Ok((protocol, offset)),
+            wire::IPPROTO_FRAGMENT => return Err(Reason::Fragment),
+            wire::IPPROTO_HOPOPTS | wire::IPPROTO_ROUTING | wire::IPPROTO_DSTOPTS => 8,
+            wire::IPPROTO_AH => 4,
+            _ => return Err(Reason::OtherProtocol),
+        };
+        let header: &Ipv6Extension = packet.view(offset).ok_or(Reason::Malformed)?;
+        protocol = header.next_header;
+        // "Not including the first 8 octets": one unit of 8, two of 4.
+        offset += 8 + usize::from(header.length) * unit;
+    }
+    match protocol {
+        IPPROTO_TCP | IPPROTO_UDP => Ok((protocol, offset)),
+        _ => Err(Reason::OtherProtocol),
+    }
+}

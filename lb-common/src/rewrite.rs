@@ -1,0 +1,301 @@
+//! What is done to a packet that leaves: three edits, composed from the link, network and transport headers.
+
+use crate::abi::{Address, Device, Port, Service, Settings};
+use crate::checksum::{self, Delta};
+use crate::parse::{Family, Kind, Network, Transport};
+use crate::pipeline::Packet;
+use crate::verdict::Reason;
+use crate::wire::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_TCP, Ipv4, Ipv6, Mac,
+    TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp, VlanTag, Wire,
+};
+
+/// Time to live of packets that begin here.
+const TTL: u8 = 64;
+
+/// Which end of a flow an address rewrite replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A client's packet gets its backend's address.
+    Destination,
+    /// A backend's packet gets the VIP's.
+    Source,
+}
+
+/// Sets both hardware addresses.
+#[inline(always)]
+pub fn link<P: Packet>(packet: &mut P, source: Mac, destination: Mac) -> Result<(), Reason> {
+    let ethernet: &mut Ethernet = packet.view_mut(0).ok_or(Reason::Malformed)?;
+    ethernet.source = source;
+    ethernet.destination = destination;
+    Ok(())
+}
+
+/// Replaces address and port of one end, and counts a hop, as a router does. Port 0 keeps the port.
+#[inline(always)]
+pub fn translate<P: Packet>(
+    packet: &mut P,
+    network: &Network,
+    transport: &Transport,
+    end: End,
+    address: Address,
+    port: Port,
+) -> Result<(), Reason> {
+    let (old_address, old_port) = match end {
+        End::Destination => (network.destination, transport.destination),
+        End::Source => (network.source, transport.source),
+    };
+    let port = if port.is_any() { old_port } else { port };
+    match network.family {
+        Family::V4 => {
+            let header: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            if header.ttl <= 1 {
+                return Err(Reason::TtlExpired);
+            }
+            let ttl = header.ttl - 1;
+            header.checksum = Delta::NONE
+                .long(old_address.wire_words()[3], address.wire_words()[3])
+                .word([header.ttl, header.protocol], [ttl, header.protocol])
+                .apply(header.checksum);
+            header.ttl = ttl;
+            match end {
+                End::Destination => header.destination = address.v4_octets(),
+                End::Source => header.source = address.v4_octets(),
+            }
+        }
+        Family::V6 => {
+            let header: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            if header.hop_limit <= 1 {
+                return Err(Reason::TtlExpired);
+            }
+            header.hop_limit -= 1;
+            match end {
+                End::Destination => header.destination = address.v6_octets(),
+                End::Source => header.source = address.v6_octets(),
+            }
+        }
+    }
+    // The pseudo header has the addresses in it. For IPv4 the other three words are the same on both sides.
+    let delta = Delta::NONE
+        .address(old_address.wire_words(), address.wire_words())
+        .word(old_port.wire(), port.wire());
+    if transport.protocol == IPPROTO_TCP {
+        let header: &mut Tcp = packet.view_mut(transport.l4).ok_or(Reason::Malformed)?;
+        header.checksum = delta.apply(header.checksum);
+        match end {
+            End::Destination => header.destination = port.wire(),
+            End::Source => header.source = port.wire(),
+        }
+    } else {
+        let header: &mut Udp = packet.view_mut(transport.l4).ok_or(Reason::Malformed)?;
+        header.checksum = delta.apply_udp(header.checksum);
+        match end {
+            End::Destination => header.destination = port.wire(),
+            End::Source => header.source = port.wire(),
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that [`encapsulate`] adds for a backend of this family.
+#[must_use]
+#[inline(always)]
+pub const fn overhead(backend: Address) -> usize {
+    if backend.is_v4() { Ipv4::SIZE } else { Ipv6::SIZE }
+}
+
+/// Puts the packet into another one, to `backend` (RFC 2003, RFC 2473, RFC 4213), and sets the hardware addresses.
+///
+/// The outer source is made from the flow's hash, so that the receiver spreads flows over its queues although all come from
+/// one balancer; whoever receives them checks the prefix. DSCP and ECN are copied (RFC 2983, RFC 6040).
+///
+/// # Errors
+///
+/// [`Reason::NoHeadroom`] if the driver left no room.
+#[inline(always)]
+pub fn encapsulate<P: Packet>(
+    packet: &mut P,
+    network: &Network,
+    settings: &Settings,
+    hash: u64,
+    backend: Address,
+    source: Mac,
+    destination: Mac,
+) -> Result<(), Reason> {
+    let traffic_class = match network.family {
+        Family::V4 => packet.view::<Ipv4>(network.l3).ok_or(Reason::Malformed)?.tos,
+        Family::V6 => {
+            let [a, b, ..] = packet.view::<Ipv6>(network.l3).ok_or(Reason::Malformed)?.version_class_label;
+            a << 4 | b >> 4
+        }
+    };
+    let length = (network.end - network.l3) as u16;
+    let inner = match network.family {
+        Family::V4 => IPPROTO_IPIP,
+        Family::V6 => IPPROTO_IPV6,
+    };
+    let [s0, s1, s2, s3] = (hash as u32).to_be_bytes();
+    if backend.is_v4() {
+        packet.grow_head(Ipv4::SIZE).ok_or(Reason::NoHeadroom)?;
+        move_link(packet, Ipv4::SIZE, network.l3, ETHERTYPE_IPV4, source, destination)?;
+        let outer: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+        let [t0, t1, ..] = settings.tunnel_v4;
+        let mut header = Ipv4 {
+            version_ihl: 0x45,
+            tos: traffic_class,
+            total_length: length.wrapping_add(Ipv4::SIZE as u16).to_be_bytes(),
+            id: [0; 2],
+            fragment: [Ipv4::DONT_FRAGMENT, 0],
+            ttl: TTL,
+            protocol: inner,
+            checksum: [0; 2],
+            source: [t0, t1, s2, s3],
+            destination: backend.v4_octets(),
+        };
+        header.checksum = checksum::ipv4_header(&header);
+        *outer = header;
+    } else {
+        packet.grow_head(Ipv6::SIZE).ok_or(Reason::NoHeadroom)?;
+        move_link(packet, Ipv6::SIZE, network.l3, ETHERTYPE_IPV6, source, destination)?;
+        let outer: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+        outer.version_class_label = [0x60 | traffic_class >> 4, traffic_class << 4, 0, 0];
+        outer.payload_length = length.to_be_bytes();
+        outer.next_header = inner;
+        outer.hop_limit = TTL;
+        outer.source = settings.tunnel_v6;
+        let [.., o12, o13, o14, o15] = &mut outer.source;
+        (*o12, *o13, *o14, *o15) = (s0, s1, s2, s3);
+        outer.destination = backend.v6_octets();
+    }
+    Ok(())
+}
+
+/// Writes the link header anew after the front has moved by `moved` bytes: tags stay, the innermost EtherType changes.
+///
+/// The old one still stands `moved` bytes further back, and an outer IP header is longer than what is written here before
+/// it is read there.
+#[inline(always)]
+fn move_link<P: Packet>(
+    packet: &mut P,
+    moved: usize,
+    l3: usize,
+    payload: u16,
+    source: Mac,
+    destination: Mac,
+) -> Result<(), Reason> {
+    const FIRST: usize = Ethernet::SIZE;
+    const SECOND: usize = Ethernet::SIZE + VlanTag::SIZE;
+    let mut ether_type = payload;
+    if l3 > FIRST {
+        ether_type = u16::from_be_bytes(packet.view::<Ethernet>(moved).ok_or(Reason::Malformed)?.ether_type);
+        let mut inner = payload;
+        if l3 > SECOND {
+            inner = u16::from_be_bytes(
+                packet.view::<VlanTag>(moved + FIRST).ok_or(Reason::Malformed)?.ether_type,
+            );
+            let control = packet.view::<VlanTag>(moved + SECOND).ok_or(Reason::Malformed)?.control;
+            let tag: &mut VlanTag = packet.view_mut(SECOND).ok_or(Reason::Malformed)?;
+            tag.control = control;
+            tag.ether_type = payload.to_be_bytes();
+        }
+        let control = packet.view::<VlanTag>(moved + FIRST).ok_or(Reason::Malformed)?.control;
+        let tag: &mut VlanTag = packet.view_mut(FIRST).ok_or(Reason::Malformed)?;
+        tag.control = control;
+        tag.ether_type = inner.to_be_bytes();
+    }
+    let ethernet: &mut Ethernet = packet.view_mut(0).ok_or(Reason::Malformed)?;
+    ethernet.destination = destination;
+    ethernet.source = source;
+    ethernet.ether_type = ether_type.to_be_bytes();
+    Ok(())
+}
+
+/// Turns a TCP segment into the RST that answers it (RFC 9293, section 3.10.7.1), back to where it came from.
+#[inline(always)]
+pub fn reset<P: Packet>(packet: &mut P, network: &Network, transport: &Transport) -> Result<(), Reason> {
+    let segment: Tcp = *packet.view(transport.l4).ok_or(Reason::Malformed)?;
+    let header_length = usize::from(segment.data_offset >> 4) * 4;
+    let data = network.end.wrapping_sub(transport.l4).wrapping_sub(header_length) as u32;
+    let occupied = data
+        .wrapping_add(u32::from(segment.flags & TCP_SYN != 0))
+        .wrapping_add(u32::from(segment.flags & TCP_FIN != 0));
+    let (sequence, acknowledgement, flags) = if segment.flags & TCP_ACK != 0 {
+        (segment.acknowledgement, [0; 4], TCP_RST)
+    } else {
+        let next = u32::from_be_bytes(segment.sequence).wrapping_add(occupied);
+        ([0; 4], next.to_be_bytes(), TCP_RST | TCP_ACK)
+    };
+    let mut rst = Tcp {
+        source: transport.destination.wire(),
+        destination: transport.source.wire(),
+        sequence,
+        acknowledgement,
+        data_offset: 5 << 4,
+        flags,
+        window: [0; 2],
+        checksum: [0; 2],
+        urgent: [0; 2],
+    };
+    // The pseudo header: both addresses, the protocol and the length; for IPv4 the words beside the address cancel out.
+    let pseudo = sum(network.source) + sum(network.destination);
+    let v4_mapping = u64::from(0xffff_u32.to_be()) * 2;
+    let tail = u64::from((IPPROTO_TCP as u16).to_be()) + u64::from((Tcp::SIZE as u16).to_be());
+    let pseudo = if network.family == Family::V4 { pseudo - v4_mapping } else { pseudo } + tail;
+    rst.checksum = checksum::of_words::<5>(bytemuck::cast_ref(&rst), pseudo);
+
+    let ethernet: &mut Ethernet = packet.view_mut(0).ok_or(Reason::Malformed)?;
+    (ethernet.source, ethernet.destination) = (ethernet.destination, ethernet.source);
+    let l4 = match network.family {
+        Family::V4 => {
+            // Options are not sent back.
+            let header: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            let mut answer = Ipv4 {
+                version_ihl: 0x45,
+                tos: 0,
+                total_length: ((Ipv4::SIZE + Tcp::SIZE) as u16).to_be_bytes(),
+                id: [0; 2],
+                fragment: [Ipv4::DONT_FRAGMENT, 0],
+                ttl: TTL,
+                protocol: IPPROTO_TCP,
+                checksum: [0; 2],
+                source: network.destination.v4_octets(),
+                destination: network.source.v4_octets(),
+            };
+            answer.checksum = checksum::ipv4_header(&answer);
+            *header = answer;
+            network.l3 + Ipv4::SIZE
+        }
+        Family::V6 => {
+            let header: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            header.version_class_label = [0x60, 0, 0, 0];
+            header.payload_length = (Tcp::SIZE as u16).to_be_bytes();
+            header.next_header = IPPROTO_TCP;
+            header.hop_limit = TTL;
+            header.source = network.destination.v6_octets();
+            header.destination = network.source.v6_octets();
+            network.l3 + Ipv6::SIZE
+        }
+    };
+    *packet.view_mut(l4).ok_or(Reason::Malformed)? = rst;
+    packet.truncate(l4 + Tcp::SIZE).ok_or(Reason::Malformed)
+}
+
+#[inline(always)]
+fn sum(address: Address) -> u64 {
+    let [a, b, c, d] = address.wire_words();
+    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
+}
+
+/// Whether a packet of `length` bytes (from its network header on) may leave by `device`.
+#[must_use]
+#[inline(always)]
+pub const fn fits(device: &Device, length: usize) -> bool {
+    length <= device.mtu as usize
+}
+
+/// Whether a RST is what `service` gives to a packet of this kind. A RST is never answered by another one.
+#[must_use]
+#[inline(always)]
+pub const fn answers_with_reset(service: &Service, kind: Kind) -> bool {
+    service.on_empty == crate::abi::OnEmpty::Reset as u8 && matches!(kind, Kind::Syn(_) | Kind::Tcp(_))
+}

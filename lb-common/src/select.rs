@@ -1,0 +1,324 @@
+//! The selection rule: which backend does this packet go to?
+//!
+//! Two questions, two hashes. *Which pool?* The flow belongs to the canary if its split hash is below the split.
+//! *Which backend of the pool?* The slot of the pool's Maglev table that its backend hash points to.
+//!
+//! # Just enough tracking
+//!
+//! A slot says where new flows go (`new`), and where flows go that are in no table (`home`). While both are the same and no
+//! exception is marked, the slot is *settled*: the hash alone finds the backend of every flow, old or new, and no table is
+//! looked up. The same holds for the split (`new`, `home`, and `tracked` for the exceptions).
+//!
+//! A change sets `new` only. From then on, and until the agent's sweep settles the slot, each flow must be told apart:
+//!
+//! - A **SYN** begins a flow: it goes by `new`, and is noted in `HALF_OPEN`. A flood of SYNs can churn that table only.
+//! - The segment that **continues a noted SYN** (its sequence number says so) proves that somebody is there: the flow moves
+//!   to `FLOWS`, with the choice made for its SYN. The sequence number also tells a reused port from the old flow, so a
+//!   spoofed SYN moves nobody.
+//! - A flow **in `FLOWS`** goes where the entry says.
+//! - Whatever else comes is an **old flow**: it was there before the change, so `home` is its backend. If `new` is
+//!   another one, the flow would be lost when the slot settles: it is captured into `FLOWS`.
+//!
+//! UDP has no SYN, so that a datagram of an unknown flow may be its first or not. Where UDP flows are tracked, an unknown one
+//! counts as old in its slot: it goes `home`, and is captured. Whoever was there before a change shows himself within the idle
+//! time; after that the slot settles, and new flows go by `new`. (So a change takes hold of new UDP flows an idle time later.)
+//! Between pools the stable one gets whoever is unknown: a flow belongs to the canary only if `new` *and* `home` say so. And
+//! as long as there is a canary, the sweep keeps all that is below the split tracked. So every flow of the canary is known, and
+//! after a rollback whoever is unknown is new, and goes to the stable pool at once.
+//!
+//! Every insertion marks the slot that the flow's hash leads to *now*, and every change of a slot marks it too (a change
+//! and its reversal within one handshake would be missed otherwise). The sweep takes marks away when nothing is left.
+
+use crate::abi::{FlowKey, HANDSHAKE_TICKS, HANDSHAKE_WINDOW, HalfOpen, Service, Slot, Split};
+use crate::parse::Kind;
+use crate::pipeline::Tables;
+use crate::verdict::{Event, Reason};
+use crate::wire::IPPROTO_UDP;
+
+/// A backend and the reason for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Backend id; 0: none.
+    pub backend: u16,
+    /// Why this one.
+    pub why: Why,
+    /// The flow's hash, for whatever else wants to spread by it.
+    pub hash: u64,
+}
+
+/// Why a backend was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Slot and split are settled: the hash says it all.
+    Settled,
+    /// A flow that begins now, by `new`.
+    New,
+    /// A SYN sent again: the choice made for the first one.
+    SynAgain,
+    /// The handshake's end: the choice made for its SYN.
+    Handshake,
+    /// Found in the table of flows.
+    Tracked,
+    /// An old flow whose home is still where new ones go.
+    Home,
+    /// An old flow whose home is about to change: now in the table of flows.
+    Captured,
+}
+
+impl Why {
+    /// Whether a flow begins with this packet.
+    #[must_use]
+    pub const fn begins(self) -> bool {
+        matches!(self, Self::New)
+    }
+}
+
+/// Which pool: now, and for flows that are in no table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// A flow that starts now belongs to the canary.
+    pub new: bool,
+    /// A flow that is in no table belongs to the canary.
+    pub home: bool,
+    /// The flow's hash alone says its pool.
+    pub settled: bool,
+}
+
+impl Membership {
+    const STABLE: Self = Self { new: false, home: false, settled: true };
+
+    /// The pool of the flow with the split hash `hash`.
+    #[inline(always)]
+    fn of<T: Tables>(tables: &T, service: &Service, split: Split, hash: u32) -> Self {
+        let home = hash < service.home();
+        if hash >= split.new() {
+            return Self { new: false, home, settled: hash >= split.tracked() };
+        }
+        let lease = service.lease();
+        if lease != 0 && tables.now() >= lease {
+            // As if the split were zero: whoever is established in the canary stays there.
+            tables.event(Event::LeaseExpired);
+            return Self { new: false, home, settled: false };
+        }
+        Self { new: true, home, settled: hash >= split.tracked() }
+    }
+}
+
+impl Service {
+    /// The pool of a flow. Without a canary no hash is computed.
+    #[inline(always)]
+    pub fn membership<T: Tables>(&self, tables: &T, key: &FlowKey) -> Membership {
+        let split = self.split();
+        if split.0 == 0 {
+            return Membership::STABLE;
+        }
+        Membership::of(tables, self, split, self.split_hash(key))
+    }
+
+    /// The hash that is compared with the split; never [`Split::ALL`], which is everything.
+    #[must_use]
+    #[inline(always)]
+    pub fn split_hash(&self, key: &FlowKey) -> u32 {
+        let [a, b, c, d] = key.client.words();
+        let [w, x, y, z] = self.split_mask;
+        let ports = if self.has(Self::SPLIT_BY_PORTS) { key.ports() } else { 0 };
+        let hash = (self.split_keys.hash([a & w, b & x, c & y, d & z], ports) >> 32) as u32;
+        if hash == Split::ALL { hash - 1 } else { hash }
+    }
+
+    /// The hash that picks the slot, in its upper half.
+    #[must_use]
+    #[inline(always)]
+    pub fn backend_hash(&self, key: &FlowKey) -> u64 {
+        let ports = if self.has(Self::AFFINITY) { 0 } else { key.ports() };
+        self.backend_keys.hash(key.client.words(), ports)
+    }
+
+    /// The slot of a flow in the canary's or the stable pool's table: an index of `SLOTS`.
+    #[must_use]
+    #[inline(always)]
+    pub fn slot(&self, canary: bool, hash: u64) -> u32 {
+        let first = if canary { self.canary_slots } else { self.stable_slots };
+        // A multiplication instead of a division: the upper half of 32 bits times M is as even as the remainder.
+        first.wrapping_add((((hash >> 32) * u64::from(self.table_size)) >> 32) as u32)
+    }
+}
+
+/// Chooses the backend of a packet of the flow `key`.
+///
+/// # Errors
+///
+/// [`Reason::NoTable`] if the service points beyond the slots.
+#[inline(always)]
+pub fn select<T: Tables>(tables: &T, service: &Service, key: &FlowKey, kind: Kind) -> Result<Choice, Reason> {
+    let membership = service.membership(tables, key);
+    let hash = service.backend_hash(key);
+    let index = service.slot(membership.new, hash);
+    let slot = tables.slot(index).ok_or(Reason::NoTable)?;
+    if membership.settled && slot.is_settled() {
+        let why = if matches!(kind, Kind::Syn(_)) { Why::New } else { Why::Settled };
+        return Ok(Choice { backend: slot.new(), why, hash });
+    }
+    if matches!(kind, Kind::Udp) && !service.has(Service::TRACK_UDP) {
+        return Ok(Choice { backend: slot.new(), why: Why::Settled, hash });
+    }
+    tables.event(Event::SlowPath);
+    let fork = Fork { service, key, membership, hash, index, slot };
+    let (backend, why) = match kind {
+        Kind::Syn(sequence) => fork.begin(tables, sequence),
+        Kind::Tcp(sequence) => fork.go_on(tables, Some(sequence))?,
+        Kind::Rst => fork.go_on(tables, None)?,
+        Kind::Udp => fork.datagram(tables)?,
+    };
+    Ok(Choice { backend, why, hash })
+}
+
+/// A flow whose hash alone does not say where it goes.
+struct Fork<'a> {
+    service: &'a Service,
+    key: &'a FlowKey,
+    membership: Membership,
+    hash: u64,
+    /// Of the slot that the hash leads to now.
+    index: u32,
+    slot: Slot,
+}
+
+impl Fork<'_> {
+    /// A SYN.
+    #[inline(always)]
+    fn begin<T: Tables>(&self, tables: &T, sequence: u32) -> (u16, Why) {
+        let backend = self.slot.new();
+        if let Some(noted) = tables.half_open(self.key)
+            && noted.sequence == sequence
+            && alive(tables, noted.backend, noted.generation)
+            && same_pool(tables, noted.backend, backend)
+        {
+            // Its answer may be under way already. Across pools the split decides: after a rollback nothing enters the canary.
+            return (noted.backend, Why::SynAgain);
+        }
+        if let Some(generation) = generation(tables, backend) {
+            let note = HalfOpen { backend, pad: 0, generation, sequence, at: tables.ticks() };
+            tables.note_half_open(self.key, &note);
+        }
+        (backend, Why::New)
+    }
+
+    /// TCP without SYN; `sequence` is `None` for a RST, which proves nothing and is worth no entry.
+    #[inline(always)]
+    fn go_on<T: Tables>(&self, tables: &T, sequence: Option<u32>) -> Result<(u16, Why), Reason> {
+        let known = tables.flow(self.key, false);
+        if let Some(sequence) = sequence
+            && let Some(noted) = tables.half_open(self.key)
+            && continues(&noted, sequence, tables.ticks())
+            && alive(tables, noted.backend, noted.generation)
+        {
+            tables.forget_half_open(self.key);
+            let stands =
+                known.is_some_and(|e| e.backend == noted.backend && e.generation == noted.generation);
+            if !stands && (known.is_some() || !self.leads_to(noted.backend)) {
+                self.track(tables, noted.backend, known.is_none());
+            }
+            return Ok((noted.backend, Why::Handshake));
+        }
+        if let Some(entry) = known
+            && alive(tables, entry.backend, entry.generation)
+        {
+            return Ok((entry.backend, Why::Tracked));
+        }
+        // It was there before whatever unsettled its slot or split.
+        let home = if self.membership.home == self.membership.new {
+            self.slot.home()
+        } else {
+            let index = self.service.slot(self.membership.home, self.hash);
+            tables.slot(index).ok_or(Reason::NoTable)?.home()
+        };
+        if sequence.is_none() || self.leads_to(home) {
+            return Ok((home, Why::Home));
+        }
+        self.track(tables, home, known.is_none());
+        Ok((home, Why::Captured))
+    }
+
+    /// A datagram of a service that tracks UDP.
+    #[inline(always)]
+    fn datagram<T: Tables>(&self, tables: &T) -> Result<(u16, Why), Reason> {
+        let known = tables.flow(self.key, true);
+        if let Some(entry) = known
+            && alive(tables, entry.backend, entry.generation)
+            && tables.settings().is_some_and(|s| tables.ticks().wrapping_sub(entry.seen) <= s.udp_idle)
+        {
+            return Ok((entry.backend, Why::Tracked));
+        }
+        let canary = self.membership.new && self.membership.home;
+        let slot = if canary == self.membership.new {
+            self.slot
+        } else {
+            let index = self.service.slot(canary, self.hash);
+            tables.slot(index).ok_or(Reason::NoTable)?
+        };
+        let backend = if slot.home() == 0 { slot.new() } else { slot.home() };
+        // An old entry has just become young by being asked for: it must not be found again.
+        if known.is_none() && self.membership.settled && self.leads_to(backend) {
+            return Ok((backend, Why::Home));
+        }
+        self.track(tables, backend, known.is_none());
+        Ok((backend, Why::Captured))
+    }
+
+    /// Whether the hash leads to `backend`, and will when everything is settled: then no entry is needed.
+    #[inline(always)]
+    fn leads_to(&self, backend: u16) -> bool {
+        self.membership.new == self.membership.home
+            && self.slot.new() == backend
+            && self.slot.home() == backend
+    }
+
+    #[inline(always)]
+    fn is_udp(&self) -> bool {
+        self.service.protocol == IPPROTO_UDP
+    }
+
+    /// Puts the flow into its table, and marks the slot that its hash leads to now.
+    #[inline(always)]
+    fn track<T: Tables>(&self, tables: &T, backend: u16, fresh: bool) {
+        let Some(generation) = generation(tables, backend) else { return };
+        // The mark first: an entry that nobody looks for would be worse than a look-up in vain.
+        tables.mark(self.index);
+        let event = if !tables.keep_flow(self.key, self.is_udp(), backend, generation) {
+            Event::TrackFailed
+        } else if !fresh {
+            return;
+        } else if self.is_udp() {
+            Event::UdpFlowTracked
+        } else {
+            Event::FlowTracked
+        };
+        tables.event(event);
+    }
+}
+
+/// Whether a segment with this sequence number ends the handshake that `noted` began.
+#[inline(always)]
+fn continues(noted: &HalfOpen, sequence: u32, now: u32) -> bool {
+    let ahead = sequence.wrapping_sub(noted.sequence).wrapping_sub(1);
+    ahead < HANDSHAKE_WINDOW && now.wrapping_sub(noted.at) <= HANDSHAKE_TICKS
+}
+
+/// The generation of a backend that packets may go to.
+#[inline(always)]
+fn generation<T: Tables>(tables: &T, backend: u16) -> Option<u32> {
+    let life = tables.backend(backend)?.life();
+    (backend != 0 && life.is_usable()).then_some(life.generation())
+}
+
+#[inline(always)]
+fn alive<T: Tables>(tables: &T, backend: u16, since: u32) -> bool {
+    generation(tables, backend) == Some(since)
+}
+
+#[inline(always)]
+fn same_pool<T: Tables>(tables: &T, a: u16, b: u16) -> bool {
+    let Some(a) = tables.backend(a) else { return false };
+    tables.backend(b).is_some_and(|b| a.pool == b.pool)
+}

@@ -1,0 +1,249 @@
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use bytemuck::Zeroable;
+
+use super::*;
+use crate::abi::{Address, Port};
+use crate::wire::IPPROTO_TCP;
+
+const PATIENCE: Patience = Patience { drain: 100, tcp_idle: 1000, udp_idle: 30 };
+
+/// One service with one slot in each pool, and packets that come while the flows are read.
+struct Maps {
+    service: RefCell<Service>,
+    slots: [Cell<Slot>; 2],
+    flows: RefCell<BTreeMap<FlowKey, FlowEntry>>,
+    while_reading: fn(&Self),
+}
+
+impl Maps {
+    fn new(stable: Slot, canary: Slot) -> Self {
+        let service = Service {
+            protocol: IPPROTO_TCP,
+            table_size: 1,
+            stable_slots: 0,
+            canary_slots: 1,
+            ..Service::zeroed()
+        };
+        Self {
+            service: RefCell::new(service),
+            slots: [Cell::new(stable), Cell::new(canary)],
+            flows: RefCell::default(),
+            while_reading: |_| {},
+        }
+    }
+
+    fn track(&self, port: u16, owner: u32, backend: u16) {
+        let client = Address::v4([192, 0, 2, 1]);
+        let key = FlowKey { client, client_port: Port::new(port), port: Port::new(443), owner };
+        self.flows.borrow_mut().insert(key, FlowEntry { backend, pad: 0, generation: 1, seen: 5000 });
+    }
+
+    /// Sweeps at tick 5000; everything was last changed at `changed`.
+    fn sweep(&self, changed: u32) -> (SweepReport, SplitClock) {
+        let changed = &[changed];
+        let share = self.service.borrow().split().new();
+        let mut split = SplitClock { share, changed: changed[0], closed: false };
+        let clock = ServiceClock {
+            service: 0,
+            stable: Some(TableClock { first: 0, changed }),
+            canary: Some(TableClock { first: 1, changed }),
+            split: &mut split,
+        };
+        let Ok(report) = sweep(self, &mut [clock], &PATIENCE, 5000 << 30);
+        (report, split)
+    }
+
+    fn slot_words(&self) -> [Slot; 2] {
+        [self.slots[0].get(), self.slots[1].get()]
+    }
+}
+
+impl Access for Maps {
+    type Error = Infallible;
+
+    fn service(&self, _index: u32) -> Service {
+        *self.service.borrow()
+    }
+
+    fn life(&self, backend: u16) -> Life {
+        Life::of(1, backend != 9)
+    }
+
+    fn slot(&self, index: u32) -> Slot {
+        self.slots[index as usize].get()
+    }
+
+    fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool {
+        let same = self.slot(index) == old;
+        if same {
+            self.slots[index as usize].set(new);
+        }
+        same
+    }
+
+    fn cas_split(&self, _service: u32, old: Split, new: Split) -> bool {
+        let same = self.service.borrow().split() == old;
+        if same {
+            self.service.borrow_mut().split = new.0;
+        }
+        same
+    }
+
+    fn store_home(&self, _service: u32, share: u32) {
+        self.service.borrow_mut().split_home = share.into();
+    }
+
+    fn flows(&self, udp: bool, each: &mut dyn FnMut(FlowKey, FlowEntry)) -> Result<(), Infallible> {
+        if !udp {
+            self.flows.borrow().iter().for_each(|(key, entry)| each(*key, *entry));
+            (self.while_reading)(self);
+        }
+        Ok(())
+    }
+
+    fn delete_flow(&self, _udp: bool, key: &FlowKey, expected: &FlowEntry) -> Result<bool, Infallible> {
+        let mut flows = self.flows.borrow_mut();
+        let changed = flows.get(key).is_some_and(|entry| entry != expected);
+        if !changed {
+            flows.remove(key);
+        }
+        Ok(!changed)
+    }
+}
+
+#[test]
+fn a_slot_settles_after_its_drain_time_and_not_before() {
+    let maps = Maps::new(Slot::of(2, 1, 3), Slot::default());
+    let (report, _) = maps.sweep(4900);
+    assert_eq!((maps.slot_words()[0], report.unsettled), (Slot::of(2, 1, 3), 1));
+    maps.sweep(4899);
+    assert_eq!(maps.slot_words()[0], Slot::of(2, 2, 1));
+    let (report, _) = maps.sweep(4899);
+    assert_eq!((maps.slot_words()[0], report.unsettled), (Slot::of(2, 2, 0), 0));
+}
+
+#[test]
+fn a_home_without_flows_is_left_at_once_but_not_without_a_mark() {
+    for home in [0, 9] {
+        let maps = Maps::new(Slot::of(2, home, 0), Slot::default());
+        maps.sweep(5000);
+        assert_eq!(maps.slot_words()[0], Slot::of(2, 2, 1));
+    }
+}
+
+#[test]
+fn exceptions_stay_for_as_long_as_a_handshake_may_last() {
+    let maps = Maps::new(Slot::of(1, 1, 2), Slot::default());
+    maps.sweep(5000 - HANDSHAKE_TICKS);
+    assert_eq!(maps.slot_words()[0], Slot::of(1, 1, 2));
+    maps.sweep(4999 - HANDSHAKE_TICKS);
+    assert_eq!(maps.slot_words()[0], Slot::of(1, 1, 1));
+}
+
+#[test]
+fn a_mark_that_comes_while_the_flows_are_read_survives() {
+    for exceptions in [1, 2] {
+        let mut maps = Maps::new(Slot::of(1, 1, exceptions), Slot::default());
+        maps.while_reading = |maps| maps.slots[0].set(Slot(maps.slots[0].get().0 + Slot::EXCEPTION));
+        maps.sweep(0);
+        assert_eq!(maps.slot_words()[0], Slot::of(1, 1, exceptions + 1));
+    }
+}
+
+#[test]
+fn the_slot_is_marked_where_a_flow_is_looked_for_now() {
+    let maps = Maps::new(Slot::of(1, 1, 4), Slot::of(2, 2, 0));
+    maps.track(1, 0, 1);
+    // Everything has gone to the canary, and its split has settled: the stable slot's mark is of no use any more.
+    let service = *maps.service.borrow();
+    let all = Split::of(Split::ALL, 0).0;
+    maps.service.replace(Service { split: all, split_home: Split::ALL.into(), ..service });
+    let (report, _) = maps.sweep(0);
+    assert_eq!(maps.slot_words(), [Slot::of(1, 1, 1), Slot::of(2, 2, 1)]);
+    assert_eq!(
+        (report.load(1).flows, report.load(2), report.kept),
+        (1, Load { slots: 1, homes: 1, flows: 0 }, 1)
+    );
+}
+
+#[test]
+fn entries_go_when_the_hash_says_the_same_or_nobody_asks() {
+    let maps = Maps::new(Slot::of(1, 1, 1), Slot::default());
+    maps.track(1, 0, 1);
+    maps.track(2, 0, 9);
+    maps.track(3, 7, 1);
+    let (report, _) = maps.sweep(0);
+    assert_eq!((report.deleted, report.kept, maps.flows.borrow().len()), (3, 0, 0));
+}
+
+#[test]
+fn an_entry_that_changes_while_it_is_judged_stays_and_keeps_its_mark() {
+    let mut maps = Maps::new(Slot::of(1, 1, 1), Slot::default());
+    maps.track(1, 0, 1);
+    maps.while_reading = |maps| maps.track(1, 0, 2);
+    let (report, _) = maps.sweep(0);
+    assert_eq!((report.deleted, report.kept, maps.slot_words()[0]), (0, 1, Slot::of(1, 1, 1)));
+}
+
+#[test]
+fn a_split_closes_after_its_drain_time() {
+    let maps = Maps::new(Slot::of(1, 1, 0), Slot::of(2, 2, 0));
+    let service = *maps.service.borrow();
+    maps.service.replace(Service { split: divided(Split::default(), 0, 7).0, ..service });
+    let (report, clock) = maps.sweep(4900);
+    assert_eq!((report.undecided, clock.closed, maps.service.borrow().home()), (vec![0], false, 0));
+    let (report, clock) = maps.sweep(4899);
+    assert_eq!((report.undecided, clock.closed), (vec![], true));
+    assert_eq!((maps.service.borrow().split(), maps.service.borrow().home()), (Split::of(7, 0), 7));
+}
+
+#[test]
+fn a_lapsed_lease_becomes_a_rollback_that_keeps_flows() {
+    let maps = Maps::new(Slot::of(1, 1, 0), Slot::of(2, 2, 0));
+    let service = *maps.service.borrow();
+    maps.service.replace(Service {
+        split: Split::of(7, 0).0,
+        split_home: 7,
+        lease_until: 5000 << 30,
+        ..service
+    });
+    let (report, clock) = maps.sweep(0);
+    assert_eq!((report.lapsed, maps.service.borrow().split()), (vec![0], Split::of(0, 7)));
+    assert_eq!(clock, SplitClock::new(0, 5000));
+}
+
+#[test]
+fn a_split_that_somebody_else_has_changed_counts_as_changed_now() {
+    let maps = Maps::new(Slot::of(1, 1, 0), Slot::of(2, 2, 0));
+    let service = *maps.service.borrow();
+    maps.service.replace(Service { split: Split::of(0, 7).0, split_home: 7, ..service });
+    let mut split = SplitClock { share: 7, changed: 0, closed: true };
+    let clock = ServiceClock { service: 0, stable: None, canary: None, split: &mut split };
+    assert!(sweep(&maps, &mut [clock], &PATIENCE, 5000 << 30).is_ok());
+    assert_eq!((split, maps.service.borrow().home()), (SplitClock::new(0, 5000), 7));
+}
+
+#[test]
+fn a_change_keeps_the_home_and_leaves_a_mark() {
+    let old = Slot::of(1, 1, 0);
+    assert_eq!(pointed(old, 1, false), None);
+    assert_eq!(pointed(old, 2, false), Some(Slot::of(2, 1, 1)));
+    assert_eq!(pointed(Slot::of(2, 1, 1), 1, false), Some(Slot::of(1, 1, 2)));
+    assert_eq!(pointed(old, 2, true), Some(Slot::of(2, 2, 1)));
+    // Nothing new, but the home is gone.
+    assert_eq!(pointed(Slot::of(2, 1, 7), 2, true), Some(Slot::of(2, 2, 8)));
+    assert_eq!(pointed(Slot::of(1, 1, u32::MAX), 2, false), Some(Slot::of(2, 1, u32::MAX)));
+}
+
+#[test]
+fn a_split_keeps_tracked_what_may_have_flows_from_before() {
+    let grown = divided(Split::default(), 0, 10);
+    assert_eq!(grown, Split::of(10, 10));
+    assert_eq!(divided(grown, 0, 10), grown);
+    assert_eq!(divided(grown, 0, 0), Split::of(0, 10));
+    assert_eq!(divided(Split::of(20, 0), 20, 5), Split::of(5, 20));
+    assert_eq!(divided(Split::of(20, 30), 40, 5), Split::of(5, 40));
+}

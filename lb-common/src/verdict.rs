@@ -1,0 +1,226 @@
+//! Why a packet's road ended where it did, and the only table from reasons to actions.
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Up to the host's own stack, as it came.
+    Pass,
+    /// Nowhere.
+    Drop,
+    /// Out, rewritten.
+    Transmit,
+}
+
+impl Action {
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Transmit => "transmit",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $reason:ident = $action:ident $name:literal,)+) => {
+        /// Why a packet's road ended. Each reason has a counter, a name and one action.
+        ///
+        /// As wide as a register: in a `Result` a narrower one would lie over part of a payload's first word, which LLVM
+        /// then takes apart and spills in unaligned pieces; the verifier refuses those.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u64)]
+        pub enum Reason { $($(#[doc = $doc])+ $reason,)+ }
+
+        impl Reason {
+            /// All of them, in the order of their counters.
+            pub const ALL: &[Self] = &[$(Self::$reason,)+];
+
+            /// The only reason-to-action table.
+            #[must_use]
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self { $(Self::$reason => Action::$action,)+ }
+            }
+
+            /// Its name in metrics and on the command line.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$reason => $name,)+ }
+            }
+
+            /// What it means, in a sentence.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$reason => concat!($($doc,)+),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// To a backend.
+    Forwarded = Transmit "forwarded",
+    /// From a backend back to its client, with the VIP as its source.
+    Replied = Transmit "replied",
+    /// From a backend back to its client, with the VIP as its source, by the host: it finds the next hop's hardware address.
+    RepliedByHost = Pass "replied_by_host",
+    /// A RST to the client: no backend may take its flow.
+    Reset = Transmit "reset",
+    /// Neither IPv4 nor IPv6.
+    NotIp = Pass "not_ip",
+    /// A header that contradicts itself or the frame's length; the host's stack judges and counts it.
+    Malformed = Pass "malformed",
+    /// Neither to a service nor from a backend.
+    NotOurs = Pass "not_ours",
+    /// To or from an address of ours, but neither TCP nor UDP.
+    OtherProtocol = Pass "other_protocol",
+    /// A fragment: its ports are in another packet.
+    Fragment = Pass "fragment",
+    /// Between a client and a backend past the VIP.
+    Direct = Pass "direct",
+    /// From a backend to this host itself.
+    Local = Pass "local",
+    /// Its time to live is over.
+    TtlExpired = Pass "ttl_expired",
+    /// No backend may take it, and the service passes such flows to the host.
+    EmptyPass = Pass "empty_pass",
+    /// No backend may take it.
+    NoBackend = Drop "no_backend",
+    /// Its backend was taken out in this very moment.
+    BackendGone = Drop "backend_gone",
+    /// The next hop's hardware address is not known yet.
+    NoNeighbour = Drop "no_neighbour",
+    /// No route to the client.
+    NoRoute = Drop "no_route",
+    /// A backend's reply, but this host's `forwarding` sysctl is off on that interface.
+    ForwardingOff = Drop "forwarding_off",
+    /// Longer than the interface that it would leave by allows.
+    TooBig = Drop "too_big",
+    /// The driver left no room for another header.
+    NoHeadroom = Drop "no_headroom",
+    /// A table that must be there is not: the agent has not finished its work.
+    NoTable = Drop "no_table",
+}
+
+impl Reason {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+macro_rules! events {
+    ($($(#[doc = $doc:literal])+ $event:ident = $name:literal,)+) => {
+        /// What happened on the way; counted beside the reasons.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Event { $($(#[doc = $doc])+ $event,)+ }
+
+        impl Event {
+            /// All of them, in the order of their counters.
+            pub const ALL: &[Self] = &[$(Self::$event,)+];
+
+            /// Its name in metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$event => $name,)+ }
+            }
+        }
+    };
+}
+
+events! {
+    /// A decision that needed more than the flow's hash.
+    SlowPath = "slow_path",
+    /// A flow was put into `FLOWS` that was not there.
+    FlowTracked = "flow_tracked",
+    /// A flow was put into `UDP_FLOWS` that was not there.
+    UdpFlowTracked = "udp_flow_tracked",
+    /// A flow could not be put into its table.
+    TrackFailed = "track_failed",
+    /// A handshake under way was noted in `HALF_OPEN`.
+    HandshakeNoted = "handshake_noted",
+    /// A canary's lease had run out when a new flow asked for it.
+    LeaseExpired = "lease_expired",
+}
+
+impl Event {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+/// Value of `REASONS`, per CPU: how often each road ended, and what happened on the way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Counters {
+    /// By [`Reason`].
+    pub reasons: [u64; Reason::COUNT],
+    /// By [`Event`].
+    pub events: [u64; Event::COUNT],
+}
+
+/// The end of a packet's road.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Why.
+    pub reason: Reason,
+    /// The interface to leave by, for what is transmitted.
+    pub ifindex: u32,
+    /// What to count beside the reason. (No `Option`: LLVM moves the payload of a `None` around, and the verifier refuses
+    /// to read what was never written.)
+    pub account: Account,
+}
+
+impl Verdict {
+    /// A verdict that needs no more than its reason.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(reason: Reason) -> Self {
+        Self { reason, ifindex: 0, account: Account::NONE }
+    }
+
+    /// Whether it goes from a backend to a client.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_reply(&self) -> bool {
+        matches!(self.reason, Reason::Replied | Reason::RepliedByHost)
+    }
+}
+
+/// On whose account a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Backend id; 0: nobody's.
+    pub backend: u16,
+    /// Index of its pool.
+    pub pool: u16,
+    /// Length of the frame as it came, in bytes.
+    pub bytes: u32,
+    /// Whether a flow begins with it.
+    pub begins: bool,
+}
+
+impl Account {
+    /// Nobody's.
+    pub const NONE: Self = Self { backend: 0, pool: 0, bytes: 0, begins: false };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_reason_has_its_counter_and_a_name_of_its_own() {
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+            assert!(!reason.meaning().is_empty());
+        }
+        for (i, event) in Event::ALL.iter().enumerate() {
+            assert_eq!(*event as usize, i);
+        }
+        let names: HashSet<_> =
+            Reason::ALL.iter().map(|r| r.name()).chain(Event::ALL.iter().map(|e| e.name())).collect();
+        assert_eq!(names.len(), Reason::COUNT + Event::COUNT);
+    }
+}

@@ -1,0 +1,171 @@
+use lb_common::abi::Mode;
+use lb_common::decap::{Allowed, Decapsulated, decapsulate};
+use lb_common::host::{self, Tables};
+use lb_common::pipeline::process;
+use lb_common::verdict::Reason;
+
+use crate::lab::{KINDS, Lab, Packet, TAGS, backend, client, vip};
+
+fn request(udp: bool, v6: bool) -> Packet {
+    Packet::of(udp, client(v6), (vip(v6), 443).into())
+}
+
+#[test]
+fn over_one_link_only_the_hardware_addresses_change() {
+    for (v6, udp) in KINDS {
+        for tags in TAGS {
+            let lab = Lab::new(Mode::DsrL2, udp, v6, backend(v6, 443));
+            // Not routed, so that the last hop is good enough.
+            let request = Packet { tags, hops: 1, ..request(udp, v6) };
+            request.becomes(&lab.tables, Reason::Forwarded, &request.clone().sent(lab.mac));
+        }
+    }
+}
+
+/// The tunnel's header as RFC 2003, 2473 and 4213 have it, after a link header with the same tags.
+fn tunnelled(packet: &Packet, lab: &Lab, outer_v6: bool, source: &[u8]) -> Vec<u8> {
+    let sent = packet.clone().sent(lab.mac);
+    let inner = packet.ip();
+    let protocol =
+        if packet.from.is_ipv6() { etherparse::IpNumber::IPV6 } else { etherparse::IpNumber::IPV4 };
+    let mut frame = sent.link(if outer_v6 { 0x86dd } else { 0x0800 });
+    if outer_v6 {
+        let std::net::IpAddr::V6(to) = backend(true, 0).ip() else { unreachable!() };
+        let header = etherparse::Ipv6Header {
+            traffic_class: packet.tos,
+            payload_length: inner.len() as u16,
+            next_header: protocol,
+            hop_limit: 64,
+            source: source.try_into().unwrap(),
+            destination: to.octets(),
+            ..Default::default()
+        };
+        header.write(&mut frame).unwrap();
+    } else {
+        let std::net::IpAddr::V4(to) = backend(false, 0).ip() else { unreachable!() };
+        let mut header = etherparse::Ipv4Header::new(
+            inner.len() as u16,
+            64,
+            protocol,
+            source.try_into().unwrap(),
+            to.octets(),
+        )
+        .unwrap();
+        header.dscp = (packet.tos >> 2).try_into().unwrap();
+        header.ecn = (packet.tos & 3).try_into().unwrap();
+        header.dont_fragment = true;
+        header.header_checksum = header.calc_header_checksum();
+        header.write(&mut frame).unwrap();
+    }
+    frame.extend(inner);
+    frame
+}
+
+#[test]
+fn a_tunnel_takes_either_family_over_either() {
+    for (v6, udp) in KINDS {
+        for outer_v6 in [false, true] {
+            for tags in TAGS {
+                // DSCP 46 with ECN "congestion experienced"; both are copied.
+                for tos in [0, 0xbb] {
+                    let lab = Lab::new(Mode::DsrIpip, udp, v6, backend(outer_v6, 443));
+                    let request = Packet { tags, tos, ..request(udp, v6) };
+                    let (verdict, frame) = request.through(&lab.tables);
+                    assert_eq!((verdict.reason, verdict.ifindex), (Reason::Forwarded, Tables::IFINDEX));
+                    let l3 = 14 + 4 * tags.len();
+                    let source = if outer_v6 { &frame[l3 + 8..l3 + 24] } else { &frame[l3 + 12..l3 + 16] };
+                    assert_eq!(frame, tunnelled(&request, &lab, outer_v6, source));
+                    let prefix = if outer_v6 {
+                        &lab.tables.settings.tunnel_v6[..12]
+                    } else {
+                        &lab.tables.settings.tunnel_v4[..2]
+                    };
+                    assert_eq!(&source[..prefix.len()], prefix);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn flows_differ_in_the_outer_source_and_packets_of_one_do_not() {
+    for (outer_v6, at) in [(false, 26..30), (true, 22..38)] {
+        let lab = Lab::new(Mode::DsrIpip, false, false, backend(outer_v6, 443));
+        let source = |port: u16| {
+            let mut request = request(false, false);
+            request.from.set_port(port);
+            request.through(&lab.tables).1[at.clone()].to_vec()
+        };
+        let sources: std::collections::HashSet<_> = (0..500).map(source).collect();
+        assert!(sources.len() > 490, "{} sources", sources.len());
+        assert_eq!(source(1), source(1));
+    }
+}
+
+#[test]
+fn options_and_padding_stay_inside_the_tunnel() {
+    let lab = Lab::new(Mode::DsrIpip, false, false, backend(false, 443));
+    let request = Packet { options: &[7, 7, 4, 0, 0, 0, 0, 0], ..request(false, false) };
+    let (_, frame) = request.through(&lab.tables);
+    let source = frame[26..30].to_vec();
+    let expected = tunnelled(&request, &lab, false, &source);
+    assert_eq!(frame, expected);
+    let padded = [request.frame(), vec![0; 9]].concat();
+    let (verdict, frame) = crate::lab::send(&lab.tables, &padded);
+    assert_eq!((verdict.reason, frame), (Reason::Forwarded, [expected, vec![0; 9]].concat()));
+}
+
+#[test]
+fn a_packet_must_fit_with_the_tunnels_header() {
+    for (outer_v6, overhead) in [(false, 20), (true, 40)] {
+        let mut lab = Lab::new(Mode::DsrIpip, false, false, backend(outer_v6, 443));
+        let request = request(false, false);
+        lab.tables.devices[0].mtu = (request.ip().len() + overhead) as u16;
+        assert_eq!(request.through(&lab.tables).0.reason, Reason::Forwarded);
+        lab.tables.devices[0].mtu -= 1;
+        request.ends(&lab.tables, Reason::TooBig);
+    }
+}
+
+#[test]
+fn a_frame_without_headroom_is_counted() {
+    for (outer_v6, overhead) in [(false, 20), (true, 40)] {
+        let lab = Lab::new(Mode::DsrIpip, false, false, backend(outer_v6, 443));
+        for (headroom, reason) in [(overhead - 1, Reason::NoHeadroom), (overhead, Reason::Forwarded)] {
+            let mut frame =
+                host::Frame::with_headroom(&request(false, false).frame(), Tables::IFINDEX, headroom);
+            assert_eq!(process(&mut frame, &lab.tables).reason, reason);
+        }
+    }
+}
+
+#[test]
+fn a_decapsulator_undoes_the_tunnel_for_balancers_only() {
+    for (v6, udp) in KINDS {
+        for outer_v6 in [false, true] {
+            let lab = Lab::new(Mode::DsrIpip, udp, v6, backend(outer_v6, 443));
+            let request = request(udp, v6);
+            let (_, tunnelled) = request.through(&lab.tables);
+            let mut allowed = Allowed {
+                v4: lab.tables.settings.tunnel_v4,
+                v4_mask: [255, 255, 0, 0],
+                v6: lab.tables.settings.tunnel_v6,
+                v6_mask: [255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0],
+            };
+            let mut frame = host::Frame::new(&tunnelled, Tables::IFINDEX);
+            assert_eq!(decapsulate(&mut frame, &allowed), Decapsulated::Inner);
+            assert_eq!(frame.bytes(), request.clone().sent(lab.mac).frame());
+            // What was inside is no tunnel, and is left alone.
+            assert_eq!(decapsulate(&mut frame, &allowed), Decapsulated::NotOurs);
+
+            (allowed.v4[0], allowed.v6[0]) = (9, 9);
+            let mut frame = host::Frame::new(&tunnelled, Tables::IFINDEX);
+            assert_eq!(decapsulate(&mut frame, &allowed), Decapsulated::Refused);
+            for length in 0..tunnelled.len() {
+                let mut frame = host::Frame::new(&tunnelled[..length], Tables::IFINDEX);
+                assert_ne!(decapsulate(&mut frame, &allowed), Decapsulated::Inner);
+                assert_eq!(frame.bytes(), &tunnelled[..length]);
+            }
+        }
+    }
+}

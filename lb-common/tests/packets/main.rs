@@ -1,0 +1,7 @@
+//! Whole frames through the whole data path: what goes in is built by etherparse, and so is what must come out.
+
+mod dsr;
+mod lab;
+mod nat;
+mod parsing;
+mod reset;
