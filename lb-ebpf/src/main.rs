@@ -1,0 +1,70 @@
+//! The XDP programs of `lb`: glue around `lb-common`. They fetch, call, count and return; every decision is made there.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod maps;
+mod packet;
+mod tables;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::debug;
+use lb_common::decap::{Decapsulated, decapsulate};
+use lb_common::pipeline::{Packet, process};
+use lb_common::verdict::{Action, Verdict};
+
+use crate::packet::Frame;
+use crate::tables::{Kernel, bump};
+
+/// The balancer.
+#[xdp(frags)]
+pub fn lb(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let verdict = process(&mut frame, &Kernel);
+    Kernel.count(&verdict);
+    debug!(&ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
+    act(&frame, &verdict)
+}
+
+#[inline(always)]
+fn act(frame: &Frame, verdict: &Verdict) -> u32 {
+    match verdict.reason.action() {
+        Action::Pass => XDP_PASS,
+        Action::Drop => XDP_DROP,
+        Action::Transmit if verdict.ifindex == frame.ifindex() => XDP_TX,
+        // An interface that the agent has not listed: dropped, and counted by the kernel as a failed redirect.
+        Action::Transmit => maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()).unwrap_or(XDP_DROP),
+    }
+}
+
+/// The other end of `dsr-ipip`, for backends whose kernel has no tunnel device.
+#[xdp(frags)]
+pub fn lb_decap(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let outcome = match maps::DECAP.get(0) {
+        Some(allowed) => decapsulate(&mut frame, allowed),
+        None => Decapsulated::NotOurs,
+    };
+    if let Some(counters) = maps::DECAP_COUNTERS.get_ptr_mut(0) {
+        // SAFETY: a per-CPU element, and a program is not preempted by itself.
+        bump(unsafe { &mut *counters }.get_mut(outcome as usize));
+    }
+    match outcome {
+        Decapsulated::NotOurs | Decapsulated::Inner => XDP_PASS,
+        Decapsulated::Refused | Decapsulated::Malformed => XDP_DROP,
+    }
+}
+
+// "Dual" is what the kernel calls it; the helpers for GPL programs accept it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing here panics: a call of this function is a loop that the verifier refuses.
+    loop {}
+}

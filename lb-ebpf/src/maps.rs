@@ -1,0 +1,65 @@
+//! The maps. Sizes are defaults: the agent sets those that the configuration names before it loads the program.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use lb_common::abi::{
+    Backend, Device, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Traffic, VipKey,
+};
+use lb_common::decap;
+use lb_common::verdict::Counters;
+
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static VIPS: HashMap<VipKey, u32> = HashMap::with_max_entries(4096, 0);
+
+#[map]
+pub static SERVICES: Array<Service> = Array::with_max_entries(4096, BPF_F_MMAPABLE);
+
+#[map]
+pub static SLOTS: Array<u64> = Array::with_max_entries(1 << 22, BPF_F_MMAPABLE);
+
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(16_384, BPF_F_MMAPABLE);
+
+#[map]
+pub static DEVICES: Array<Device> = Array::with_max_entries(256, BPF_F_MMAPABLE);
+
+#[map]
+pub static EGRESS: DevMapHash = DevMapHash::with_max_entries(256, 0);
+
+#[map]
+pub static REPLIES: HashMap<VipKey, Replier> = HashMap::with_max_entries(16_384, 0);
+
+#[map]
+pub static DIRECT: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(65_536, 0);
+
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(1 << 20, 0);
+
+#[map]
+pub static UDP_FLOWS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(1 << 18, 0);
+
+#[map]
+pub static HALF_OPEN: LruHashMap<FlowKey, HalfOpen> = LruHashMap::with_max_entries(1 << 17, 0);
+
+#[map]
+pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);
+
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static POOL_TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(8192, 0);
+
+#[map]
+pub static BACKEND_TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(16_384, 0);
+
+#[map]
+pub static DECAP: Array<decap::Allowed> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static DECAP_COUNTERS: PerCpuArray<[u64; decap::Decapsulated::COUNT]> =
+    PerCpuArray::with_max_entries(1, 0);

@@ -1,0 +1,127 @@
+//! A frame in the driver's memory: the one bounds check.
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use aya_ebpf::programs::XdpContext;
+use lb_common::parse::extensions;
+use lb_common::pipeline::Packet;
+use lb_common::verdict::Reason;
+use lb_common::wire::Wire;
+
+/// The linear part of a frame. (Headers are in it; the rest of a jumbo frame may lie in further buffers.)
+pub struct Frame {
+    ctx: *mut xdp_md,
+    start: usize,
+    end: usize,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self { ctx: ctx.ctx, start: ctx.data(), end: ctx.data_end() }
+    }
+
+    pub fn context(&self) -> *mut xdp_md {
+        self.ctx
+    }
+
+    /// The one bounds check. The verifier follows it as long as start and end are compared as they come.
+    #[inline(always)]
+    fn at<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+        let first = self.start + offset;
+        (first + T::SIZE <= self.end).then_some(first as *mut T)
+    }
+
+    /// Every helper that moves an end invalidates what is known of both.
+    #[inline(always)]
+    fn refresh(&mut self) {
+        let ctx = XdpContext::new(self.ctx);
+        (self.start, self.end) = (ctx.data(), ctx.data_end());
+    }
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn view<T: Wire>(&self, offset: usize) -> Option<&T> {
+        // SAFETY: in bounds; `Wire` types have alignment 1 and no invalid bit patterns; nobody else has the frame.
+        self.at(offset).map(|header| unsafe { &*header })
+    }
+
+    #[inline(always)]
+    fn view_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: as above, and `&mut self` keeps other views away.
+        self.at(offset).map(|header| unsafe { &mut *header })
+    }
+
+    #[inline(always)]
+    fn reaches(&self, length: usize) -> bool {
+        // SAFETY: the context is the kernel's.
+        self.start + length <= self.end || length as u64 <= unsafe { bpf_xdp_get_buff_len(self.ctx) }
+    }
+
+    #[inline(always)]
+    fn past_extensions(&self, protocol: u8, offset: usize) -> Result<(u8, usize), Reason> {
+        let packed = lb_extensions(self.ctx, protocol, offset as u32);
+        // The mask is for the verifier: any chain is shorter, and it follows no offset beyond 64 KiB.
+        let (kind, protocol, offset) = (packed >> 32, packed as u8, (packed >> 8) as usize & 0x3fff);
+        match kind {
+            0 => Ok((protocol, offset)),
+            1 => Err(Reason::Fragment),
+            2 => Err(Reason::OtherProtocol),
+            _ => Err(Reason::Malformed),
+        }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: the context is the kernel's; what was known of the frame is refreshed below.
+        let result = unsafe { bpf_xdp_adjust_head(self.ctx, -(bytes as i32)) };
+        self.refresh();
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn shrink_head(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_head(self.ctx, bytes as i32) };
+        self.refresh();
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe {
+            let now = bpf_xdp_get_buff_len(self.ctx);
+            bpf_xdp_adjust_tail(self.ctx, length as i32 - now as i32)
+        };
+        self.refresh();
+        (result == 0).then_some(())
+    }
+}
+
+/// IPv6's extension headers, as a function of its own in the kernel's eyes ("global"): verified once, for any start, so
+/// that the thousands of ways through the chain are not multiplied with all that follows.
+///
+/// Returns `outcome << 32 | offset << 8 | protocol`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_extensions(ctx: *mut xdp_md, protocol: u8, offset: u32) -> u64 {
+    let frame = Frame::new(&XdpContext::new(ctx));
+    // For the verifier, which knows nothing of the caller.
+    if offset > 128 {
+        return 3 << 32;
+    }
+    match extensions(&frame, protocol, offset as usize) {
+        Ok((protocol, offset)) => (offset as u64 & 0x3fff) << 8 | u64::from(protocol),
+        Err(Reason::Fragment) => 1 << 32,
+        Err(Reason::OtherProtocol) => 2 << 32,
+        Err(_) => 3 << 32,
+    }
+}
