@@ -1,0 +1,248 @@
+//! The agent behind its API.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use tokio::sync::broadcast;
+
+use super::{Agent, Handle, Request, Target, diff};
+use crate::api::{
+    Answer, ApiError, Applied, Apply, BackendPath, Call, Change, Control, Detached, ErrorCode, Event,
+    Explain, Explanation, FlowQuery, Flows, HealthWord, History, KeepOrReset, Moved, Rollback, RolledBack,
+    ServiceStatus, SetHealth, SetSplit, SetState, SetWeight, Status,
+};
+use crate::config::Loaded;
+use crate::publish::split;
+use crate::state::Author;
+
+impl Handle {
+    /// Has the agent do something; an agent that has ended is an answer, too.
+    async fn ask<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Agent) -> Answer<R> + Send + 'static,
+    ) -> Answer<R> {
+        let ended = |_| {
+            ApiError::new(ErrorCode::Stopping, "the agent is about to end")
+                .remedy("start it again; the data path goes on")
+        };
+        self.call(f).await.map_err(ended)?
+    }
+
+    async fn set<F>(&self, call: Call, path: BackendPath, reason: Option<String>, set: F) -> Answer<Applied>
+    where
+        F: FnOnce(&mut Agent, &Target, &Request) -> Answer<Change> + Send + 'static,
+    {
+        self.ask(move |agent| {
+            let backend = path.address().ok_or_else(|| {
+                ApiError::new(ErrorCode::InvalidValue, "a backend is named by its address and port")
+                    .about(path.to_string())
+            })?;
+            let target = Target { service: path.service, pool: path.pool, backend };
+            let change = set(agent, &target, &request(&call, reason))?;
+            Ok(agent.applied(&target.service, vec![change]))
+        })
+        .await
+    }
+}
+
+fn request(call: &Call, reason: Option<String>) -> Request {
+    Request { author: Author { name: call.actor.name(), pid: call.actor.pid }, reason }
+}
+
+impl Control for Handle {
+    async fn status(&self) -> Answer<Status> {
+        self.ask(|agent| Ok(agent.status())).await
+    }
+
+    async fn services(&self, only: Option<String>) -> Answer<Vec<ServiceStatus>> {
+        self.ask(move |agent| agent.services(only.as_deref())).await
+    }
+
+    async fn flows(&self, query: FlowQuery) -> Answer<Flows> {
+        self.ask(move |agent| agent.flows(&query)).await
+    }
+
+    fn events(&self, after: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        self.log.follow(after)
+    }
+
+    async fn history(&self, service: String) -> Answer<History> {
+        self.ask(move |agent| agent.history(&service)).await
+    }
+
+    async fn apply(&self, call: Call, loaded: Loaded, body: Apply) -> Answer<Applied> {
+        self.ask(move |agent| {
+            let newest = agent.newest_revision();
+            if let Some(expected) = body.expect_revision
+                && expected != newest
+            {
+                let message = format!("revision {expected} was expected, but the newest is {newest}");
+                return Err(ApiError::new(ErrorCode::RevisionConflict, message)
+                    .remedy("look at what has changed (`lbctl history`), and apply on top of it"));
+            }
+            let next = agent.desired.under(loaded.config.clone());
+            let changes = diff::changes(&agent.desired.config, &next.config);
+            let moved = agent.would_move(&next);
+            agent.may_apply(&next)?;
+            if !body.dry_run {
+                agent.apply(loaded.config, request(&call, body.reason))?;
+            }
+            Ok(Applied {
+                revision: agent.newest_revision(),
+                changed: !changes.is_empty(),
+                dry_run: body.dry_run,
+                changes,
+                moved,
+                diagnostics: loaded.warnings.reports(),
+                ..Applied::default()
+            })
+        })
+        .await
+    }
+
+    async fn set_split(&self, call: Call, service: String, body: SetSplit) -> Answer<Applied> {
+        self.ask(move |agent| {
+            let before = agent.set_split(&service, body.percent.percent(), &request(&call, body.reason))?;
+            let change = Change {
+                path: format!("{service}.split"),
+                from: Some(format!("{before} %")),
+                to: Some(format!("{} %", body.percent.percent())),
+            };
+            Ok(agent.applied(&service, vec![change]))
+        })
+        .await
+    }
+
+    async fn set_weight(&self, call: Call, backend: BackendPath, body: SetWeight) -> Answer<Applied> {
+        self.set(call, backend, body.reason, move |agent, target, request| {
+            let from = agent.held(target, |backend| backend.weight.to_string());
+            agent.set_weight(target, body.weight.get(), request)?;
+            Ok(agent.change(target, "weight", from, body.weight.get().to_string()))
+        })
+        .await
+    }
+
+    async fn set_state(&self, call: Call, backend: BackendPath, body: SetState) -> Answer<Applied> {
+        self.set(call, backend, body.reason, move |agent, target, request| {
+            let from = agent.held(target, |backend| backend.state.to_string());
+            agent.set_state(target, body.state, request)?;
+            Ok(agent.change(target, "state", from, body.state.to_string()))
+        })
+        .await
+    }
+
+    async fn set_health(&self, call: Call, backend: BackendPath, body: SetHealth) -> Answer<Applied> {
+        self.set(call, backend, body.reason, move |agent, target, request| {
+            let up = match body.health {
+                HealthWord::Up => Some(true),
+                HealthWord::Down => Some(false),
+                HealthWord::Auto => None,
+            };
+            agent.set_health(target, up, request)?;
+            Ok(agent.change(target, "health", None, body.health.to_string()))
+        })
+        .await
+    }
+
+    /// The store first, by whoever asks; then the agent is told.
+    async fn rollback(&self, call: Call, service: String, body: Rollback) -> Answer<RolledBack> {
+        let flows = match body.flows {
+            KeepOrReset::Keep => split::Flows::Keep,
+            KeepOrReset::Reset => split::Flows::Reset,
+        };
+        let done = self.shared.roll_back(&service, flows)?;
+        let total = Instant::now().duration_since(call.arrived);
+        let name = service.clone();
+        let (revision, established) = self
+            .ask(move |agent| {
+                let revision = agent.rolled_back(&name, done, flows, &request(&call, body.reason))?;
+                Ok((revision, agent.tracked_in_canary(&name)))
+            })
+            .await?;
+        Ok(RolledBack {
+            service,
+            split_before_percent: done.before,
+            flows: body.flows,
+            established,
+            store_nanoseconds: done.store.as_nanos() as u64,
+            total_microseconds: total.as_micros() as u64,
+            revision,
+            by_agent: true,
+            ..RolledBack::default()
+        })
+    }
+
+    async fn explain(&self, body: Explain) -> Answer<Explanation> {
+        self.ask(move |agent| agent.explain(&body)).await
+    }
+
+    async fn detach(&self, _: Call) -> Answer<Detached> {
+        let answer = self
+            .ask(|agent| {
+                // Whoever keeps things where they are lets go of them first.
+                agent.vips.set(BTreeSet::new());
+                agent.next_hops.set_targets(BTreeSet::new());
+                let removed = crate::offline::detach(&agent.places.pin_dir)
+                    .map_err(|error| ApiError::new(ErrorCode::Dataplane, format!("{error:#}")))?;
+                Ok(Detached { removed, ..Detached::default() })
+            })
+            .await?;
+        // The answer goes out first; then there is nothing left to do.
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            stop.notify_one();
+        });
+        Ok(answer)
+    }
+}
+
+impl Agent {
+    fn applied(&self, service: &str, changes: Vec<Change>) -> Applied {
+        let revision =
+            self.desired.service(service).and_then(|s| self.desired.revisions.get(&s.name)).copied();
+        Applied {
+            revision: revision.unwrap_or_default(),
+            changed: changes.iter().any(|change| change.from != change.to),
+            changes,
+            ..Applied::default()
+        }
+    }
+
+    fn change(&self, target: &Target, what: &str, from: Option<String>, to: String) -> Change {
+        let backend = BackendPath::name_of(target.backend);
+        Change { path: format!("{}.{}.{backend}.{what}", target.service, target.pool), from, to: Some(to) }
+    }
+
+    /// What holds of a backend now.
+    fn held(&self, target: &Target, what: impl Fn(&crate::compile::BackendView) -> String) -> Option<String> {
+        let service = self.desired.service(&target.service)?;
+        let pools = &self.compiled.get(&service.name)?.pools;
+        let mut backends = pools.iter().flat_map(|pool| &pool.backends);
+        backends.find(|backend| backend.address == target.backend).map(what)
+    }
+
+    /// How much of each service another desired state would move.
+    fn would_move(&self, next: &crate::state::Desired) -> Vec<Moved> {
+        let mut compiler = crate::compile::Compiler::default();
+        let world = self.world();
+        let mut moved = Vec::new();
+        for service in &next.config.services {
+            let Some(intent) = next.intents.get(&service.name) else { continue };
+            let compiled = compiler.compile(service, intent, &self.seed, &world);
+            let Some(index) = self.publisher.registry.service_index(&compiled.plan.key) else { continue };
+            let slots = self.publisher.slots_that_differ(index, &compiled.plan);
+            let share = intent.split / 100.0;
+            let clients = slots.0 * (1.0 - share) + slots.1 * share;
+            let both = if compiled.plan.canary.is_some() { (slots.0 + slots.1) / 2.0 } else { slots.0 };
+            if both > 0.0 {
+                moved.push(Moved {
+                    service: service.name.as_str().to_owned(),
+                    slots_moved_percent: both * 100.0,
+                    clients_moved_percent: clients * 100.0,
+                });
+            }
+        }
+        moved
+    }
+}

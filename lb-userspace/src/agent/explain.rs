@@ -1,0 +1,214 @@
+//! Why a flow goes where it goes: the very rule of the kernel program, over a copy of its tables.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use lb_common::abi::{FlowKey, Port, Service, Split, VipKey};
+use lb_common::host::Tables;
+use lb_common::parse::Kind;
+use lb_common::select::{Choice, Why, select};
+
+use super::Agent;
+use crate::api::{ApiError, Explain, Explanation, Step};
+use crate::clock;
+use crate::config::Protocol;
+use crate::publish::split;
+
+impl Agent {
+    /// Says where a flow goes, and why.
+    pub fn explain(&self, request: &Explain) -> Result<Explanation, ApiError> {
+        let protocol = match request.protocol {
+            Protocol::Tcp => lb_common::wire::IPPROTO_TCP,
+            Protocol::Udp => lb_common::wire::IPPROTO_UDP,
+        };
+        let mut steps = Vec::new();
+        let found = [request.to.port(), 0].into_iter().find_map(|port| {
+            let key = VipKey::new(request.to.ip(), port, protocol);
+            self.publisher.registry.service_index(&key).map(|index| (key, index))
+        });
+        let Some((key, index)) = found else {
+            return Ok(Explanation {
+                steps: vec![step(
+                    "service",
+                    format!("no service is at {} ({})", request.to, request.protocol),
+                    &[],
+                )],
+                verdict: "pass".to_owned(),
+                reason: lb_common::verdict::Reason::NotOurs.name().to_owned(),
+                ..Explanation::default()
+            });
+        };
+        let name = self
+            .desired
+            .config
+            .services
+            .iter()
+            .find(|s| crate::compile::key_of(s) == key)
+            .map(|s| s.name.to_string());
+        let service = self.publisher.maps.services.read(index);
+        steps.push(step(
+            "service",
+            format!("{} is {}", request.to, name.as_deref().unwrap_or("a service")),
+            &[("index", index.to_string())],
+        ));
+
+        let flow = FlowKey {
+            client: request.from.ip().into(),
+            client_port: Port::new(request.from.port()),
+            port: Port::new(request.to.port()),
+            owner: index,
+        };
+        let tables = self.copy(&service, &flow, protocol);
+        let membership = service.membership(&tables, &flow);
+        steps.push(self.split_step(&service, &flow, membership.new));
+
+        let hash = service.backend_hash(&flow);
+        let slot_index = service.slot(membership.new, hash);
+        let slot = lb_common::pipeline::Tables::slot(&tables, local(&service, slot_index, membership.new))
+            .unwrap_or_default();
+        let settled = slot.is_settled() && membership.settled;
+        steps.push(step(
+            "slot",
+            format!(
+                "the backend hash {:#010x} points to slot {} of {}: new flows go to backend {}, old ones to {}; {}",
+                hash >> 32,
+                slot_index - service.slot(membership.new, 0),
+                service.table_size,
+                slot.new(),
+                slot.home(),
+                if settled { "settled, so no table is looked up" } else { "not settled, so tables are looked up first" },
+            ),
+            &[("slot", slot_index.to_string()), ("exceptions", slot.exceptions().to_string())],
+        ));
+
+        let of = tables.services.first().copied().unwrap_or_default();
+        let tracked =
+            lb_common::pipeline::Tables::flow(&tables, &flow, protocol == lb_common::wire::IPPROTO_UDP);
+        let begins = if protocol == lb_common::wire::IPPROTO_TCP { Kind::Syn(1) } else { Kind::Udp };
+        let outcomes: &[(&str, Kind)] = if protocol == lb_common::wire::IPPROTO_TCP {
+            &[("a new flow", begins), ("an established flow", Kind::Tcp(1 << 30))]
+        } else {
+            &[("a datagram", begins)]
+        };
+        if let Some(entry) = tracked {
+            steps.push(step("track", format!("the flow is tracked, on backend {}", entry.backend), &[]));
+        }
+        let mut last = Choice { backend: 0, why: Why::Settled, hash };
+        for (what, kind) in outcomes.iter().rev() {
+            // The flow's own table entry is in the copy; nothing that is noted here reaches the kernel.
+            last = select(&tables, &of, &flow, *kind).map_err(|reason| {
+                ApiError::new(crate::api::ErrorCode::Dataplane, reason.meaning().trim().to_owned())
+            })?;
+            steps.push(step(
+                "choose",
+                format!("{what} goes to {}: {}", self.name_of(last.backend), words(last.why)),
+                &[],
+            ));
+        }
+        let backend = self.publisher.maps.backends.read(last.backend.into());
+        let pool = self.publisher.registry.pool_name(backend.pool).map(str::to_owned);
+        let (verdict, reason) = if last.backend == 0 {
+            ("drop", lb_common::verdict::Reason::NoBackend)
+        } else if !backend.life().is_usable() {
+            ("drop", lb_common::verdict::Reason::BackendGone)
+        } else if backend.next_hop().mac().is_none() {
+            ("drop", lb_common::verdict::Reason::NoNeighbour)
+        } else {
+            ("transmit", lb_common::verdict::Reason::Forwarded)
+        };
+        Ok(Explanation {
+            steps,
+            verdict: verdict.to_owned(),
+            reason: reason.name().to_owned(),
+            service: name,
+            pool: if last.backend == 0 { None } else { pool },
+            backend: (last.backend != 0).then(|| self.name_of(last.backend)),
+            ..Explanation::default()
+        })
+    }
+
+    fn split_step(&self, service: &Service, flow: &FlowKey, canary: bool) -> Step {
+        let now: Split = service.split();
+        let joins = split::percent(service.split_hash(flow));
+        let pool = |index: u16| self.publisher.registry.pool_name(index).unwrap_or("?").to_owned();
+        let text = if service.canary_pool == 0 {
+            format!("there is one pool, {}", pool(service.stable_pool))
+        } else {
+            format!(
+                "the client joins the canary {} at {joins:.4} %; the split is {:.4} %, so its new flows go to {}",
+                pool(service.canary_pool),
+                split::percent(now.new()),
+                pool(if canary { service.canary_pool } else { service.stable_pool }),
+            )
+        };
+        step(
+            "split",
+            text,
+            &[
+                ("joins_percent", format!("{joins:.6}")),
+                ("split_percent", format!("{:.6}", split::percent(now.new()))),
+            ],
+        )
+    }
+
+    fn name_of(&self, id: u16) -> String {
+        if id == 0 {
+            return "nobody".to_owned();
+        }
+        let backend = self.publisher.maps.backends.read(id.into());
+        let ip: IpAddr = backend.address.into();
+        crate::api::BackendPath::name_of((ip, backend.port.number()).into())
+    }
+
+    /// The tables of one service and what they hold of one flow, in memory.
+    fn copy(&self, service: &Service, flow: &FlowKey, protocol: u8) -> Tables {
+        let maps = &self.publisher.maps;
+        let mut tables = Tables::new();
+        let size = service.table_size;
+        let read = |first: u32| {
+            (first..first + size).map(|i| std::cell::Cell::new(lb_common::abi::Slot(maps.slots.read(i))))
+        };
+        tables.slots = read(service.stable_slots).collect();
+        tables.slots.extend(if service.canary_pool == 0 {
+            read(service.stable_slots)
+        } else {
+            read(service.canary_slots)
+        });
+        tables.services = vec![Service { stable_slots: 0, canary_slots: size, ..*service }];
+        tables.backends = (0..maps.backends.len()).map(|id| maps.backends.read(id)).collect();
+        tables.clock.set(clock::nanoseconds());
+        *tables.settings = maps.settings.read(0);
+        let (from, into) = if protocol == lb_common::wire::IPPROTO_UDP {
+            (&maps.udp_flows, &tables.udp_flows)
+        } else {
+            (&maps.flows, &tables.flows)
+        };
+        if let Ok(Some(entry)) = from.get(flow) {
+            into.borrow_mut().insert(*flow, entry);
+        }
+        tables
+    }
+}
+
+/// The index that a slot of the kernel has in the copy.
+fn local(service: &Service, index: u32, canary: bool) -> u32 {
+    if canary { index - service.canary_slots + service.table_size } else { index - service.stable_slots }
+}
+
+const fn words(why: Why) -> &'static str {
+    match why {
+        Why::Settled => "the slot is settled",
+        Why::New => "it begins now",
+        Why::SynAgain => "its SYN was sent before",
+        Why::Handshake => "its handshake went there",
+        Why::Tracked => "it is tracked",
+        Why::Home => "it is the home of flows that are in no table",
+        Why::Captured => "it is the home of flows that were there before the last change",
+    }
+}
+
+fn step(title: &str, text: String, values: &[(&str, String)]) -> Step {
+    let values: BTreeMap<String, String> =
+        values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    Step { title: title.to_owned(), text, values }
+}

@@ -1,0 +1,359 @@
+//! From nothing, or from what an earlier agent left, to a running agent.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use lb_common::abi;
+use lb_common::hash::Seed;
+use lb_common::settle::SweepReport;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{Agent, Handle, Inbox, KernelFacts, Shared, Targets};
+use crate::clock;
+use crate::compile::{Compiler, key_of};
+use crate::config::{Config, Dataplane, XdpMode};
+use crate::dataplane::{self, Capacities, Native, Options, maps};
+use crate::events::{EventLog, Occurrence};
+use crate::health::Scheduler;
+use crate::netlink::{Links, NextHops, Resolver, Vips};
+use crate::publish::{Publisher, split};
+use crate::state::{Author, Change, Desired, Entry, Journal};
+use crate::wanted::Wanted;
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The admin socket.
+    pub socket: PathBuf,
+    /// The journal's directory.
+    pub state_dir: PathBuf,
+    /// The pins' directory, without the layout.
+    pub pin_dir: PathBuf,
+    /// Where metrics are served.
+    pub metrics: SocketAddr,
+}
+
+/// Room for events that the agent has not looked at yet.
+const BACKLOG: usize = 4096;
+
+/// Starts the agent, as a task of the runtime that this is called in. It ends when the last handle is dropped; the data
+/// path goes on.
+///
+/// `text` is the configuration file as `config` was read from it. `log_level` is for the kernel program: 0 is silence.
+///
+/// # Errors
+///
+/// Says what is in the way. What an earlier agent left in the kernel goes on working.
+pub async fn start(places: Places, config: Config, text: &str, log_level: u8) -> anyhow::Result<Handle> {
+    let (mut journal, entries) = Journal::open(&places.state_dir)?;
+    let mut desired = recall(&mut journal, &entries, config, text)?;
+    let seed = seed(&desired.config.dataplane, &places.state_dir)?;
+
+    let options = options(&places, &desired.config.dataplane, log_level);
+    let mut loaded = tokio::task::block_in_place(|| dataplane::load(&options))?;
+    if log_level > 0 {
+        log_packets(&mut loaded.object);
+    }
+    let directory = maps::directory(&places.pin_dir);
+    let maps = Arc::new(loaded.maps);
+    let publisher =
+        Publisher::adopt(Arc::clone(&maps), clock::ticks()).context("cannot read the pinned maps")?;
+    let log = Arc::new(EventLog::default());
+    adopt_splits(&mut desired, &publisher, &mut journal, &log)?;
+
+    let (calls_sender, calls) = mpsc::channel(BACKLOG);
+    let (health_sender, health) = mpsc::channel(BACKLOG);
+    let (hops_sender, hops) = mpsc::channel(BACKLOG);
+    let shared = Arc::new(Shared { maps, indexes: arc_swap::ArcSwap::default() });
+    let mut agent = Agent {
+        targets: presume_up(&desired, &publisher),
+        adopted_hops: adopted_hops(&publisher),
+        hops: HashMap::new(),
+        devices: HashMap::new(),
+        links: Links::follow()?,
+        next_hops: NextHops::follow(hops_sender)?,
+        vips: Vips::follow()?,
+        resolver: Resolver::new()?,
+        scheduler: Scheduler::new(health_sender),
+        swept: SweepReport::default(),
+        compiler: Compiler::default(),
+        compiled: BTreeMap::new(),
+        kernel: KernelFacts {
+            attached: loaded.attached,
+            capacities: options.capacities,
+            verified_instructions: loaded.verified_instructions,
+            program_id: loaded.program_id,
+            started: jiff::Timestamp::now(),
+        },
+        log: Arc::clone(&log),
+        shared: Arc::clone(&shared),
+        places,
+        desired,
+        journal,
+        publisher,
+        seed,
+    };
+    agent.begin(loaded.adopted)?;
+    let inbox = Inbox { calls, health, hops, wanted: Wanted::open(&directory)? };
+    // Keeps the object, whose programs and maps live by their pins, out of the way of the task.
+    drop(loaded.object);
+    tokio::spawn(agent.run(inbox));
+    Ok(Handle { calls: calls_sender, shared, log, stop: Arc::default() })
+}
+
+impl Agent {
+    fn begin(&mut self, adopted: bool) -> anyhow::Result<()> {
+        let dataplane = &self.desired.config.dataplane;
+        let udp_idle = clock::in_ticks(dataplane.udp_idle);
+        let (v4, v6) =
+            (dataplane.tunnel_source_v4.network().octets(), dataplane.tunnel_source_v6.network().octets());
+        self.publisher.settings(udp_idle, v4, v6);
+        self.register_devices();
+        self.remove_services_that_are_gone();
+        self.follow_config();
+        let known: Vec<_> = self.publisher.registry.services.values().map(|record| record.key).collect();
+        let failures = self.converge(self.names());
+        self.raise_splits_except(&known);
+        self.log.push(Occurrence {
+            code: "agent_started",
+            message: format!(
+                "lbd {} runs with {} services{}",
+                env!("CARGO_PKG_VERSION"),
+                self.desired.config.services.len(),
+                if adopted { "; the data path of an earlier agent was adopted" } else { "" }
+            ),
+            ..Occurrence::default()
+        });
+        match failures.into_iter().next() {
+            Some((name, error)) => Err(error).with_context(|| format!("service {name} cannot be published")),
+            None => Ok(()),
+        }
+    }
+
+    /// Services that are new in the kernel get the split that they had before, as after a reboot.
+    fn raise_splits_except(&mut self, known: &[abi::VipKey]) {
+        for service in &self.desired.config.services {
+            let key = key_of(service);
+            let (Some(intent), Some(index)) =
+                (self.desired.intents.get(&service.name), self.publisher.registry.service_index(&key))
+            else {
+                continue;
+            };
+            if intent.split > 0.0 && !known.contains(&key) {
+                let now = self.publisher.maps.services.read(index).split();
+                self.publisher.set_split(index, now, split::share(intent.split), clock::ticks());
+            }
+        }
+    }
+
+    pub(super) fn remove_services_that_are_gone(&mut self) {
+        let wanted: Vec<_> = self.desired.config.services.iter().map(key_of).collect();
+        let gone: Vec<_> = self
+            .publisher
+            .registry
+            .services
+            .values()
+            .map(|record| record.key)
+            .filter(|key| !wanted.contains(key))
+            .collect();
+        for key in gone {
+            if let Err(error) = self.publisher.remove(&key) {
+                warn!("a service that is not configured any more cannot be removed: {error}");
+            }
+        }
+    }
+}
+
+/// What was desired when the last agent ended, under the file as it is now.
+///
+/// What was applied stands until the file itself changes: then the file wins.
+fn recall(journal: &mut Journal, entries: &[Entry], config: Config, text: &str) -> anyhow::Result<Desired> {
+    let sum: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut desired: Option<Desired> = None;
+    let mut read_before = None;
+    for entry in entries {
+        if let Change::Config { file: Some(sum), .. } = &entry.change {
+            read_before = Some(sum);
+        }
+        match (&mut desired, &entry.change) {
+            (Some(desired), change) => desired.replay(change),
+            (none, Change::Config { config, .. }) => *none = Some(Desired::of((**config).clone())),
+            (None, Change::Service { .. }) => {
+                warn!(sequence = entry.sequence, "a change before any configuration: left out")
+            }
+        }
+    }
+    match desired {
+        Some(desired) if read_before == Some(&sum) => Ok(desired),
+        before => {
+            let next =
+                before.map_or_else(|| Desired::of(config.clone()), |before| before.under(config.clone()));
+            journal.append(
+                clock::timestamp(),
+                Author::agent("start"),
+                None,
+                "the configuration file was read".to_owned(),
+                Change::Config { config: Box::new(config), file: Some(sum) },
+            )?;
+            Ok(next)
+        }
+    }
+}
+
+/// The secret of the hashes: configured, or made once and kept.
+fn seed(dataplane: &Dataplane, state_dir: &Path) -> anyhow::Result<Seed> {
+    if let Some(seed) = &dataplane.hash_seed {
+        return Ok(seed.0);
+    }
+    let path = state_dir.join("seed");
+    let failed = || format!("cannot keep the hash seed in {}", path.display());
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let len = bytes.len();
+            bytes.try_into().ok().with_context(|| {
+                format!(
+                    "{} has {len} bytes, not 16; remove it to get another seed (which moves flows)",
+                    path.display()
+                )
+            })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut seed = Seed::default();
+            fs::File::open("/dev/urandom")
+                .and_then(|mut random| random.read_exact(&mut seed))
+                .context("no random numbers")?;
+            write_secret(&path, &seed).with_context(failed)?;
+            Ok(seed)
+        }
+        Err(error) => Err(error).with_context(failed),
+    }
+}
+
+fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let aside = path.with_extension("next");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(aside, path)
+}
+
+fn options(places: &Places, dataplane: &Dataplane, log_level: u8) -> Options {
+    Options {
+        pin_dir: places.pin_dir.clone(),
+        interfaces: dataplane.interfaces.iter().map(|name| name.as_str().to_owned()).collect(),
+        mode: match dataplane.xdp_mode {
+            XdpMode::Auto => None,
+            XdpMode::Native => Some(Native::Native),
+            XdpMode::Generic => Some(Native::Generic),
+        },
+        capacities: Capacities {
+            flows: dataplane.flows,
+            udp_flows: dataplane.udp_flows,
+            half_open: dataplane.half_open,
+            slots: dataplane.slots,
+            backends: dataplane.backends,
+            services: dataplane.services,
+        },
+        log_level,
+    }
+}
+
+/// Forwards what the kernel program logs to our own log.
+fn log_packets(object: &mut aya::Ebpf) {
+    let logger = match aya_log::EbpfLogger::init(object) {
+        Ok(logger) => logger,
+        Err(error) => return warn!("the kernel program's log cannot be read: {error}"),
+    };
+    // SAFETY: the logger keeps its ring's one descriptor open for as long as it lives.
+    match unsafe { tokio::io::unix::AsyncFd::register(logger) } {
+        Ok(mut logger) => drop(tokio::spawn(async move {
+            while let Ok(mut guard) = logger.readable_mut().await {
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        })),
+        Err(error) => warn!("the kernel program's log cannot be read: {error}"),
+    }
+}
+
+/// Where kernel and journal differ about a split, the smaller one holds: somebody may have rolled back while there was no
+/// agent, and an agent that raised the split again would undo it.
+fn adopt_splits(
+    desired: &mut Desired,
+    publisher: &Publisher,
+    journal: &mut Journal,
+    log: &EventLog,
+) -> anyhow::Result<()> {
+    for service in desired.config.services.clone() {
+        let Some(intent) = desired.intents.get_mut(&service.name) else { continue };
+        let wanted = split::share(intent.split);
+        let Some(index) = publisher.registry.service_index(&key_of(&service)) else { continue };
+        let kernel = publisher.maps.services.read(index).split().new();
+        if kernel < wanted {
+            let (before, now) = (intent.split, split::percent(kernel));
+            intent.split = now;
+            let message = format!(
+                "the split of {} is {now} %, not {before} %: it was taken back while there was no agent",
+                service.name
+            );
+            let change = Change::Service { name: service.name.clone(), intent: intent.clone() };
+            journal.append(clock::timestamp(), Author::agent("start"), None, message.clone(), change)?;
+            *desired.revisions.entry(service.name.clone()).or_default() += 1;
+            log.push(Occurrence {
+                code: "split_adopted",
+                severe: true,
+                service: Some(service.name.as_str().to_owned()),
+                message,
+                ..Occurrence::default()
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Backends that took flows before are healthy until a check says otherwise: an agent that restarts moves nobody.
+fn presume_up(desired: &Desired, publisher: &Publisher) -> Targets {
+    let mut targets = Targets::default();
+    for service in &desired.config.services {
+        let key = key_of(service);
+        let Some(index) = publisher.registry.service_index(&key) else { continue };
+        let Some(record) = publisher.registry.services.get(&index) else { continue };
+        let mut used: HashMap<u16, u32> = HashMap::new();
+        for table in record.stable.iter().chain(&record.canary) {
+            used.extend(publisher.registry.slots_by_backend(&publisher.maps, table));
+        }
+        for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
+            let port =
+                if service.port == 0 { abi::Port::ANY } else { abi::Port::new(backend.address.port()) };
+            let id = publisher.registry.backend_id(index, backend.address.ip().into(), port);
+            if id.is_some_and(|id| used.contains_key(&id)) {
+                targets.presumed_up.insert((service.name.clone(), backend.address));
+            }
+        }
+    }
+    info!(backends = targets.presumed_up.len(), "presumed healthy until their first check");
+    targets
+}
+
+/// The next hops that the maps hold: good until the kernel's tables have been read.
+fn adopted_hops(publisher: &Publisher) -> HashMap<IpAddr, abi::NextHop> {
+    let mut hops = HashMap::new();
+    for &index in publisher.registry.services.keys() {
+        for id in publisher.registry.backends_of(index) {
+            let backend = publisher.maps.backends.read(id.into());
+            hops.insert(backend.address.into(), backend.next_hop());
+        }
+    }
+    hops
+}

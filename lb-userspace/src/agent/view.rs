@@ -1,0 +1,645 @@
+//! What the agent shows.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use lb_common::abi::{self, LAYOUT};
+use lb_common::verdict::{Action, Reason};
+
+use super::Agent;
+use crate::api::{
+    Answer, Api, ApiError, BackendPath, BackendStatus, Change, DataplaneStatus, Finding, FlowInfo, FlowKind,
+    FlowQuery, Flows, HealthState, HealthStatus, History, InterfaceStatus, NextHop, Override, PoolRole,
+    PoolStatus, ProgramStatus, Revision, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status,
+    Traffic, XdpMode,
+};
+use crate::clock;
+use crate::compile::{BackendView, Compiled, Health, key_of};
+use crate::config::{self, Mode, Service};
+use crate::dataplane::{Native, maps};
+use crate::health::Miss;
+use crate::publish::split;
+use crate::state::{Author, Change as JournalChange, Journal, Overrides};
+
+impl Agent {
+    /// The whole at a glance.
+    pub(super) fn status(&self) -> Status {
+        let services: Vec<ServiceStatus> =
+            self.desired.config.services.iter().map(|service| self.service_status(service)).collect();
+        let dataplane = self.dataplane_status();
+        let findings = self.findings(&services, &dataplane);
+        let uptime = jiff::Timestamp::now().duration_since(self.kernel.started);
+        Status {
+            api: Api::V1,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            layout: LAYOUT,
+            started_at: self.kernel.started.to_string(),
+            uptime_seconds: uptime.as_secs().max(0) as u64,
+            revision: self.newest_revision(),
+            degraded: findings.iter().any(|finding| finding.severity == Severity::Error),
+            findings,
+            dataplane,
+            services,
+        }
+    }
+
+    /// Number of the newest change.
+    pub(super) fn newest_revision(&self) -> u64 {
+        self.journal.last()
+    }
+
+    /// Every service, or one.
+    pub(super) fn services(&self, only: Option<&str>) -> Answer<Vec<ServiceStatus>> {
+        if let Some(name) = only {
+            self.known(name)?;
+        }
+        let services = &self.desired.config.services;
+        Ok(services
+            .iter()
+            .filter(|s| only.is_none_or(|name| s.name.as_str() == name))
+            .map(|s| self.service_status(s))
+            .collect())
+    }
+
+    fn known(&self, name: &str) -> Answer<&Service> {
+        let names = self.desired.config.services.iter().map(|service| service.name.as_str());
+        self.desired.service(name).ok_or_else(|| ApiError::no_service(name, names))
+    }
+
+    fn service_status(&self, service: &Service) -> ServiceStatus {
+        let intent = self.desired.intents.get(&service.name);
+        let index = self.publisher.registry.service_index(&key_of(service));
+        let in_kernel = index.map(|index| self.publisher.maps.services.read(index)).unwrap_or_default();
+        let stable = intent.map(|intent| intent.stable.as_str().to_owned()).unwrap_or_default();
+        let canary = intent.and_then(|intent| intent.canary.as_ref()).map(|name| name.as_str().to_owned());
+        let percent = intent.map_or(0.0, |intent| intent.split);
+        let now = in_kernel.split();
+        let role = |name: &str| match () {
+            () if name == stable => PoolRole::Stable,
+            () if Some(name) == canary.as_deref() => PoolRole::Canary,
+            () => PoolRole::Idle,
+        };
+        let mut pools: Vec<PoolStatus> = self
+            .compiled
+            .get(&service.name)
+            .map(|compiled| self.pools(service, compiled, index, &role, percent))
+            .unwrap_or_default();
+        pools.sort_by_key(|pool| pool.role != PoolRole::Stable);
+        ServiceStatus {
+            name: service.name.as_str().to_owned(),
+            vip: service.vip,
+            port: service.port,
+            protocol: service.protocol,
+            mode: service.mode,
+            revision: self.desired.revisions.get(&service.name).copied().unwrap_or_default(),
+            split: SplitStatus {
+                percent,
+                new: split::percent(now.new()) / 100.0,
+                home: split::percent(in_kernel.home()) / 100.0,
+                tracked: split::percent(now.tracked()) / 100.0,
+                settled: index.is_some_and(|index| self.publisher.registry.is_closed(index)),
+            },
+            stable,
+            canary,
+            pools,
+            overrides: intent.map(|intent| overrides(service, &intent.backends)).unwrap_or_default(),
+        }
+    }
+
+    fn pools(
+        &self,
+        service: &Service,
+        compiled: &Compiled,
+        index: Option<u32>,
+        role: &dyn Fn(&str) -> PoolRole,
+        percent: f64,
+    ) -> Vec<PoolStatus> {
+        let registry = &self.publisher.registry;
+        let record = index.and_then(|index| registry.services.get(&index));
+        let slots_of = |role: PoolRole| {
+            let table = match role {
+                PoolRole::Stable => record.and_then(|record| record.stable.as_ref()),
+                PoolRole::Canary => record.and_then(|record| record.canary.as_ref()),
+                PoolRole::Idle => None,
+            };
+            table.map(|table| registry.slots_by_backend(&self.publisher.maps, table)).unwrap_or_default()
+        };
+        let plans = [Some(&compiled.plan.stable), compiled.plan.canary.as_ref()];
+        compiled
+            .pools
+            .iter()
+            .map(|pool| {
+                let role = role(&pool.name);
+                let slots = slots_of(role);
+                let plan = plans.into_iter().flatten().find(|plan| plan.name == pool.name);
+                let pool_index = plan.zip(index).and_then(|(plan, index)| registry.known_pool(&self.publisher.maps, index, plan));
+                let mut backends: Vec<BackendStatus> =
+                    pool.backends.iter().map(|view| self.backend(service, view, index, &slots)).collect();
+                backends.extend(self.terminating(service, index, pool_index, &slots));
+                PoolStatus {
+                    name: pool.name.clone(),
+                    role,
+                    share_percent: match role {
+                        PoolRole::Stable => 100.0 - percent,
+                        PoolRole::Canary => percent,
+                        PoolRole::Idle => 0.0,
+                    },
+                    panic: pool.panic,
+                    backends,
+                    traffic: pool_index
+                        .and_then(|pool| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).ok())
+                        .map(traffic)
+                        .unwrap_or_default(),
+                }
+            })
+            .collect()
+    }
+
+    fn backend(
+        &self,
+        service: &Service,
+        view: &BackendView,
+        index: Option<u32>,
+        slots: &HashMap<u16, u32>,
+    ) -> BackendStatus {
+        let port = if service.port == 0 { abi::Port::ANY } else { abi::Port::new(view.address.port()) };
+        let id = index
+            .and_then(|index| self.publisher.registry.backend_id(index, view.address.ip().into(), port))
+            .unwrap_or(0);
+        let configured =
+            service.pools.iter().flat_map(|pool| &pool.backends).find(|b| b.address == view.address);
+        BackendStatus {
+            name: BackendPath::name_of(view.address),
+            weight: view.weight,
+            configured_weight: configured.map_or(view.weight, |backend| backend.weight.get()),
+            state: view.state,
+            health: self.health_status(service, view),
+            takes_new: view.why_not.is_none(),
+            why_not: view.why_not.map(|why| why.words().to_owned()),
+            next_hop: self.next_hop(view.address.ip()),
+            terminating: false,
+            ..self.of_id(id, slots)
+        }
+    }
+
+    /// What the kernel's tables say of an id.
+    fn of_id(&self, id: u16, slots: &HashMap<u16, u32>) -> BackendStatus {
+        let backend = self.publisher.maps.backends.read(id.into());
+        let ip: IpAddr = backend.address.into();
+        BackendStatus {
+            name: BackendPath::name_of((ip, backend.port.number()).into()),
+            id,
+            weight: 0,
+            configured_weight: 0,
+            state: config::AdminState::Drain,
+            health: HealthStatus {
+                status: HealthState::Unchecked,
+                reason: None,
+                since_seconds: 0,
+                last_duration_ms: None,
+            },
+            takes_new: false,
+            why_not: Some("it is gone from the configuration, and finishes the flows that it has".to_owned()),
+            slots: if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) },
+            tracked_flows: self.swept.load(id).flows,
+            next_hop: self.next_hop(ip),
+            terminating: true,
+            traffic: maps::traffic(&self.publisher.maps.backend_traffic, id.into())
+                .map(traffic)
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Backends of a pool that are gone from the configuration.
+    fn terminating(
+        &self,
+        service: &Service,
+        index: Option<u32>,
+        pool: Option<u16>,
+        slots: &HashMap<u16, u32>,
+    ) -> Vec<BackendStatus> {
+        let (Some(index), Some(pool)) = (index, pool) else { return Vec::new() };
+        let configured: Vec<(abi::Address, abi::Port)> = service
+            .pools
+            .iter()
+            .flat_map(|pool| &pool.backends)
+            .map(|b| {
+                (
+                    b.address.ip().into(),
+                    if service.port == 0 { abi::Port::ANY } else { abi::Port::new(b.address.port()) },
+                )
+            })
+            .collect();
+        let mut ids = self.publisher.registry.backends_of(index);
+        ids.sort_unstable();
+        ids.into_iter()
+            .filter(|&id| {
+                let backend = self.publisher.maps.backends.read(id.into());
+                backend.pool == pool && !configured.contains(&(backend.address, backend.port))
+            })
+            .map(|id| self.of_id(id, slots))
+            .collect()
+    }
+
+    fn health_status(&self, service: &Service, view: &BackendView) -> HealthStatus {
+        let id = self.targets.ids.get(&(service.name.clone(), view.address));
+        let report = id.and_then(|&id| self.scheduler.report(id));
+        let last = report.as_ref().and_then(|report| report.last.as_ref());
+        let reason = last.and_then(|result| result.outcome.as_ref().err()).map(|miss| match miss {
+            Miss::Failed(failure) => failure.to_string(),
+            Miss::NotRun(trouble) => trouble.to_string(),
+        });
+        HealthStatus {
+            status: match view.health {
+                Health::Unchecked => HealthState::Unchecked,
+                Health::Unknown => HealthState::Unknown,
+                Health::Up => HealthState::Up,
+                Health::Down => HealthState::Down,
+            },
+            reason: if view.health_is_forced { Some("set by hand".to_owned()) } else { reason },
+            since_seconds: report
+                .as_ref()
+                .and_then(|report| report.since)
+                .map_or(0, |since| since.elapsed().as_secs()),
+            last_duration_ms: last.map(|result| result.duration.as_secs_f64() * 1e3),
+        }
+    }
+
+    fn next_hop(&self, ip: IpAddr) -> NextHop {
+        let unreachable = |why: &str| NextHop::Unreachable { unreachable: why.to_owned() };
+        match self.hops.get(&ip) {
+            None => unreachable("not looked for yet"),
+            Some(Err(reason)) => unreachable(reason.name()),
+            Some(Ok(hop)) => match hop.mac {
+                None => unreachable("no hardware address"),
+                Some(mac) => NextHop::Known {
+                    interface: self
+                        .links
+                        .snapshot()
+                        .get(&hop.ifindex)
+                        .map_or_else(|| hop.ifindex.to_string(), |link| link.name.clone()),
+                    mac: mac_text(mac),
+                },
+            },
+        }
+    }
+
+    fn dataplane_status(&self) -> DataplaneStatus {
+        let maps = &self.publisher.maps;
+        let links = self.links.snapshot();
+        let counters = maps.counters().unwrap_or_default();
+        let drops = Reason::ALL.iter().filter(|reason| reason.action() == Action::Drop);
+        let count = |used: u64, capacity: u32| Room { used, capacity: capacity.into() };
+        let entries = |n: std::io::Result<usize>| n.unwrap_or(0) as u64;
+        DataplaneStatus {
+            program: Some(ProgramStatus {
+                id: self.kernel.program_id,
+                verified_instructions: self.kernel.verified_instructions,
+            }),
+            interfaces: self
+                .kernel
+                .attached
+                .iter()
+                .map(|attached| {
+                    let link = links.get(&attached.ifindex);
+                    InterfaceStatus {
+                        name: attached.name.clone(),
+                        ifindex: attached.ifindex,
+                        mode: match attached.mode {
+                            Native::Native => XdpMode::Native,
+                            Native::Generic => XdpMode::Generic,
+                        },
+                        mac: mac_text(link.and_then(|link| link.mac).unwrap_or_default()),
+                        mtu: link.map_or(0, |link| link.mtu),
+                    }
+                })
+                .collect(),
+            flows: count(entries(maps.flows.count()), maps.flows.capacity()),
+            udp_flows: count(entries(maps.udp_flows.count()), maps.udp_flows.capacity()),
+            half_open: count(entries(maps.half_open.count()), maps.half_open.capacity()),
+            slots: SlotRoom {
+                used: self.publisher.registry.slot_count().into(),
+                capacity: maps.slots.len().into(),
+                unsettled: self.swept.unsettled,
+            },
+            backends: count(self.publisher.registry.backend_count() as u64, maps.backends.len()),
+            drops: drops
+                .map(|&reason| (reason.name().to_owned(), counters.reasons[reason as usize]))
+                .collect(),
+        }
+    }
+
+    fn findings(&self, services: &[ServiceStatus], dataplane: &DataplaneStatus) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let mut find = |severity, code: &str, subject: &str, message: String, remedy: &str| {
+            findings.push(Finding {
+                severity,
+                code: code.to_owned(),
+                subject: subject.to_owned(),
+                message,
+                remedy: Some(remedy.to_owned()),
+            });
+        };
+        for service in services {
+            for pool in &service.pools {
+                let subject = format!("{}/{}", service.name, pool.name);
+                let takers = pool.backends.iter().filter(|backend| backend.takes_new).count();
+                let down = pool
+                    .backends
+                    .iter()
+                    .filter(|b| b.health.status == HealthState::Down && !b.terminating)
+                    .count();
+                if takers == 0 && pool.role == PoolRole::Stable {
+                    find(
+                        Severity::Error,
+                        "LB1001",
+                        &subject,
+                        "no backend takes new flows".to_owned(),
+                        "`lbctl get backends` says why not",
+                    );
+                } else if takers == 0 && pool.role == PoolRole::Canary && pool.share_percent > 0.0 {
+                    find(
+                        Severity::Error,
+                        "LB1002",
+                        &subject,
+                        "no canary backend takes new flows: the stable pool gets them".to_owned(),
+                        "`lbctl get backends` says why not; `lbctl rollback` ends the canary",
+                    );
+                } else if down > 0 && pool.role != PoolRole::Idle {
+                    find(
+                        Severity::Error,
+                        "LB1003",
+                        &subject,
+                        format!("{down} of {} backends are down", pool.backends.len()),
+                        "`lbctl get backends` shows the last check's result",
+                    );
+                }
+                if pool.panic {
+                    find(
+                        Severity::Error,
+                        "LB1004",
+                        &subject,
+                        "so few backends are healthy that health is ignored".to_owned(),
+                        "bring backends back, or set panic_threshold = 0",
+                    );
+                }
+            }
+            for it in &service.overrides {
+                find(
+                    Severity::Info,
+                    "LB1005",
+                    &service.name,
+                    format!(
+                        "{} is {}, not {} as configured, since {} by {}",
+                        it.path, it.now, it.configured, it.since, it.actor
+                    ),
+                    "set it back, or write it into the configuration",
+                );
+            }
+            if service.mode == Mode::Nat {
+                for interface in
+                    dataplane.interfaces.iter().filter(|interface| !forwards(&interface.name, service.vip))
+                {
+                    find(
+                        Severity::Error,
+                        "LB1006",
+                        &interface.name,
+                        format!("forwarding is off there, but {} sends its replies through it", service.name),
+                        &format!("sysctl -w {}=1", forwarding(&interface.name, service.vip)),
+                    );
+                }
+            }
+        }
+        for interface in dataplane.interfaces.iter().filter(|interface| interface.mode == XdpMode::Generic) {
+            find(
+                Severity::Warning,
+                "LB1007",
+                &interface.name,
+                "the program runs in generic mode, which is several times slower".to_owned(),
+                "use an interface whose driver has native XDP",
+            );
+        }
+        let tables = [
+            ("flows", dataplane.flows),
+            ("udp_flows", dataplane.udp_flows),
+            ("half_open", dataplane.half_open),
+        ];
+        for (name, room) in tables.into_iter().filter(|(_, room)| room.used * 10 > room.capacity * 9) {
+            find(
+                Severity::Error,
+                "LB1008",
+                name,
+                format!(
+                    "{} of {} entries are taken: flows may be forgotten while tables change",
+                    room.used, room.capacity
+                ),
+                "raise it in [dataplane]; `lbctl detach` and a restart make the table anew",
+            );
+        }
+        let made = [
+            ("flows", self.kernel.capacities.flows, dataplane.flows.capacity),
+            ("udp_flows", self.kernel.capacities.udp_flows, dataplane.udp_flows.capacity),
+            ("half_open", self.kernel.capacities.half_open, dataplane.half_open.capacity),
+            ("slots", self.kernel.capacities.slots, dataplane.slots.capacity),
+        ];
+        for (name, wanted, made) in made.into_iter().filter(|(_, wanted, made)| u64::from(*wanted) != *made) {
+            find(
+                Severity::Warning,
+                "LB1009",
+                name,
+                format!("the pinned table has room for {made}, not for {wanted} as configured"),
+                "maps keep the size they were made with: `lbctl detach`, and start lbd again",
+            );
+        }
+        for (vip, state) in self.vips.snapshot() {
+            if let crate::netlink::VipState::Failed(error) = state {
+                find(
+                    Severity::Error,
+                    "LB1010",
+                    &vip.address.to_string(),
+                    format!("this host does not have the VIP: {error}"),
+                    "clients on the same segment cannot find it until it has",
+                );
+            }
+        }
+        findings.sort_by_key(|finding| match finding.severity {
+            Severity::Error => 0,
+            Severity::Warning => 1,
+            Severity::Info => 2,
+        });
+        findings
+    }
+
+    /// Some tracked flows.
+    pub(super) fn flows(&self, query: &FlowQuery) -> Answer<Flows> {
+        let only = match &query.service {
+            Some(name) => Some(self.known(name).and_then(|_| self.index(name))?),
+            None => None,
+        };
+        let names: BTreeMap<u32, &str> = self
+            .desired
+            .config
+            .services
+            .iter()
+            .filter_map(|s| Some((self.publisher.registry.service_index(&key_of(s))?, s.name.as_str())))
+            .collect();
+        let maps = &self.publisher.maps;
+        let now = clock::ticks();
+        let mut flows = Vec::new();
+        let mut truncated = false;
+        let mut add = |key: &abi::FlowKey, id: u16, kind: FlowKind, seen: u32| {
+            if only.is_some_and(|index| index != key.owner) {
+                return;
+            }
+            if flows.len() >= query.limit {
+                truncated = true;
+                return;
+            }
+            let backend = maps.backends.read(id.into());
+            let ip: IpAddr = backend.address.into();
+            flows.push(FlowInfo {
+                service: names.get(&key.owner).copied().unwrap_or("?").to_owned(),
+                client: key.client.into(),
+                port: key.client_port.number(),
+                pool: self.publisher.registry.pool_name(backend.pool).unwrap_or("?").to_owned(),
+                backend: BackendPath::name_of((ip, backend.port.number()).into()),
+                kind,
+                // A tick is 2^30 ns.
+                idle_seconds: u64::from(now.saturating_sub(seen)) * 1_073 / 1_000,
+                age_seconds: None,
+            });
+        };
+        let failed = |error: std::io::Error| {
+            ApiError::new(crate::api::ErrorCode::Dataplane, format!("flows cannot be read: {error}"))
+        };
+        maps.flows
+            .for_each(|key, entry| add(key, entry.backend, FlowKind::Tracked, entry.seen))
+            .map_err(failed)?;
+        maps.udp_flows
+            .for_each(|key, entry| add(key, entry.backend, FlowKind::Udp, entry.seen))
+            .map_err(failed)?;
+        maps.half_open
+            .for_each(|key, note| add(key, note.backend, FlowKind::HalfOpen, note.at))
+            .map_err(failed)?;
+        Ok(Flows { api: Api::V1, flows, truncated })
+    }
+
+    /// Tracked flows of a service's canary.
+    pub(super) fn tracked_in_canary(&self, service: &str) -> Option<u64> {
+        let index = self.index(service).ok()?;
+        let canary = self.publisher.maps.services.read(index).canary_pool;
+        let ids = self.publisher.registry.backends_of(index);
+        let in_canary =
+            ids.into_iter().filter(|&id| self.publisher.maps.backends.read(id.into()).pool == canary);
+        Some(in_canary.map(|id| self.swept.load(id).flows).sum())
+    }
+
+    /// A service's revisions, the newest first.
+    pub(super) fn history(&self, name: &str) -> Answer<History> {
+        let service = self.known(name)?.name.clone();
+        let entries = Journal::read(&self.places.state_dir)
+            .map_err(|error| ApiError::new(crate::api::ErrorCode::Journal, error.to_string()))?;
+        let mut revisions = Vec::new();
+        let mut desired: Option<crate::state::Desired> = None;
+        for entry in entries {
+            let before = desired.clone();
+            match (&mut desired, &entry.change) {
+                (Some(desired), change) => desired.replay(change),
+                (none, JournalChange::Config { config, .. }) => {
+                    *none = Some(crate::state::Desired::of((**config).clone()))
+                }
+                (None, JournalChange::Service { .. }) => {}
+            }
+            let Some(after) = &desired else { continue };
+            let revision = |state: Option<&crate::state::Desired>| {
+                state.and_then(|s| s.revisions.get(&service)).copied()
+            };
+            if revision(Some(after)) == revision(before.as_ref()) {
+                continue;
+            }
+            revisions.push(Revision {
+                revision: revision(Some(after)).unwrap_or_default(),
+                time: entry.time,
+                actor: author(&entry.author),
+                reason: entry.reason,
+                hash: after.service(name).map(|s| s.hash().to_string()).unwrap_or_default(),
+                changes: vec![Change { path: entry.summary, from: None, to: None }],
+            });
+        }
+        revisions.reverse();
+        Ok(History { api: Api::V1, service: name.to_owned(), revisions })
+    }
+}
+
+fn author(author: &Author) -> String {
+    match author.pid {
+        Some(pid) => format!("{} (pid {pid})", author.name),
+        None => author.name.clone(),
+    }
+}
+
+fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overrides>) -> Vec<Override> {
+    let mut list = Vec::new();
+    for (address, held) in backends {
+        let pool = service.pools.iter().find(|pool| pool.backends.iter().any(|b| b.address == *address));
+        let pool = pool.map_or("?", |pool| pool.name.as_str());
+        let mut add = |what: &str, configured: String, now: String, since: &str, by: &Author| {
+            list.push(Override {
+                path: format!("pools.{pool}.backends.{}.{what}", BackendPath::name_of(*address)),
+                configured,
+                now,
+                since: since.to_owned(),
+                actor: by.name.clone(),
+            });
+        };
+        if let Some(weight) = &held.weight {
+            add(
+                "weight",
+                weight.configured.map(|w| w.to_string()).unwrap_or_default(),
+                weight.value.to_string(),
+                &weight.since,
+                &weight.author,
+            );
+        }
+        if let Some(state) = &held.state {
+            add(
+                "state",
+                state.configured.map(|s| s.to_string()).unwrap_or_default(),
+                state.value.to_string(),
+                &state.since,
+                &state.author,
+            );
+        }
+        if let Some(health) = &held.health {
+            let now = if health.value { "up" } else { "down" };
+            add("health", "as checked".to_owned(), now.to_owned(), &health.since, &health.author);
+        }
+    }
+    list
+}
+
+fn traffic(of: abi::Traffic) -> Traffic {
+    Traffic {
+        packets: of.packets,
+        bytes: of.bytes,
+        connections: of.connections,
+        reply_packets: of.reply_packets,
+        reply_bytes: of.reply_bytes,
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn forwarding(interface: &str, vip: IpAddr) -> String {
+    let family = if vip.is_ipv4() { "ipv4" } else { "ipv6" };
+    format!("net/{family}/conf/{interface}/forwarding")
+}
+
+/// Whether the host forwards what comes in there; a sysctl that cannot be read counts as on, so that nobody is misled.
+fn forwards(interface: &str, vip: IpAddr) -> bool {
+    let path = format!("/proc/sys/{}", forwarding(interface, vip));
+    std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+        || !std::path::Path::new("/proc/sys/net").exists()
+}

@@ -1,0 +1,100 @@
+//! What the agent does for its API.
+
+use std::time::Instant;
+
+use tokio::sync::broadcast;
+
+use super::{
+    Actor, ApiError, Applied, Apply, BackendPath, Detached, Event, Explain, Explanation, FlowQuery, Flows,
+    History, Rollback, RolledBack, ServiceStatus, SetHealth, SetSplit, SetState, SetWeight, Status,
+};
+use crate::config::Loaded;
+
+/// What every operation gives.
+pub type Answer<T> = Result<T, ApiError>;
+
+/// Who asks for a change, and when the request arrived.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Who, as the kernel says.
+    pub actor: Actor,
+    /// When the head of the request had been read.
+    pub arrived: Instant,
+}
+
+/// The agent, as its API sees it.
+///
+/// Requests are well formed when they get here: bodies are typed, a configuration is parsed. What an operation cannot do
+/// it says with an [`ApiError`], which has a constructor for each name that may be mistyped. Operations run concurrently;
+/// a client that goes away drops the future of its request at the next point where it waits.
+pub trait Control: Send + Sync + 'static {
+    /// The whole at a glance.
+    fn status(&self) -> impl Future<Output = Answer<Status>> + Send;
+
+    /// Every service by name, or one.
+    fn services(&self, only: Option<String>) -> impl Future<Output = Answer<Vec<ServiceStatus>>> + Send;
+
+    /// Some tracked flows.
+    fn flows(&self, query: FlowQuery) -> impl Future<Output = Answer<Flows>> + Send;
+
+    /// What happened after the event with this number, as far as it is remembered, and what happens next: without a gap
+    /// between the two, and without an event that is in both.
+    fn events(&self, after: u64) -> (Vec<Event>, broadcast::Receiver<Event>);
+
+    /// A service's revisions, the newest first.
+    fn history(&self, service: String) -> impl Future<Output = Answer<History>> + Send;
+
+    /// Converges on a configuration. `loaded` is `request.text`, parsed.
+    fn apply(
+        &self,
+        call: Call,
+        loaded: Loaded,
+        request: Apply,
+    ) -> impl Future<Output = Answer<Applied>> + Send;
+
+    /// Gives the canary another share of the clients.
+    fn set_split(
+        &self,
+        call: Call,
+        service: String,
+        request: SetSplit,
+    ) -> impl Future<Output = Answer<Applied>> + Send;
+
+    /// Gives a backend another weight.
+    fn set_weight(
+        &self,
+        call: Call,
+        backend: BackendPath,
+        request: SetWeight,
+    ) -> impl Future<Output = Answer<Applied>> + Send;
+
+    /// Gives a backend another administrative state.
+    fn set_state(
+        &self,
+        call: Call,
+        backend: BackendPath,
+        request: SetState,
+    ) -> impl Future<Output = Answer<Applied>> + Send;
+
+    /// Overrides a backend's health checks, or stops doing so.
+    fn set_health(
+        &self,
+        call: Call,
+        backend: BackendPath,
+        request: SetHealth,
+    ) -> impl Future<Output = Answer<Applied>> + Send;
+
+    /// Takes every new flow off the canary, at once.
+    fn rollback(
+        &self,
+        call: Call,
+        service: String,
+        request: Rollback,
+    ) -> impl Future<Output = Answer<RolledBack>> + Send;
+
+    /// Says where a flow goes, and why.
+    fn explain(&self, request: Explain) -> impl Future<Output = Answer<Explanation>> + Send;
+
+    /// Takes programs, maps and addresses off the host. The agent ends once it has answered.
+    fn detach(&self, call: Call) -> impl Future<Output = Answer<Detached>> + Send;
+}

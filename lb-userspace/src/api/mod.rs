@@ -1,0 +1,41 @@
+//! The agent's API: HTTP/1.1 with JSON under `/v1/`, on a Unix socket.
+//!
+//! ```text
+//! lbctl, curl ── client ── socket ── server ── Control (the agent)
+//!                       types, error
+//! ```
+//!
+//! [`types`] is what goes over the wire, and is stable; [`server`] checks requests and knows who sends them; behind
+//! [`Control`] is the agent, which knows nothing of HTTP. Every request of a change carries its [`Call`]: who, and when it
+//! arrived.
+//!
+//! | | |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/services[?service=S]` | [`Services`] |
+//! | `GET /v1/services/{s}/history` | [`History`] |
+//! | `GET /v1/backends[?service=S]` | [`Backends`] |
+//! | `GET /v1/flows[?service=S&limit=N]` | [`Flows`] |
+//! | `GET /v1/events[?after=SEQ&service=S&follow=true]` | [`Event`]s, one JSON object a line |
+//! | `POST /v1/validate` | [`Validate`] -> [`Validated`] |
+//! | `POST /v1/apply` | [`Apply`] -> [`Applied`] |
+//! | `POST /v1/explain` | [`Explain`] -> [`Explanation`] |
+//! | `POST /v1/detach` | [`Detached`] |
+//! | `PUT /v1/services/{s}/split` | [`SetSplit`] -> [`Applied`] |
+//! | `PUT /v1/services/{s}/pools/{p}/backends/{b}/weight` | [`SetWeight`] -> [`Applied`] |
+//! | `PUT …/state`, `PUT …/health` | [`SetState`], [`SetHealth`] -> [`Applied`] |
+//! | `POST /v1/services/{s}/rollback` | [`Rollback`] -> [`RolledBack`] |
+//!
+//! Whatever fails is answered with an [`ApiError`] and the status of its [`ErrorCode`].
+
+pub mod client;
+mod control;
+mod error;
+pub mod server;
+pub mod types;
+
+pub use client::{Client, ClientError};
+pub use control::{Answer, Call, Control};
+pub use error::{ApiError, ErrorCode};
+pub use server::{BindError, Server, serve};
+pub use types::*;

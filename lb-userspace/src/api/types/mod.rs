@@ -1,0 +1,44 @@
+//! What goes over the wire.
+//!
+//! Members are only ever added. Requests with members that are not known are refused; answers may grow, so that their
+//! readers skip what they do not know.
+
+mod actor;
+mod change;
+mod event;
+mod explain;
+mod flow;
+mod request;
+mod service;
+mod share;
+mod status;
+mod words;
+
+use serde::{Deserialize, Serialize};
+
+pub use actor::Actor;
+pub use change::{Applied, Change, Detached, History, Moved, Revision, RolledBack, Validated};
+pub use event::Event;
+pub use explain::{Explanation, Step};
+pub use flow::{FlowInfo, FlowKind, Flows};
+pub use request::{
+    Apply, BackendPath, EventQuery, Explain, FlowQuery, KeepOrReset, Rollback, ServiceQuery, SetHealth,
+    SetSplit, SetState, SetWeight, Validate,
+};
+pub use service::{
+    BackendRow, BackendStatus, Backends, HealthState, HealthStatus, HealthWord, NextHop, Override, PoolRole,
+    PoolStatus, ServiceStatus, Services, SplitStatus, Traffic,
+};
+pub use share::{Share, ShareError};
+pub use status::{
+    DataplaneStatus, Finding, InterfaceStatus, ProgramStatus, Room, Severity, SlotRoom, Status, XdpMode,
+};
+
+/// The version of the API: the first member of every answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Api {
+    /// The only one there is.
+    #[default]
+    #[serde(rename = "v1")]
+    V1,
+}

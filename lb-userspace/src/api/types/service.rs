@@ -1,0 +1,248 @@
+//! Services, their pools and backends.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Api;
+use super::words::words;
+use crate::config::{AdminState, Mode, Protocol};
+
+/// Answer to `GET /v1/services`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Services {
+    /// Version of the API.
+    pub api: Api,
+    /// By name.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// A VIP, port and protocol that clients talk to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub vip: IpAddr,
+    /// Its port; 0 is every port.
+    pub port: u16,
+    /// What its clients speak.
+    pub protocol: Protocol,
+    /// How packets reach its backends.
+    pub mode: Mode,
+    /// How often it has changed.
+    pub revision: u64,
+    /// Name of the stable pool.
+    pub stable: String,
+    /// Name of the canary pool, if there is one.
+    pub canary: Option<String>,
+    /// How clients are divided between the two.
+    pub split: SplitStatus,
+    /// Every pool, the stable one first, then the canary.
+    pub pools: Vec<PoolStatus>,
+    /// What was changed at run time and differs from the file.
+    pub overrides: Vec<Override>,
+}
+
+/// How clients are divided between stable and canary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SplitStatus {
+    /// The canary's share that is wanted, in percent.
+    pub percent: f64,
+    /// Fraction (0 to 1) of the clients whose new flows go to the canary.
+    pub new: f64,
+    /// Fraction whose untracked flows belong to the canary.
+    pub home: f64,
+    /// Fraction whose flows are looked up, because the split has changed above them.
+    pub tracked: f64,
+    /// Whether every flow is where the split says.
+    pub settled: bool,
+}
+
+/// A value that was set at run time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Override {
+    /// What was set, such as `pools.v41.backends.10.0.1.11:8443.weight`.
+    pub path: String,
+    /// What the file says.
+    pub configured: String,
+    /// What holds.
+    pub now: String,
+    /// Since when (RFC 3339).
+    pub since: String,
+    /// Who set it.
+    pub actor: String,
+}
+
+/// The backends of one version of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Its name.
+    pub name: String,
+    /// What it is used for.
+    pub role: PoolRole,
+    /// Percent of the clients whose new flows it gets.
+    pub share_percent: f64,
+    /// Whether so few of its backends are healthy that health is ignored.
+    pub panic: bool,
+    /// Every backend.
+    pub backends: Vec<BackendStatus>,
+    /// What went through it.
+    pub traffic: Traffic,
+}
+
+words! {
+    /// What a pool is used for.
+    PoolRole {
+        /// It gets the clients that the canary does not.
+        Stable = "stable",
+        /// It gets the share of the clients that the split says.
+        Canary = "canary",
+        /// It gets none.
+        Idle = "idle",
+    }
+
+    /// What is known of a backend's health.
+    HealthState {
+        /// It answers.
+        Up = "up",
+        /// It does not.
+        Down = "down",
+        /// It was not asked often enough yet.
+        Unknown = "unknown",
+        /// It is never asked.
+        Unchecked = "unchecked",
+    }
+
+    /// What an operator says of a backend's health.
+    HealthWord {
+        /// It is healthy, whatever the checks say.
+        Up = "up",
+        /// It is not, whatever the checks say.
+        Down = "down",
+        /// What the checks say.
+        Auto = "auto",
+    }
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Address and port as in the file, IPv6 in brackets: `10.0.1.11:8443`. In a service of every port the address alone.
+    pub name: String,
+    /// Its number in the kernel's tables.
+    pub id: u16,
+    /// Its weight, as it holds.
+    pub weight: u16,
+    /// Its weight, as the file says.
+    pub configured_weight: u16,
+    /// What the operator wants of it.
+    pub state: AdminState,
+    /// What is known of its health.
+    pub health: HealthStatus,
+    /// Whether new flows go to it.
+    pub takes_new: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
+    /// How many slots of its pool's table lead to it.
+    pub slots: u32,
+    /// How many tracked flows it has. Flows of settled slots are not counted, because nothing tracks them.
+    pub tracked_flows: u64,
+    /// Where its packets are sent.
+    pub next_hop: NextHop,
+    /// Whether it is gone from the file and only finishes the flows that it has.
+    pub terminating: bool,
+    /// What went through it.
+    pub traffic: Traffic,
+}
+
+/// What is known of a backend's health.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// In a word.
+    pub status: HealthState,
+    /// Why, such as what the last check ran into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How long it has been so.
+    pub since_seconds: u64,
+    /// How long the last check took; absent before the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_duration_ms: Option<f64>,
+}
+
+/// Where a backend's packets are sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum NextHop {
+    /// To a neighbour.
+    Known {
+        /// The interface they leave by.
+        interface: String,
+        /// Its hardware address.
+        mac: String,
+    },
+    /// Nowhere.
+    Unreachable {
+        /// Why.
+        unreachable: String,
+    },
+}
+
+/// What went through since the program was first loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// From clients.
+    pub packets: u64,
+    /// From clients, whole frames.
+    pub bytes: u64,
+    /// Flows that began.
+    pub connections: u64,
+    /// To clients, in the modes in which they come through the balancer.
+    pub reply_packets: u64,
+    /// To clients, whole frames.
+    pub reply_bytes: u64,
+}
+
+/// Answer to `GET /v1/backends`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Backends {
+    /// Version of the API.
+    pub api: Api,
+    /// By service and pool.
+    pub backends: Vec<BackendRow>,
+}
+
+/// A backend and where it belongs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendRow {
+    /// Its service.
+    pub service: String,
+    /// Its pool.
+    pub pool: String,
+    /// What the pool is used for.
+    pub role: PoolRole,
+    /// The backend.
+    #[serde(flatten)]
+    pub backend: BackendStatus,
+}
+
+impl Backends {
+    /// Every backend of these services.
+    pub fn of(services: Vec<ServiceStatus>) -> Self {
+        let mut backends = Vec::new();
+        for service in services {
+            for pool in service.pools {
+                let row = |backend| BackendRow {
+                    service: service.name.clone(),
+                    pool: pool.name.clone(),
+                    role: pool.role,
+                    backend,
+                };
+                backends.extend(pool.backends.into_iter().map(row));
+            }
+        }
+        Self { api: Api::V1, backends }
+    }
+}

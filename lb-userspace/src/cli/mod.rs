@@ -1,0 +1,132 @@
+//! `lbctl`: one verb, one call of the agent's API.
+//!
+//! [`verbs`] has a file for each; what they share is how things look ([`table`], [`human`], [`screen`]), how a backend is
+//! named ([`target`]), how changes are followed ([`watch`]), and how it ends ([`failure`]).
+
+mod changes;
+mod failure;
+mod human;
+mod screen;
+mod table;
+mod target;
+mod verbs;
+mod watch;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser};
+
+use crate::api::{Client, Detached, KeepOrReset, RolledBack};
+pub use failure::Exit;
+use failure::Failure;
+pub use screen::{Format, Screen};
+use verbs::Verb;
+
+/// Controls a load balancer.
+#[derive(Debug, Parser)]
+#[command(name = "lbctl", version, arg_required_else_help = true, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    places: Places,
+    /// How answers are shown; JSON is stable and versioned.
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 usage, 3 degraded or rolled back, 4 timed out, 5 conflict, 6 agent unreachable
+
+Examples:
+  lbctl apply -f /etc/lb/lb.toml --dry-run
+  lbctl set split checkout 10
+  lbctl rollback checkout";
+
+/// Where the agent and what it left in the kernel are found.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// The agent's socket.
+    #[arg(
+        long,
+        global = true,
+        env = "LB_SOCKET",
+        default_value = "/run/lb/lbd.sock",
+        value_name = "PATH",
+        hide_env_values = true
+    )]
+    pub socket: PathBuf,
+    /// Where programs and maps are pinned; `v<LAYOUT>` is below it.
+    #[arg(
+        long,
+        global = true,
+        env = "LB_PIN_DIR",
+        default_value = "/sys/fs/bpf/lb",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
+    pub pin_dir: PathBuf,
+    /// Where the agent keeps its journal.
+    #[arg(
+        long,
+        global = true,
+        env = "LB_STATE_DIR",
+        default_value = "/var/lib/lb",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
+    pub state_dir: PathBuf,
+}
+
+/// What works without an agent, through the maps that it pinned.
+pub trait Offline {
+    /// Takes every new flow off a service's canary.
+    ///
+    /// # Errors
+    /// If there is no such service or its maps cannot be used.
+    fn rollback(&self, places: &Places, service: &str, flows: KeepOrReset) -> anyhow::Result<RolledBack>;
+
+    /// Takes programs, maps and addresses off the host.
+    ///
+    /// # Errors
+    /// If something could not be taken off.
+    fn detach(&self, places: &Places) -> anyhow::Result<Detached>;
+}
+
+/// What a verb works with.
+struct Context<'a> {
+    places: Places,
+    client: Client,
+    screen: Screen,
+    offline: &'a dyn Offline,
+}
+
+/// The whole program, on the process's own arguments, output and errors.
+pub fn main(offline: &dyn Offline) -> ExitCode {
+    run(std::env::args_os(), Screen::of_process(), offline).into()
+}
+
+/// The whole program; the first argument is its name. Help and mistakes in the arguments themselves go to the process's
+/// own output and errors.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, mut screen: Screen, offline: &dyn Offline) -> Exit {
+    let Cli { places, output, verb } = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to do if even that cannot be printed.
+            _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+        }
+    };
+    screen.format = output;
+    let client = Client::new(&places.socket);
+    let mut context = Context { places, client, screen, offline };
+    let doing = verb.doing();
+    let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(verb.run(&mut context)),
+        Err(error) => Err(Failure::of("LB0609", format!("the runtime does not start: {error}"))),
+    };
+    let outcome = outcome.and_then(|exit| context.screen.flush().map(|()| exit).map_err(Into::into));
+    outcome.unwrap_or_else(|failure| failure.tell(&doing, &mut context.screen))
+}

@@ -1,0 +1,58 @@
+//! `lbctl explain`
+
+use std::net::SocketAddr;
+
+use clap::Args;
+
+use super::Outcome;
+use super::set::one_of;
+use crate::api;
+use crate::cli::Context;
+use crate::cli::failure::Exit;
+use crate::cli::screen::Format;
+use crate::cli::table::{Table, cells, column};
+use crate::config::Protocol;
+
+/// Says where a flow goes and why, step by step.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Explain {
+    /// The client.
+    #[arg(long, value_name = "IP:PORT")]
+    pub from: SocketAddr,
+    /// The VIP.
+    #[arg(long, value_name = "VIP:PORT")]
+    pub to: SocketAddr,
+    /// What they speak.
+    #[arg(long, value_name = "tcp|udp", default_value = "tcp", value_parser = one_of(Protocol::ALL, Protocol::as_str))]
+    protocol: Protocol,
+}
+
+impl Explain {
+    pub async fn run(self, context: &mut Context<'_>) -> Outcome {
+        let Self { from, to, protocol } = self;
+        let answer = context.client.explain(&api::Explain { from, to, protocol }).await?;
+        let screen = &mut context.screen;
+        if screen.format == Format::Json {
+            screen.json(&answer)?;
+            return Ok(Exit::Done);
+        }
+        let mut table = Table::new([column("STEP"), column("VALUES").wide(), column("DECISION").text()]);
+        for step in &answer.steps {
+            let values: Vec<String> =
+                step.values.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            table.row("", cells![&step.title, values.join("\n"), &step.text]);
+        }
+        screen.say(&format!("{from} -> {to} {protocol}\n"))?;
+        screen.table(&table, "")?;
+        let place: Vec<&str> = [&answer.service, &answer.pool, &answer.backend]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect();
+        screen.say(&match place[..] {
+            [] => format!("=> {} ({})\n", answer.verdict, answer.reason),
+            _ => format!("=> {} ({}): {}\n", answer.verdict, answer.reason, place.join("/")),
+        })?;
+        Ok(Exit::Done)
+    }
+}

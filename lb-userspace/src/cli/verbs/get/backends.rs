@@ -1,0 +1,123 @@
+//! `lbctl get backends`
+
+use clap::Args;
+
+use super::Which;
+use crate::api::{self, BackendStatus, HealthState, NextHop};
+use crate::cli::human::{age, bytes, count};
+use crate::cli::table::{Cell, Table, Tone, cells, column};
+use crate::cli::verbs::Outcome;
+use crate::cli::{Context, watch};
+use crate::config::AdminState;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Backends {
+    #[command(flatten)]
+    pub which: Which,
+}
+
+impl Backends {
+    pub async fn run(self, context: &mut Context<'_>) -> Outcome {
+        let query = self.which.query();
+        let (client, screen) = (&context.client, &mut context.screen);
+        let fetch = async || client.backends(&query).await;
+        watch::show(screen, self.which.watch, "there are no backends", fetch, table).await
+    }
+}
+
+fn table(answer: &api::Backends) -> Table {
+    let mut table = Table::new([
+        column("SERVICE"),
+        column("POOL"),
+        column("ROLE").wide(),
+        column("BACKEND"),
+        column("WEIGHT").right(),
+        column("STATE"),
+        column("HEALTH"),
+        column("SINCE").right().wide(),
+        column("CHECK").right().wide(),
+        column("SLOTS").right().if_room(2),
+        column("FLOWS").right().if_room(1),
+        column("ID").right().wide(),
+        column("NEXT HOP").wide(),
+        column("CONNECTIONS").right().wide(),
+        column("PACKETS").right().wide(),
+        column("BYTES").right().wide(),
+        column("REPLIES").right().wide(),
+        column("NOTE").text(),
+    ]);
+    for row in &answer.backends {
+        let backend = &row.backend;
+        let (health, traffic) = (&backend.health, &backend.traffic);
+        let check = health.last_duration_ms.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
+        table.row(
+            format!("{}/{}/{}", row.service, row.pool, backend.name),
+            cells![
+                &row.service,
+                &row.pool,
+                row.role,
+                &backend.name,
+                weight(backend),
+                state(backend),
+                self::health(health.status),
+                age(health.since_seconds),
+                check,
+                backend.slots,
+                count(backend.tracked_flows),
+                backend.id,
+                next_hop(&backend.next_hop),
+                count(traffic.connections),
+                count(traffic.packets),
+                bytes(traffic.bytes),
+                count(traffic.reply_packets),
+                note(backend),
+            ],
+        );
+    }
+    table
+}
+
+fn weight(backend: &BackendStatus) -> Cell {
+    match (backend.weight, backend.configured_weight) {
+        (now, configured) if now == configured => now.into(),
+        (now, configured) => Tone::Doubtful.cell(format!("{now} ({configured})")),
+    }
+}
+
+fn state(backend: &BackendStatus) -> Cell {
+    match backend.state {
+        _ if backend.terminating => Tone::Doubtful.cell("leaving"),
+        AdminState::Ready => AdminState::Ready.into(),
+        state @ (AdminState::Drain | AdminState::Maint) => Tone::Doubtful.cell(state.as_str()),
+    }
+}
+
+fn health(health: HealthState) -> Cell {
+    let tone = match health {
+        HealthState::Up => Tone::Good,
+        HealthState::Down => Tone::Bad,
+        HealthState::Unknown => Tone::Doubtful,
+        HealthState::Unchecked => Tone::Faint,
+    };
+    tone.cell(health.as_str())
+}
+
+fn next_hop(next_hop: &NextHop) -> String {
+    match next_hop {
+        NextHop::Known { interface, mac } => format!("{mac} on {interface}"),
+        NextHop::Unreachable { .. } => "-".to_owned(),
+    }
+}
+
+/// Why it takes no new flows, or else what is odd about it.
+fn note(backend: &BackendStatus) -> String {
+    let unreachable = match &backend.next_hop {
+        NextHop::Known { .. } => None,
+        NextHop::Unreachable { unreachable } => Some(format!("unreachable: {unreachable}")),
+    };
+    let unwell = backend.health.reason.clone().filter(|_| backend.health.status == HealthState::Down);
+    let mut notes: Vec<String> =
+        [backend.why_not.clone(), unreachable, unwell].into_iter().flatten().collect();
+    notes.dedup();
+    notes.join("; ")
+}

@@ -1,0 +1,85 @@
+//! The verbs, a file each.
+
+mod apply;
+mod completions;
+mod detach;
+mod explain;
+mod get;
+mod history;
+mod man;
+mod rollback;
+mod set;
+mod status;
+mod validate;
+
+use clap::Subcommand;
+
+use super::Context;
+use super::failure::{Exit, Failure};
+
+/// How a verb ends.
+type Outcome = Result<Exit, Failure>;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    Validate(validate::Validate),
+    Apply(apply::Apply),
+    Status(status::Status),
+    #[command(subcommand)]
+    Get(get::Get),
+    #[command(subcommand)]
+    Set(set::Set),
+    Rollback(rollback::Rollback),
+    History(history::History),
+    Explain(explain::Explain),
+    Detach(detach::Detach),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+impl Verb {
+    /// What it does, for the sentence that says it failed: “cannot …”.
+    pub fn doing(&self) -> String {
+        match self {
+            Self::Validate(verb) => format!("check {}", verb.file),
+            Self::Apply(verb) => format!("apply {}", verb.file),
+            Self::Status(_) => "show the status".to_owned(),
+            Self::Get(verb) => verb.doing(),
+            Self::Set(verb) => verb.doing(),
+            Self::Rollback(verb) => format!("roll back {}", verb.service),
+            Self::History(verb) => format!("show the history of {}", verb.service),
+            Self::Explain(verb) => format!("explain {} -> {}", verb.from, verb.to),
+            Self::Detach(_) => "detach".to_owned(),
+            Self::Completions(_) => "write the completions".to_owned(),
+            Self::Man(_) => "write the manual".to_owned(),
+        }
+    }
+
+    pub async fn run(self, context: &mut Context<'_>) -> Outcome {
+        match self {
+            Self::Validate(verb) => verb.run(context),
+            Self::Apply(verb) => verb.run(context).await,
+            Self::Status(verb) => verb.run(context).await,
+            Self::Get(verb) => verb.run(context).await,
+            Self::Set(verb) => verb.run(context).await,
+            Self::Rollback(verb) => verb.run(context).await,
+            Self::History(verb) => verb.run(context).await,
+            Self::Explain(verb) => verb.run(context).await,
+            Self::Detach(verb) => verb.run(context).await,
+            Self::Completions(verb) => verb.run(context),
+            Self::Man(verb) => verb.run(context),
+        }
+    }
+}
+
+/// The text of a file, or of standard input for `-`; with the name that messages call it.
+fn read(file: &str) -> Result<(String, String), Failure> {
+    let (text, name) = match file {
+        "-" => (std::io::read_to_string(std::io::stdin()), "standard input"),
+        path => (std::fs::read_to_string(path), path),
+    };
+    match text {
+        Ok(text) => Ok((text, name.to_owned())),
+        Err(error) => Err(Failure::file("read", name, &error)),
+    }
+}

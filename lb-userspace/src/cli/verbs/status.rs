@@ -1,0 +1,250 @@
+//! `lbctl status`
+
+use std::io;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use tokio::time::Instant;
+
+use super::Outcome;
+use crate::api::{self, ClientError, DataplaneStatus, PoolStatus, ServiceStatus, Severity};
+use crate::cli::Context;
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::human::{age, count, percent, ratio, second, vip};
+use crate::cli::screen::{Format, Screen};
+use crate::cli::table::{Cell, Table, Tone, cells, column};
+
+/// Shows the whole at a glance; exits with 3 if something does not work as it should.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Status {
+    /// Waits until the agent is there and nothing is degraded, or until every change has settled as well.
+    #[arg(long, value_enum, value_name = "FOR", num_args = 0..=1, require_equals = true, default_missing_value = "healthy")]
+    wait: Option<For>,
+    /// How long to wait; exits with 4 when it is over.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration, requires = "wait")]
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum For {
+    /// Nothing is degraded.
+    Healthy,
+    /// Nothing is degraded, and every flow is where the tables say.
+    Settled,
+}
+
+impl Status {
+    pub async fn run(self, context: &mut Context<'_>) -> Outcome {
+        let (status, in_time) = match self.wait {
+            None => (context.client.status().await?, true),
+            Some(what) => self.wait_for(what, context).await?,
+        };
+        show(&status, &mut context.screen)?;
+        if !in_time {
+            let message = match status.degraded {
+                true => "it was still degraded",
+                false => "changes were still settling",
+            };
+            return Err(Failure::of("LB0607", format!("{message} after {:?}", self.timeout))
+                .remedy("see the findings above, or wait longer with --timeout")
+                .exit(Exit::TimedOut));
+        }
+        Ok(if status.degraded { Exit::Degraded } else { Exit::Done })
+    }
+
+    /// The last status, and whether it is as it was wanted.
+    async fn wait_for(&self, what: For, context: &Context<'_>) -> Result<(api::Status, bool), Failure> {
+        const PERIOD: Duration = Duration::from_millis(200);
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Whatever little is left, an agent that is there can answer once.
+            let client = context.client.with_patience(left.max(PERIOD));
+            let late = left <= PERIOD;
+            match client.status().await {
+                Ok(status) if is_so(&status, what) => return Ok((status, true)),
+                Ok(status) if late => return Ok((status, false)),
+                Err(ClientError::Refused(error)) if !is_passing(&error) => return Err(error.into()),
+                Err(error) if late => return Err(error.into()),
+                Ok(_) | Err(_) => tokio::time::sleep(PERIOD).await,
+            }
+        }
+    }
+}
+
+fn is_so(status: &api::Status, what: For) -> bool {
+    let settled = || {
+        status.dataplane.slots.unsettled == 0 && status.services.iter().all(|service| service.split.settled)
+    };
+    !status.degraded && (what == For::Healthy || settled())
+}
+
+/// An agent that is starting says so.
+fn is_passing(error: &api::ApiError) -> bool {
+    error.kind().is_some_and(|kind| kind.status() == 503)
+}
+
+fn show(status: &api::Status, screen: &mut Screen) -> io::Result<()> {
+    if screen.format == Format::Json {
+        return screen.json(status);
+    }
+    let state = match status.degraded {
+        true => "DEGRADED",
+        false => "working",
+    };
+    screen.say(&format!(
+        "lbd {} (layout {}), up {}, at revision {}: {state}\n",
+        status.version,
+        status.layout,
+        age(status.uptime_seconds),
+        status.revision,
+    ))?;
+    findings(status, screen)?;
+    dataplane(&status.dataplane, screen)?;
+    for service in &status.services {
+        self::service(service, screen)?;
+    }
+    Ok(())
+}
+
+fn findings(status: &api::Status, screen: &mut Screen) -> io::Result<()> {
+    if status.findings.is_empty() {
+        return Ok(());
+    }
+    let mut table =
+        Table::new([column("FINDING"), column("CODE"), column("SUBJECT"), column("MESSAGE").text()]);
+    for found in &status.findings {
+        let tone = match found.severity {
+            Severity::Info => Tone::Plain,
+            Severity::Warning => Tone::Doubtful,
+            Severity::Error => Tone::Bad,
+        };
+        let mut message = found.message.clone();
+        if let Some(remedy) = &found.remedy {
+            message += &format!("\n-> {remedy}");
+        }
+        let severity = tone.cell(found.severity.as_str());
+        table.row("", cells![severity, &found.code, &found.subject, message]);
+    }
+    screen.say("\n")?;
+    screen.table(&table, "")
+}
+
+fn dataplane(dataplane: &DataplaneStatus, screen: &mut Screen) -> io::Result<()> {
+    let mut interfaces = Table::new([
+        column("INTERFACE"),
+        column("MODE"),
+        column("MAC"),
+        column("MTU").right(),
+        column("IFINDEX").right().wide(),
+    ]);
+    for at in &dataplane.interfaces {
+        let mode = match at.mode {
+            api::XdpMode::Native => Tone::Good,
+            api::XdpMode::Generic => Tone::Doubtful,
+        };
+        let mode = mode.cell(at.mode.as_str());
+        interfaces.row("", cells![&at.name, mode, &at.mac, at.mtu, at.ifindex]);
+    }
+    screen.say("\n")?;
+    screen.table(&interfaces, "no interface is attached: no packet is balanced")?;
+
+    let DataplaneStatus { flows, udp_flows, half_open, slots, backends, .. } = dataplane;
+    let mut room =
+        Table::new([column("TABLE"), column("USED").right(), column("ROOM").right(), column("FULL").right()]);
+    for (name, used, capacity) in [
+        ("flows", flows.used, flows.capacity),
+        ("udp flows", udp_flows.used, udp_flows.capacity),
+        ("half open", half_open.used, half_open.capacity),
+        ("slots", slots.used, slots.capacity),
+        ("backends", backends.used, backends.capacity),
+    ] {
+        let tone = match used.saturating_mul(10) >= capacity.saturating_mul(9) {
+            true => Tone::Doubtful,
+            false => Tone::Plain,
+        };
+        room.row("", cells![name, count(used), count(capacity), tone.cell(ratio(used, capacity))]);
+    }
+    screen.say("\n")?;
+    screen.table(&room, "")?;
+    if slots.unsettled > 0 {
+        screen.say(&format!("{} slots are settling\n", count(slots.unsettled)))?;
+    }
+    let drops = dataplane.drops.iter().filter(|(_, packets)| **packets > 0);
+    let drops: Vec<String> = drops.map(|(why, packets)| format!("{why} {}", count(*packets))).collect();
+    if !drops.is_empty() {
+        screen.say(&format!("dropped packets: {}\n", drops.join(", ")))?;
+    }
+    Ok(())
+}
+
+fn service(service: &ServiceStatus, screen: &mut Screen) -> io::Result<()> {
+    let split = match (&service.canary, service.split.settled) {
+        (None, _) => String::new(),
+        (Some(canary), true) => format!(", {} to {canary}", percent(service.split.percent)),
+        (Some(canary), false) => {
+            format!(", {} to {canary} (settling)", percent(service.split.percent))
+        }
+    };
+    screen.say(&format!(
+        "\n{} {} {}, revision {}{split}\n",
+        service.name,
+        vip(service),
+        service.mode,
+        service.revision,
+    ))?;
+    let mut pools = Table::new([
+        column("POOL"),
+        column("ROLE"),
+        column("SHARE").right(),
+        column("READY").right(),
+        column("FLOWS").right(),
+        column("CONNECTIONS").right(),
+        column("PACKETS").right().if_room(1),
+        column("NOTE").text(),
+    ]);
+    for pool in &service.pools {
+        let flows: u64 = pool.backends.iter().map(|backend| backend.tracked_flows).sum();
+        let note = if pool.panic { Tone::Bad.cell("panic: health is ignored") } else { "".into() };
+        let (connections, packets) = (count(pool.traffic.connections), count(pool.traffic.packets));
+        pools.row(
+            "",
+            cells![
+                &pool.name,
+                pool.role,
+                percent(pool.share_percent),
+                ready(std::slice::from_ref(pool)),
+                count(flows),
+                connections,
+                packets,
+                note,
+            ],
+        );
+    }
+    screen.table(&pools, "")?;
+    for set in &service.overrides {
+        screen.say(&format!(
+            "set at run time: {} is {}, the file says {} (by {}, {})\n",
+            set.path,
+            set.now,
+            set.configured,
+            set.actor,
+            second(&set.since),
+        ))?;
+    }
+    Ok(())
+}
+
+/// How many backends take new flows, of those that are to stay.
+pub(super) fn ready(pools: &[PoolStatus]) -> Cell {
+    let backends = pools.iter().flat_map(|pool| &pool.backends);
+    let (ready, all) = backends
+        .filter(|backend| !backend.terminating)
+        .fold((0, 0), |(ready, all), backend| (ready + u32::from(backend.takes_new), all + 1));
+    let tone = match ready {
+        _ if ready == all => Tone::Good,
+        0 => Tone::Bad,
+        _ => Tone::Doubtful,
+    };
+    tone.cell(format!("{ready}/{all}"))
+}

@@ -1,0 +1,230 @@
+//! Every table and key of the configuration: names, types, defaults and documentation.
+//!
+//! This list is the only one. The types below, the reader, the canonical form, the JSON Schema and the suggestions for
+//! mistyped names are made from it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::health::Health;
+use super::read::{Field, List, Maybe, Place, Table, Tables, draft, table};
+use super::value::*;
+
+const SECOND: u64 = 1_000;
+const HOUR: u64 = 3_600 * SECOND;
+/// More than the memory of any machine has room for, and far below what overflows.
+const ROOM: u32 = 1 << 27;
+
+table! {
+    /// The configuration of a balancer.
+    Config from ConfigDraft "" {
+        /// Version of the configuration language.
+        schema: Schema as Schema,
+        /// Where packets arrive, and for how much there is room.
+        dataplane: Dataplane as Dataplane,
+        /// What clients talk to.
+        services @ "service": Vec<Service> as Tables<Service> = Vec::new(),
+    }
+}
+
+table! {
+    /// Where packets arrive, and for how much there is room.
+    Dataplane from DataplaneDraft "[dataplane]" {
+        /// Interfaces whose packets are balanced.
+        interfaces: Vec<InterfaceName> as List<InterfaceName>,
+        /// Where in the receive path the program sits.
+        xdp_mode: XdpMode as XdpMode = XdpMode::Auto,
+        /// Room for tracked TCP flows. The least recently used one goes when it is full.
+        flows: u32 as Count<1, ROOM> = 1_048_576,
+        /// Room for handshakes under way in slots that are changing.
+        half_open: u32 as Count<1, ROOM> = 131_072,
+        /// Room for tracked UDP flows.
+        udp_flows: u32 as Count<1, ROOM> = 262_144,
+        /// Room for the slots of all tables, 8 bytes each.
+        slots: u32 as Count<1, ROOM> = 4_194_304,
+        /// Room for backends.
+        backends: u32 as Count<1, 65_535> = 16_384,
+        /// Room for services.
+        services: u32 as Count<1, 65_535> = 4_096,
+        /// Secret of the hashes, 32 hexadecimal digits; the same on every balancer of a fleet. Drawn at random and kept
+        /// if there is none.
+        hash_seed: Option<Seed> as Maybe<Seed> = None,
+        /// Outer IPv4 source addresses of tunnels; which one follows from the flow, so that backends spread the load over
+        /// their receive queues.
+        tunnel_source_v4: Ipv4Net as Prefix4 = Ipv4Net::new_assert([172, 16, 0, 0].into(), 16),
+        /// Outer IPv6 source addresses of tunnels, likewise.
+        tunnel_source_v6: Ipv6Net as Prefix6 = Ipv6Net::new_assert([0x100, 0, 0, 0, 0, 0, 0, 0].into(), 64),
+        /// How long an established TCP flow may be silent while its slot changes and still keep its backend.
+        drain: Duration as Time<100, { 7 * 24 * HOUR }> = Duration::from_secs(15 * 60),
+        /// How long a tracked UDP flow may be silent and still keep its backend.
+        udp_idle: Duration as Time<SECOND, HOUR> = Duration::from_secs(30),
+        /// How often the tables are swept for what has settled.
+        sweep: Duration as Time<100, { 60 * SECOND }> = Duration::from_secs(2),
+    }
+}
+
+table! {
+    /// A VIP, port and protocol that clients talk to.
+    Service from ServiceDraft "[[service]]" then ServiceDraft::completed {
+        /// Name, unique in the file.
+        name: ServiceName as ServiceName,
+        /// Address that clients talk to, IPv4 or IPv6.
+        vip: IpAddr as Unicast,
+        /// Port that clients talk to; 0 is every port.
+        port: u16 as Port<0>,
+        /// What the clients speak.
+        protocol: Protocol as Protocol = Protocol::Tcp,
+        /// How packets reach the backends.
+        mode: Mode as Mode = Mode::Nat,
+        /// What decides whether a flow belongs to the canary.
+        split_key: SplitKey as SplitKey = SplitKey::SourceIp,
+        /// What decides which backend of a pool a flow goes to.
+        backend_key: BackendKey as BackendKey = BackendKey::FiveTuple,
+        /// Whether UDP flows keep their backend when the tables change. TCP flows always do.
+        tracking: Tracking as Tracking = Tracking::Flow,
+        /// Slots of a pool's table, a prime; at least 100 for each backend.
+        table_size: TableSize as TableSize = TableSize::DEFAULT,
+        /// What happens to established flows of a backend that health took out.
+        on_down: OnDown as OnDown = OnDown::Keep,
+        /// What a new flow gets when no backend may take it.
+        on_empty: OnEmpty as OnEmpty = OnEmpty::Reset,
+        /// Percent of a pool's backends that are healthy below which health is ignored; 0 is never.
+        panic_threshold: Percent as Percent = Percent::HALF,
+        /// How the backends' health is asked for. Without it they are never asked.
+        health: Health as Health = HealthDraft::unchecked(),
+        /// The backends of one version each; the first one is the stable pool at first start.
+        pools @ "pool": Vec<Pool> as Tables<Pool>,
+    }
+}
+
+table! {
+    /// The backends of one version of a service.
+    Pool from PoolDraft "[[service.pool]]" {
+        /// Name, unique in the service.
+        name: PoolName as PoolName,
+        /// Who serves.
+        backends @ "backend": Vec<Backend> as Tables<Backend> = Vec::new(),
+    }
+}
+
+table! {
+    /// An address and port that serves.
+    Backend from BackendDraft "[[service.pool.backend]]" {
+        /// Address and port; without a port, the service's. Port 0 in a service of every port.
+        address: SocketAddr as Target,
+        /// Share of new flows, relative to the other backends of the pool; 0 takes none.
+        weight: Weight as Weight = Weight::DEFAULT,
+        /// What the operator wants of it.
+        state: AdminState as AdminState = AdminState::Ready,
+    }
+}
+
+draft! {
+    /// How the health of a service's backends is asked for.
+    HealthDraft "[service.health]" {
+        /// How it is asked for.
+        kind @ "type": Check,
+        /// Time from the start of one check to the start of the next.
+        interval: Time<100, HOUR> = Duration::from_secs(5),
+        /// When a check without an answer has failed; at most the interval.
+        timeout: Time<10, HOUR> = Duration::from_secs(1),
+        /// Consecutive successes that bring a backend back.
+        healthy: Count<1, 1_000> = 2,
+        /// Consecutive failures that take a backend out.
+        unhealthy: Count<1, 1_000> = 3,
+        /// Port to ask, if not the backend's own.
+        port: Maybe<Port<1>> = None,
+        /// What an HTTP check asks for.
+        path: Maybe<HttpPath> = None,
+        /// The Host header of an HTTP check, if not the backend's address.
+        host: Maybe<HttpHost> = None,
+        /// The status codes of an HTTP check that mean health.
+        expect_status: StatusRanges = StatusRanges::success(),
+    }
+}
+
+impl ServiceDraft {
+    /// With the service's port for backends that have none of their own.
+    fn completed(mut self) -> Self {
+        let pools = self.pools.value.iter_mut().flatten();
+        let backends = pools.filter_map(|pool| pool.backends.value.as_mut()).flatten();
+        for target in backends.filter_map(|backend| backend.address.value.as_mut()) {
+            target.port = target.port.or(self.port.value);
+        }
+        self
+    }
+
+    /// For messages.
+    pub(super) fn title(&self) -> String {
+        match &self.name.value {
+            Some(name) => format!("service `{name}`"),
+            None => "a service".to_owned(),
+        }
+    }
+
+    pub(super) fn pools(&self) -> &[PoolDraft] {
+        self.pools.value.as_deref().unwrap_or_default()
+    }
+
+    /// Every backend of every pool.
+    pub(super) fn backends(&self) -> impl Iterator<Item = &BackendDraft> {
+        self.pools().iter().flat_map(PoolDraft::backends)
+    }
+
+    /// The VIP's port, unless it is lost or every port is meant.
+    pub(super) fn one_port(&self) -> Option<u16> {
+        self.port.value.filter(|&port| port != 0)
+    }
+
+    pub(super) fn is_of_all_ports(&self) -> bool {
+        self.port.value == Some(0)
+    }
+}
+
+impl PoolDraft {
+    pub(super) fn backends(&self) -> &[BackendDraft] {
+        self.backends.value.as_deref().unwrap_or_default()
+    }
+}
+
+impl HealthDraft {
+    /// What a service has that says nothing of health.
+    fn unchecked() -> Self {
+        fn absent<T>(value: Option<T>) -> Field<T> {
+            Field { value, at: Place::default(), written: false }
+        }
+        Self {
+            at: Place::default(),
+            kind: absent(Some(Check::None)),
+            interval: absent(None),
+            timeout: absent(None),
+            healthy: absent(None),
+            unhealthy: absent(None),
+            port: absent(None),
+            path: absent(None),
+            host: absent(None),
+            expect_status: absent(None),
+        }
+    }
+}
+
+impl<T> Field<T> {
+    /// The value and where it stands.
+    pub(super) fn get(&self) -> Option<(&T, &Place)> {
+        self.value.as_ref().map(|value| (value, &self.at))
+    }
+}
+
+/// The header of the table that has a key of this name, for those who put it into another one.
+pub(super) fn table_with(key: &str) -> Option<&'static str> {
+    fn has<T: Table>(key: &str) -> Option<&'static str> {
+        T::KEYS.iter().any(|known| known.name == key).then_some(T::NAME)
+    }
+    has::<BackendDraft>(key)
+        .or_else(|| has::<ServiceDraft>(key))
+        .or_else(|| has::<HealthDraft>(key))
+        .or_else(|| has::<DataplaneDraft>(key))
+        .or_else(|| has::<PoolDraft>(key))
+}

@@ -1,0 +1,171 @@
+//! What must hold within a service.
+
+use std::collections::HashMap;
+
+use crate::config::keys::{BackendDraft, PoolDraft, ServiceDraft};
+use crate::config::read::{Findings, Place, Table};
+use crate::config::report::{Code, Diagnostic};
+use crate::config::value::{Mode, Protocol, Tracking};
+
+/// Below it, a weight is kept to no better than a percent.
+const SLOTS_PER_BACKEND: u32 = 100;
+
+pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
+    tracking(service, findings);
+    pools(service, findings);
+    twice(service, findings);
+    for backend in service.backends() {
+        port(service, backend, findings);
+        family(service, backend, findings);
+    }
+    for pool in service.pools() {
+        weights(service, pool, findings);
+    }
+}
+
+fn tracking(service: &ServiceDraft, findings: &mut Findings) {
+    let (Some((Tracking::None, at)), Some((Protocol::Tcp, protocol))) =
+        (service.tracking.get(), service.protocol.get())
+    else {
+        return;
+    };
+    let mut found = Diagnostic::new(Code::TrackingTcp, "only UDP can go without tracking")
+        .at(at, "TCP flows are always tracked");
+    if service.protocol.written {
+        found = found.at(protocol, "the service is TCP");
+    }
+    findings.add(found.help("leave `tracking` out, or say protocol = \"udp\""));
+}
+
+fn pools(service: &ServiceDraft, findings: &mut Findings) {
+    if let Some((pools, at)) = service.pools.get()
+        && pools.is_empty()
+        && service.pools.written
+    {
+        let found = Diagnostic::new(Code::NoPool, format!("{} has no pool", service.title()));
+        findings.add(
+            found.at(at, "expected at least one").help("the first `[[service.pool]]` is the stable one"),
+        );
+    }
+    let mut seen: HashMap<&str, &Place> = HashMap::new();
+    for (name, at) in service.pools().iter().filter_map(|pool| pool.name.get()) {
+        if let Some(first) = seen.insert(name.as_str(), at) {
+            let found = Diagnostic::new(
+                Code::DuplicatePool,
+                format!("two pools of {} are named `{name}`", service.title()),
+            );
+            findings.add(found.at(at, "again here").at(first, "first here"));
+        }
+    }
+}
+
+fn twice(service: &ServiceDraft, findings: &mut Findings) {
+    let mut seen = HashMap::new();
+    for pool in service.pools() {
+        for (target, at) in pool.backends().iter().filter_map(|backend| backend.address.get()) {
+            let Some((first, first_pool)) = seen.insert((target.ip, target.port), (at, pool)) else {
+                continue;
+            };
+            let elsewhere = !std::ptr::eq(first_pool, pool);
+            let found = Diagnostic::new(
+                Code::DuplicateBackend,
+                format!("the backend {target} is twice in {}", service.title()),
+            )
+            .at(at, "again here")
+            .at(first, if elsewhere { "first here, in another pool" } else { "first here" });
+            findings.add(found.help(if elsewhere {
+                "a backend serves one version: give the other one a port of its own"
+            } else {
+                "for a larger share, raise its weight"
+            }));
+        }
+    }
+}
+
+fn port(service: &ServiceDraft, backend: &BackendDraft, findings: &mut Findings) {
+    let Some((target, at)) = backend.address.get() else {
+        return;
+    };
+    let Some(port) = target.port else { return };
+    let found = match (service.one_port(), service.mode.value) {
+        (None, _) if service.is_of_all_ports() && port != 0 => Diagnostic::new(
+            Code::PortOfAll,
+            format!("{} is for every port, its backend for one", service.title()),
+        )
+        .at(at, "the client's port is kept, whatever it is")
+        .at(&service.port.at, "every port")
+        .help(format!("write \"{}\"", target.ip)),
+        (Some(_), _) if port == 0 => Diagnostic::new(Code::PortZero, "a backend cannot listen on port 0")
+            .at(at, "expected a port from 1 to 65535")
+            .help(format!("\"{}\" without a port takes the service's", target.ip)),
+        (Some(wanted), Some(mode)) if mode.is_dsr() && port != wanted => {
+            Diagnostic::new(Code::PortChanged, format!("mode `{mode}` cannot change the port"))
+                .at(at, format!("expected port {wanted}, as clients send it"))
+                .at(&service.port.at, "the port of the service")
+                .help(format!("let the backend listen on port {wanted}, or use mode `nat`"))
+        }
+        _ => return,
+    };
+    findings.add(found);
+}
+
+fn family(service: &ServiceDraft, backend: &BackendDraft, findings: &mut Findings) {
+    let (Some((target, at)), Some((vip, vip_at)), Some((Mode::Nat, _))) =
+        (backend.address.get(), service.vip.get(), service.mode.get())
+    else {
+        return;
+    };
+    if target.ip.is_ipv4() == vip.is_ipv4() {
+        return;
+    }
+    let family = |v4| if v4 { "IPv4" } else { "IPv6" };
+    findings.add(
+        Diagnostic::new(Code::FamilyMismatch, "mode `nat` cannot change the address family")
+            .at(at, format!("expected an {} address", family(vip.is_ipv4())))
+            .at(vip_at, format!("the VIP is {}", family(vip.is_ipv4())))
+            .help("modes `dsr-l2` and `dsr-ipip` can mix the families"),
+    );
+}
+
+fn weights(service: &ServiceDraft, pool: &PoolDraft, findings: &mut Findings) {
+    // Backends that were lost would make the count wrong.
+    if pool.backends.value.is_none() {
+        return;
+    }
+    let title = match &pool.name.value {
+        Some(name) => format!("pool `{name}` of {}", service.title()),
+        None => format!("a pool of {}", service.title()),
+    };
+    if pool.backends().is_empty() {
+        let found = Diagnostic::new(Code::EmptyPool, format!("{title} has no backends"));
+        findings.add(found.at(pool.at(), "no client of this pool can be served"));
+        return;
+    }
+    let weighed: Vec<&BackendDraft> = pool
+        .backends()
+        .iter()
+        .filter(|backend| backend.weight.value.is_none_or(|weight| !weight.is_zero()))
+        .collect();
+    if weighed.is_empty() {
+        let found = Diagnostic::new(Code::AllZero, format!("every backend of {title} has weight 0"));
+        findings.add(found.at(pool.at(), "no backend of this pool takes a new flow"));
+        return;
+    }
+    let Some((size, at)) = service.table_size.get() else {
+        return;
+    };
+    let needed = u32::try_from(weighed.len()).unwrap_or(u32::MAX).saturating_mul(SLOTS_PER_BACKEND);
+    if size.get() < needed {
+        let mut found = Diagnostic::new(
+            Code::FewSlots,
+            format!("the table is small for the {} backends of {title}", weighed.len()),
+        );
+        let label = format!("{size} slots, expected {needed} or more");
+        found = if service.table_size.written {
+            found.at(at, label).at(pool.at(), "this pool")
+        } else {
+            found.at(pool.at(), label)
+        };
+        findings.add(found.help("with fewer than 100 slots a backend, weights are coarse and changes move more flows than they need to"));
+    }
+}

@@ -1,0 +1,127 @@
+//! The words of the configuration.
+
+use crate::config::read::words;
+
+words! {
+    /// Where in the receive path the program sits.
+    XdpMode, "an XDP mode" {
+        /// The driver's, if it has one; else generic, with a warning.
+        Auto = "auto",
+        /// In the driver, before the kernel has made a packet buffer.
+        Native = "native",
+        /// In the kernel, after the driver: works everywhere, slower.
+        Generic = "generic",
+    }
+}
+
+words! {
+    /// What a service's clients speak.
+    Protocol, "a protocol" {
+        /// TCP.
+        Tcp = "tcp",
+        /// UDP.
+        Udp = "udp",
+    }
+}
+
+words! {
+    /// How a packet reaches the backend.
+    Mode, "a forwarding mode" {
+        /// Rewrites the destination, and the source of replies, which are routed through the balancer.
+        Nat = "nat",
+        /// Rewrites the destination MAC only: same segment, VIP on the backend's loopback.
+        DsrL2 = "dsr-l2",
+        /// Wraps it into IPv4 or IPv6; the backend unwraps it and answers the client itself.
+        DsrIpip = "dsr-ipip",
+    }
+    later { "full-nat", "dsr-gue" }
+}
+
+impl Mode {
+    /// Whether the backend sees the packet as the client sent it and answers past the balancer.
+    pub const fn is_dsr(self) -> bool {
+        match self {
+            Self::Nat => false,
+            Self::DsrL2 | Self::DsrIpip => true,
+        }
+    }
+}
+
+words! {
+    /// What decides whether a flow belongs to the canary.
+    SplitKey, "a split key" {
+        /// The client's address: a client stays in its version.
+        SourceIp = "source-ip",
+        /// The client's network: /24 of IPv4, /56 of IPv6.
+        SourceNet = "source-net",
+        /// Both addresses and ports: each connection anew.
+        FiveTuple = "5-tuple",
+    }
+}
+
+words! {
+    /// What decides which backend of a pool a flow goes to.
+    BackendKey, "a backend key" {
+        /// Both addresses and ports: each connection anew.
+        FiveTuple = "5-tuple",
+        /// The client's address: a client stays on its backend.
+        SourceIp = "source-ip",
+    }
+}
+
+words! {
+    /// Whether flows stay where they are when the tables change.
+    Tracking, "a kind of tracking" {
+        /// A flow keeps its backend as long as it talks.
+        Flow = "flow",
+        /// Every datagram follows the table as it is now. UDP only.
+        None = "none",
+    }
+}
+
+words! {
+    /// What happens to the established flows of a backend that health took out.
+    OnDown, "a policy for backends that went down" {
+        /// They stay on it.
+        Keep = "keep",
+        /// They move, and the new backend resets them.
+        Reset = "reset",
+    }
+}
+
+words! {
+    /// What a new flow gets when no backend may take it.
+    OnEmpty, "a policy for pools without a usable backend" {
+        /// A TCP reset, or ICMP port unreachable.
+        Reset = "reset",
+        /// Nothing.
+        Drop = "drop",
+        /// The host's own network stack.
+        Pass = "pass",
+    }
+}
+
+words! {
+    /// What the operator wants of a backend.
+    AdminState, "a state" {
+        /// It takes flows.
+        Ready = "ready",
+        /// It keeps its flows and takes no new ones.
+        Drain = "drain",
+        /// It gets nothing at all.
+        Maint = "maint",
+    }
+}
+
+words! {
+    /// How a backend's health is asked for.
+    Check, "a type of health check" {
+        /// It connects.
+        Tcp = "tcp",
+        /// It asks for a resource and looks at the status.
+        Http = "http",
+        /// It doesn't: every backend counts as healthy.
+        None = "none",
+    }
+    later { "https", "grpc", "udp", "exec" }
+}

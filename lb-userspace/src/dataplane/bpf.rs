@@ -1,0 +1,500 @@
+//! Maps as the agent uses them: typed, by their pins, over `bpf(2)` itself.
+//!
+//! aya loads and links the programs. What it does not offer is what the agent lives on: arrays as memory, whole tables in
+//! batches, take-and-see deletion.
+
+use std::ffi::CString;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
+
+/// Commands of `bpf(2)`.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+enum Command {
+    Lookup = 1,
+    Update = 2,
+    Delete = 3,
+    ObjectGet = 7,
+    Info = 15,
+    LookupAndDelete = 21,
+    LookupBatch = 24,
+}
+
+/// `union bpf_attr` for commands on one element.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` for commands on many.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` for pins.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for questions.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct MapInfo {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+fn bpf<A: NoUninit + AnyBitPattern>(command: Command, attr: &mut A) -> io::Result<i32> {
+    // SAFETY: `attr` is one of the structures above, whose pointers its maker keeps alive; the kernel reads no more than it
+    // is told the length of.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as i32, &raw mut *attr, size_of::<A>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+fn address<T: ?Sized>(value: &T) -> u64 {
+    (&raw const *value).cast::<u8>() as u64
+}
+
+/// Opens what is pinned at `path`.
+///
+/// # Errors
+///
+/// `NotFound`, `PermissionDenied`, or whatever else the kernel says.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjectAttr { path: address(path.as_bytes_with_nul()), ..ObjectAttr::zeroed() };
+    let fd = bpf(Command::ObjectGet, &mut attr)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut info = MapInfo::zeroed();
+    let mut attr = InfoAttr {
+        fd: fd.as_raw_fd() as u32,
+        length: size_of::<MapInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    bpf(Command::Info, &mut attr)?;
+    Ok(info)
+}
+
+/// The beginning of `struct bpf_link_info`, for XDP.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    ifindex: u32,
+    end: u32,
+}
+
+/// The interface that an XDP link is on; 0 once that is gone.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub fn link_ifindex(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = LinkInfo::zeroed();
+    let mut attr = InfoAttr {
+        fd: fd.as_raw_fd() as u32,
+        length: size_of::<LinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    bpf(Command::Info, &mut attr)?;
+    Ok(info.ifindex)
+}
+
+/// Opens a pinned map whose values have the size that we think they have.
+fn open_map(path: &Path, key_size: usize, value_size: usize) -> io::Result<(OwnedFd, MapInfo)> {
+    let fd = open_pin(path)?;
+    let info = info(fd.as_fd())?;
+    if info.key_size as usize != key_size || info.value_size as usize != value_size {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "keys of {} and values of {} bytes, but this version uses {key_size} and {value_size}",
+                info.key_size, info.value_size
+            ),
+        ));
+    }
+    Ok((fd, info))
+}
+
+/// An array map as memory: what is stored here, the next packet sees.
+///
+/// Values are whole words; each word is read and written atomically, a value of several words is not.
+pub struct Mapped<T> {
+    fd: OwnedFd,
+    words: NonNull<AtomicU64>,
+    length: u32,
+    value: PhantomData<T>,
+}
+
+// SAFETY: the memory is shared with the kernel anyway; all access is by atomic words.
+unsafe impl<T> Send for Mapped<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Mapped<T> {}
+
+impl<T: Pod> Mapped<T> {
+    const WORDS: usize = {
+        assert!(size_of::<T>().is_multiple_of(8), "values are whole words");
+        size_of::<T>() / 8
+    };
+
+    /// Maps the array that is pinned at `path`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, not ours, or has another layout.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let (fd, info) = open_map(path, 4, size_of::<T>())?;
+        let bytes = info.max_entries as usize * size_of::<T>();
+        // SAFETY: a new mapping of a descriptor that is ours.
+        let memory = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let words = NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { fd, words, length: info.max_entries, value: PhantomData })
+    }
+
+    /// How many elements there are.
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        self.length
+    }
+
+    /// Whether there are none. (Never: the kernel makes no empty arrays.)
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The words of an element.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such element.
+    #[must_use]
+    pub fn words(&self, index: u32) -> &[AtomicU64] {
+        assert!(index < self.length, "element {index} of {}", self.length);
+        // SAFETY: in bounds of the mapping, which lives as long as `self`; atomics may be shared with the kernel.
+        unsafe {
+            std::slice::from_raw_parts(self.words.as_ptr().add(index as usize * Self::WORDS), Self::WORDS)
+        }
+    }
+
+    /// The word of an element that has its field at `offset` (in bytes).
+    #[must_use]
+    pub fn word(&self, index: u32, offset: usize) -> &AtomicU64 {
+        &self.words(index)[offset / 8]
+    }
+
+    /// Reads an element, word by word.
+    #[must_use]
+    pub fn read(&self, index: u32) -> T {
+        let mut value = T::zeroed();
+        let words = self.words(index);
+        for (bytes, word) in bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
+        }
+        value
+    }
+
+    /// Writes an element, word by word, and only the words that differ. Returns whether any did.
+    pub fn write(&self, index: u32, value: &T) -> bool {
+        self.write_from(index, 0, value)
+    }
+
+    /// The same for the words from `offset` (in bytes) on.
+    pub fn write_from(&self, index: u32, offset: usize, value: &T) -> bool {
+        let mut changed = false;
+        let words = bytemuck::bytes_of(value).chunks_exact(8).zip(self.words(index));
+        for (bytes, word) in words.skip(offset / 8) {
+            let new = u64::from_ne_bytes(bytes.try_into().expect("chunks of 8"));
+            if word.load(Ordering::Relaxed) != new {
+                word.store(new, Ordering::Release);
+                changed = true;
+            }
+        }
+        changed
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `open`, whose last user we are.
+        unsafe { libc::munmap(self.words.as_ptr().cast(), self.length as usize * size_of::<T>()) };
+    }
+}
+
+impl<T> AsFd for Mapped<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A hash map.
+pub struct Hash<K, V> {
+    fd: OwnedFd,
+    capacity: u32,
+    types: PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> Hash<K, V> {
+    /// Opens the map that is pinned at `path`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, not ours, or has another layout.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let (fd, info) = open_map(path, size_of::<K>(), size_of::<V>())?;
+        Ok(Self { fd, capacity: info.max_entries, types: PhantomData })
+    }
+
+    /// How many entries it has room for.
+    #[must_use]
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn element(&self, key: &K, value: u64) -> ElementAttr {
+        ElementAttr { map_fd: self.fd.as_raw_fd() as u32, key: address(key), value, ..ElementAttr::zeroed() }
+    }
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says, but for "not found".
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::zeroed();
+        found(bpf(Command::Lookup, &mut self.element(key, (&raw mut value) as u64)))
+            .map(|there| there.then_some(value))
+    }
+
+    /// Sets the value of `key`.
+    ///
+    /// # Errors
+    ///
+    /// `E2BIG` if the map is full.
+    pub fn insert(&self, key: &K, value: &V) -> io::Result<()> {
+        bpf(Command::Update, &mut self.element(key, address(value))).map(drop)
+    }
+
+    /// Deletes `key`; returns whether it was there.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says, but for "not found".
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        found(bpf(Command::Delete, &mut self.element(key, 0)))
+    }
+
+    /// Deletes `key` and returns what its value was at that moment.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says, but for "not found".
+    pub fn take(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::zeroed();
+        let mut attr = self.element(key, (&raw mut value) as u64);
+        found(bpf(Command::LookupAndDelete, &mut attr)).map(|there| there.then_some(value))
+    }
+
+    /// Calls `each` for every entry. Entries that are there all the time are seen exactly once.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn for_each(&self, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
+        let mut room = 4096.min(self.capacity.max(1)) as usize;
+        let mut position = 0u32;
+        let mut started = false;
+        loop {
+            let mut keys = vec![K::zeroed(); room];
+            let mut values = vec![V::zeroed(); room];
+            let mut next = 0u32;
+            let mut attr = BatchAttr {
+                in_batch: if started { address(&position) } else { 0 },
+                out_batch: (&raw mut next) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: room as u32,
+                map_fd: self.fd.as_raw_fd() as u32,
+                ..BatchAttr::zeroed()
+            };
+            let outcome = bpf(Command::LookupBatch, &mut attr);
+            let last = match outcome {
+                Ok(_) => false,
+                // The end; what there was of it is filled in.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                // A bucket that is longer than our room; nothing was filled in beyond the position.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    room *= 2;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let count = attr.count as usize;
+            keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| each(key, value));
+            if last {
+                return Ok(());
+            }
+            (position, started) = (next, true);
+        }
+    }
+
+    /// How many entries there are.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn count(&self) -> io::Result<usize> {
+        let mut count = 0;
+        self.for_each(|_, _| count += 1)?;
+        Ok(count)
+    }
+
+    /// All entries.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        self.for_each(|key, value| entries.push((*key, *value)))?;
+        Ok(entries)
+    }
+}
+
+fn found(result: io::Result<i32>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A per-CPU array.
+pub struct PerCpu<T> {
+    fd: OwnedFd,
+    length: u32,
+    cpus: usize,
+    value: PhantomData<T>,
+}
+
+impl<T: Pod> PerCpu<T> {
+    /// Opens the map that is pinned at `path`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, not ours, or has another layout.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let (fd, info) = open_map(path, 4, size_of::<T>())?;
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        Ok(Self { fd, length: info.max_entries, cpus, value: PhantomData })
+    }
+
+    /// How many elements there are.
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        self.length
+    }
+
+    /// Whether there are none. (Never: the kernel makes no empty arrays.)
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    fn stride() -> usize {
+        size_of::<T>().next_multiple_of(8)
+    }
+
+    /// The element's value on each CPU.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such element.
+    pub fn read(&self, index: u32) -> io::Result<Vec<T>> {
+        let mut values = vec![0u8; Self::stride() * self.cpus];
+        let mut attr = ElementAttr {
+            map_fd: self.fd.as_raw_fd() as u32,
+            key: address(&index),
+            value: values.as_mut_ptr() as u64,
+            ..ElementAttr::zeroed()
+        };
+        bpf(Command::Lookup, &mut attr)?;
+        Ok(values
+            .chunks_exact(Self::stride())
+            .map(|bytes| bytemuck::pod_read_unaligned(&bytes[..size_of::<T>()]))
+            .collect())
+    }
+
+    /// Sets the element to zero on each CPU.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such element.
+    pub fn clear(&self, index: u32) -> io::Result<()> {
+        let values = vec![0u8; Self::stride() * self.cpus];
+        let mut attr = ElementAttr {
+            map_fd: self.fd.as_raw_fd() as u32,
+            key: address(&index),
+            value: values.as_ptr() as u64,
+            ..ElementAttr::zeroed()
+        };
+        bpf(Command::Update, &mut attr).map(drop)
+    }
+}

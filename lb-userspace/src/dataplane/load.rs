@@ -1,0 +1,508 @@
+//! Brings the program and its maps into the kernel, or adopts those that are there.
+//!
+//! Everything lives by its pin: the agent may die at any point, and the next one goes on from what it finds. A map that is
+//! pinned is used as it is. The program is always loaded anew, and a link that is pinned gets it by one atomic update, so
+//! that no packet sees the interface without a program.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{ProgramError, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use lb_common::abi::LAYOUT;
+use thiserror::Error;
+use tracing::{info, warn};
+
+use super::bpf;
+use super::maps::{self, Maps};
+
+/// The kernel programs.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
+
+/// The oldest kernel that the program is tested on.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// The name of the program, and of its pin.
+pub const PROGRAM: &str = "lb";
+
+/// The global that switches logging in the kernel program on. At 0 the verifier cuts every log statement out.
+const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+
+/// What to load, and where to.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of pins, without the layout.
+    pub pin_dir: PathBuf,
+    /// Interfaces by name.
+    pub interfaces: Vec<String>,
+    /// `None`: native where the driver can, else generic.
+    pub mode: Option<Native>,
+    /// Room in the tables, for maps that are made anew.
+    pub capacities: Capacities,
+    /// 0: the kernel program has no log statements; 1 to 5: from errors to everything (`aya_log`).
+    pub log_level: u8,
+}
+
+/// Room in the tables, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// `FLOWS`.
+    pub flows: u32,
+    /// `UDP_FLOWS`.
+    pub udp_flows: u32,
+    /// `HALF_OPEN`.
+    pub half_open: u32,
+    /// `SLOTS`.
+    pub slots: u32,
+    /// `BACKENDS`.
+    pub backends: u32,
+    /// `SERVICES`.
+    pub services: u32,
+}
+
+/// Where on an interface's receive path the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Native {
+    /// In the driver.
+    Native,
+    /// After the kernel has made a buffer of the frame: correct, and several times slower.
+    Generic,
+}
+
+impl Native {
+    /// Its name in the configuration and in pins.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn flag(self) -> XdpMode {
+        match self {
+            Self::Native => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+}
+
+/// The program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The interface.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Where the program runs.
+    pub mode: Native,
+    /// Whether a link of an earlier agent was taken over.
+    pub adopted: bool,
+}
+
+/// What is in the kernel now.
+pub struct Loaded {
+    /// The maps.
+    pub maps: Maps,
+    /// The interfaces.
+    pub attached: Vec<Attached>,
+    /// Whether the maps were there before.
+    pub adopted: bool,
+    /// The program's number in the kernel.
+    pub program_id: u32,
+    /// Instructions that the verifier went through, where the kernel says so.
+    pub verified_instructions: Option<u32>,
+    /// For its log, if asked for.
+    pub object: Ebpf,
+}
+
+/// Why the data path is not in the kernel.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// An old kernel.
+    #[error("this kernel is {found}, but the data path needs {}.{} or newer", OLDEST_KERNEL.0, OLDEST_KERNEL.1)]
+    Kernel {
+        /// What `uname` says.
+        found: String,
+    },
+    /// No bpffs.
+    #[error(
+        "{} is not on a BPF file system, where programs and maps outlive the agent; mount one: mount -t bpf bpf /sys/fs/bpf{}",
+        path.display(),
+        if path.starts_with("/sys/fs/bpf") { " (`ip netns exec` hides it: use `nsenter --net=` instead)" } else { "" }
+    )]
+    NoBpffs {
+        /// Where pins should go.
+        path: PathBuf,
+    },
+    /// Not allowed.
+    #[error(
+        "not permitted to {what}: lbd needs CAP_BPF and CAP_NET_ADMIN; run it as root or by its unit file"
+    )]
+    Permission {
+        /// What was tried.
+        what: String,
+    },
+    /// The interface is not there.
+    #[error("there is no interface {name}; there are {present}")]
+    NoInterface {
+        /// As configured.
+        name: String,
+        /// Those that are.
+        present: String,
+    },
+    /// Somebody else's program.
+    #[error(
+        "{name} has another XDP program already, which lb does not push aside; see `ip link show {name}`, and remove it with \
+         `ip link set dev {name} xdp off` if it is not needed"
+    )]
+    Occupied {
+        /// The interface.
+        name: String,
+    },
+    /// The driver cannot.
+    #[error(
+        "the driver of {name} has no native XDP ({source}); set xdp_mode = \"auto\" or \"generic\" to run without it"
+    )]
+    NotNative {
+        /// The interface.
+        name: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Links that can be pinned do not work.
+    #[error("{name}: the kernel attached the program without a link, which would not outlive the agent")]
+    NoLink {
+        /// The interface.
+        name: String,
+    },
+    /// Attaching failed.
+    #[error("cannot attach to {name}: {source}")]
+    Attach {
+        /// The interface.
+        name: String,
+        /// What the kernel says.
+        source: ProgramError,
+    },
+    /// The verifier or the loader refused.
+    #[error("cannot load the program: {}", with_log(.0))]
+    Program(#[from] ProgramError),
+    /// The object cannot be loaded.
+    #[error("cannot load the object: {0}")]
+    Object(#[from] aya::EbpfError),
+    /// Maps that do not fit.
+    #[error("{0}; if an earlier version left it behind, `lbctl detach` takes it away")]
+    Maps(#[from] maps::OpenError),
+    /// Pinning.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Pin {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+}
+
+/// The verifier's own words, which an error's `Display` leaves out.
+fn with_log(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => format!("{io_error}\n{verifier_log}"),
+        other => other.to_string(),
+    }
+}
+
+/// Loads the program, and makes or adopts maps and links.
+///
+/// # Errors
+///
+/// Says what is in the way and how to clear it. What was there before stays as it was, except that a link may have got the
+/// new program already.
+pub fn load(options: &Options) -> Result<Loaded, LoadError> {
+    check_kernel()?;
+    let directory = maps::directory(&options.pin_dir);
+    make_directory(&directory)?;
+    let adopted = directory.join("SETTINGS").exists();
+
+    let mut object = load_object(options, &directory)?;
+    let program: &mut Xdp = xdp(&mut object)?;
+    program.load().map_err(|error| permission(error, "load the program"))?;
+    let info = program.info()?;
+    let (program_id, verified_instructions) = (info.id(), info.verified_instruction_count());
+    pin_program(program, &directory)?;
+    let maps = Maps::open(&directory)?;
+
+    let mut attached = Vec::new();
+    for name in &options.interfaces {
+        attached.push(attach(program, name, options.mode, &directory)?);
+    }
+    forget_other_links(&directory, &attached);
+    Ok(Loaded { maps, attached, adopted, program_id, verified_instructions, object })
+}
+
+fn check_kernel() -> Result<(), LoadError> {
+    // SAFETY: an all-zero structure of character arrays is valid, and is filled in.
+    let release = unsafe {
+        let mut name: libc::utsname = std::mem::zeroed();
+        libc::uname(&raw mut name);
+        std::ffi::CStr::from_ptr(name.release.as_ptr()).to_string_lossy().into_owned()
+    };
+    let mut parts = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if version < OLDEST_KERNEL { Err(LoadError::Kernel { found: release }) } else { Ok(()) }
+}
+
+fn make_directory(directory: &Path) -> Result<(), LoadError> {
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if !is_bpffs(existing) {
+        return Err(LoadError::NoBpffs { path: directory.to_owned() });
+    }
+    fs::create_dir_all(directory).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            LoadError::Permission { what: format!("create {}", directory.display()) }
+        }
+        _ => LoadError::Pin { what: "create", path: directory.to_owned(), source },
+    })
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: an all-zero structure of integers is valid, and is filled in.
+    unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        libc::statfs(path.as_ptr(), &raw mut stat) == 0 && stat.f_type == libc::BPF_FS_MAGIC
+    }
+}
+
+fn load_object(options: &Options, directory: &Path) -> Result<Ebpf, LoadError> {
+    let room = &options.capacities;
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(LOG_LEVEL, &options.log_level, true)
+        .map_max_entries("FLOWS", room.flows)
+        .map_max_entries("UDP_FLOWS", room.udp_flows)
+        .map_max_entries("HALF_OPEN", room.half_open)
+        .map_max_entries("SLOTS", room.slots)
+        .map_max_entries("BACKENDS", room.backends)
+        .map_max_entries("BACKEND_TRAFFIC", room.backends)
+        .map_max_entries("REPLIES", room.backends)
+        .map_max_entries("SERVICES", room.services)
+        .map_max_entries("VIPS", room.services)
+        .map_max_entries("POOL_TRAFFIC", room.services * 2);
+    for name in maps::NAMES {
+        loader.map_pin_path(name, directory.join(name));
+    }
+    loader.load(OBJECT).map_err(|error| {
+        if is_permission(&error) {
+            LoadError::Permission { what: "make BPF maps".to_owned() }
+        } else {
+            error.into()
+        }
+    })
+}
+
+/// Whether somewhere down the chain the kernel says "not permitted".
+fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.raw_os_error() == Some(libc::EPERM))
+}
+
+fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
+    object.program_mut(PROGRAM).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+}
+
+fn permission(error: ProgramError, what: &str) -> LoadError {
+    match &error {
+        ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            LoadError::Permission { what: what.to_owned() }
+        }
+        _ => error.into(),
+    }
+}
+
+/// Pins the program over the one that may be pinned there.
+fn pin_program(program: &mut Xdp, directory: &Path) -> Result<(), LoadError> {
+    let path = directory.join(PROGRAM);
+    let aside = directory.join(format!("{PROGRAM}-next"));
+    let pin = |what, path: &Path, source| LoadError::Pin { what, path: path.to_owned(), source };
+    let _ = fs::remove_file(&aside);
+    program.pin(&aside).map_err(|error| pin("pin", &aside, io::Error::other(error)))?;
+    fs::rename(&aside, &path).map_err(|source| pin("pin", &path, source))
+}
+
+fn attach(
+    program: &mut Xdp,
+    name: &str,
+    wanted: Option<Native>,
+    directory: &Path,
+) -> Result<Attached, LoadError> {
+    let ifindex = index_of(name)?;
+    let failed = |source| LoadError::Attach { name: name.to_owned(), source };
+    for mode in [Native::Native, Native::Generic] {
+        let path = link_pin(directory, mode, ifindex);
+        let Ok(pinned) = PinnedLink::from_pin(&path) else { continue };
+        let alive = link_ifindex(&path).is_ok_and(|index| index == ifindex);
+        if alive && wanted.is_none_or(|wanted| wanted == mode) {
+            let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else {
+                return Err(LoadError::NoLink { name: name.to_owned() });
+            };
+            let id = program.attach_to_link(link).map_err(failed)?;
+            // The pin keeps it; our descriptor is not needed.
+            drop(program.take_link(id).map_err(failed)?);
+            info!(
+                interface = name,
+                mode = mode.name(),
+                "adopted the link, with the program replaced in place"
+            );
+            return Ok(Attached { name: name.to_owned(), ifindex, mode, adopted: true });
+        }
+        drop(pinned.unpin());
+    }
+    match wanted {
+        Some(mode) => attach_anew(program, name, ifindex, mode, directory),
+        None => match attach_anew(program, name, ifindex, Native::Native, directory) {
+            Err(LoadError::NotNative { source, .. }) => {
+                warn!(
+                    interface = name,
+                    "the driver has no native XDP ({source}): running in generic mode, which is several times slower"
+                );
+                attach_anew(program, name, ifindex, Native::Generic, directory)
+            }
+            other => other,
+        },
+    }
+}
+
+fn attach_anew(
+    program: &mut Xdp,
+    name: &str,
+    ifindex: u32,
+    mode: Native,
+    directory: &Path,
+) -> Result<Attached, LoadError> {
+    let name = name.to_owned();
+    let id = match program.attach_to_if_index(ifindex, mode.flag()) {
+        Ok(id) => id,
+        Err(error) => return Err(attach_error(name, mode, error)),
+    };
+    let link = match program.take_link(id) {
+        Ok(link) => link,
+        Err(source) => return Err(LoadError::Attach { name, source }),
+    };
+    let Ok(link) = FdLink::try_from(link) else { return Err(LoadError::NoLink { name }) };
+    let path = link_pin(directory, mode, ifindex);
+    link.pin(&path).map_err(|error| LoadError::Pin { what: "pin", path, source: io::Error::other(error) })?;
+    info!(interface = name, mode = mode.name(), "attached");
+    Ok(Attached { name, ifindex, mode, adopted: false })
+}
+
+fn attach_error(name: String, mode: Native, error: ProgramError) -> LoadError {
+    let code = match &error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    };
+    match code {
+        Some(libc::EBUSY | libc::EEXIST) => LoadError::Occupied { name },
+        Some(libc::EPERM) => LoadError::Permission { what: format!("attach to {name}") },
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTSUP) if mode == Native::Native => {
+            LoadError::NotNative {
+                name,
+                source: io::Error::from_raw_os_error(code.unwrap_or(libc::EOPNOTSUPP)),
+            }
+        }
+        _ => LoadError::Attach { name, source: error },
+    }
+}
+
+fn index_of(name: &str) -> Result<u32, LoadError> {
+    let missing = || LoadError::NoInterface { name: name.to_owned(), present: interfaces().join(", ") };
+    let c_name = CString::new(name).map_err(|_| missing())?;
+    // SAFETY: a string that ends.
+    match unsafe { libc::if_nametoindex(c_name.as_ptr()) } {
+        0 => Err(missing()),
+        index => Ok(index),
+    }
+}
+
+fn interfaces() -> Vec<String> {
+    let mut names = Vec::new();
+    // SAFETY: the list is the C library's; it ends with an element without index, and is given back.
+    unsafe {
+        let list = libc::if_nameindex();
+        let mut at = list;
+        while !at.is_null() && (*at).if_index != 0 {
+            names.push(std::ffi::CStr::from_ptr((*at).if_name).to_string_lossy().into_owned());
+            at = at.add(1);
+        }
+        if !list.is_null() {
+            libc::if_freenameindex(list);
+        }
+    }
+    names
+}
+
+/// (By index: a name may hold a dot, which a BPF file system reserves.)
+fn link_pin(directory: &Path, mode: Native, ifindex: u32) -> PathBuf {
+    directory.join(format!("link-{}-{ifindex}", mode.name()))
+}
+
+/// The interface that a pinned link is on; 0 once the interface is gone.
+fn link_ifindex(path: &Path) -> io::Result<u32> {
+    let fd = bpf::open_pin(path)?;
+    bpf::link_ifindex(fd.as_fd())
+}
+
+/// Takes the program off interfaces that are not configured any more.
+fn forget_other_links(directory: &Path, attached: &[Attached]) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let ours = |a: &Attached| path == link_pin(directory, a.mode, a.ifindex);
+        let is_link = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-"));
+        if is_link && !attached.iter().any(ours) {
+            match fs::remove_file(&path) {
+                Ok(()) => {
+                    info!(pin = %path.display(), "detached from an interface that is not configured any more")
+                }
+                Err(error) => warn!(pin = %path.display(), "cannot detach: {error}"),
+            }
+        }
+    }
+}
+
+/// Takes everything off: links first, so that no packet meets half a data path. Returns what was removed.
+///
+/// # Errors
+///
+/// Names the first pin that cannot be removed.
+pub fn detach(pin_dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let directory = pin_dir.join(format!("v{LAYOUT}"));
+    let mut pins: Vec<PathBuf> = match fs::read_dir(&directory) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(LoadError::Pin { what: "read", path: directory, source }),
+    };
+    pins.sort_by_key(|path| !path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-")));
+    for path in &pins {
+        fs::remove_file(path).map_err(|source| LoadError::Pin {
+            what: "remove",
+            path: path.clone(),
+            source,
+        })?;
+    }
+    fs::remove_dir(&directory).map_err(|source| LoadError::Pin {
+        what: "remove",
+        path: directory.clone(),
+        source,
+    })?;
+    // The base may hold other layouts, or be shared; it is removed only if it is empty.
+    let _ = fs::remove_dir(pin_dir);
+    Ok(pins)
+}

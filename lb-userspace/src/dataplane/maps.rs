@@ -1,0 +1,146 @@
+//! All maps of one layout, by their pins.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use lb_common::abi::{
+    Backend, Device, FlowEntry, FlowKey, HalfOpen, LAYOUT, Replier, Service, Settings, Traffic, VipKey,
+};
+use lb_common::verdict::Counters;
+use thiserror::Error;
+
+use super::bpf::{Hash, Mapped, PerCpu, open_pin};
+
+/// The name of the pin directory of this layout.
+#[must_use]
+pub fn directory(base: &Path) -> PathBuf {
+    base.join(format!("v{LAYOUT}"))
+}
+
+/// The maps.
+pub struct Maps {
+    /// One element.
+    pub settings: Mapped<Settings>,
+    /// VIP, port, protocol -> service.
+    pub vips: Hash<VipKey, u32>,
+    /// By service index.
+    pub services: Mapped<Service>,
+    /// By slot index.
+    pub slots: Mapped<u64>,
+    /// By backend id.
+    pub backends: Mapped<Backend>,
+    /// By device index.
+    pub devices: Mapped<Device>,
+    /// Interface -> (interface, program).
+    pub egress: Hash<u32, [u32; 2]>,
+    /// Backend, port, protocol -> whose reply.
+    pub replies: Hash<VipKey, Replier>,
+    /// Flows past the VIP -> when noted.
+    pub direct: Hash<FlowKey, u32>,
+    /// TCP flows.
+    pub flows: Hash<FlowKey, FlowEntry>,
+    /// UDP flows.
+    pub udp_flows: Hash<FlowKey, FlowEntry>,
+    /// Handshakes under way.
+    pub half_open: Hash<FlowKey, HalfOpen>,
+    /// One element.
+    pub counters: PerCpu<Counters>,
+    /// By pool index.
+    pub pool_traffic: PerCpu<Traffic>,
+    /// By backend id.
+    pub backend_traffic: PerCpu<Traffic>,
+    /// The ring of wanted neighbours.
+    pub wanted: OwnedFd,
+}
+
+/// Why the maps cannot be used.
+#[derive(Debug, Error)]
+#[error("map {name} ({path}): {source}")]
+pub struct OpenError {
+    name: &'static str,
+    path: PathBuf,
+    /// What the kernel says.
+    pub source: io::Error,
+}
+
+/// The names of all maps, as they are pinned.
+pub const NAMES: &[&str] = &[
+    "SETTINGS",
+    "VIPS",
+    "SERVICES",
+    "SLOTS",
+    "BACKENDS",
+    "DEVICES",
+    "EGRESS",
+    "REPLIES",
+    "DIRECT",
+    "FLOWS",
+    "UDP_FLOWS",
+    "HALF_OPEN",
+    "WANTED",
+    "COUNTERS",
+    "POOL_TRAFFIC",
+    "BACKEND_TRAFFIC",
+];
+
+impl Maps {
+    /// Opens all maps that are pinned in `directory` ([`directory`]).
+    ///
+    /// # Errors
+    ///
+    /// Names the first map that is missing or different.
+    pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        fn at<M>(
+            directory: &Path,
+            name: &'static str,
+            open: impl FnOnce(&Path) -> io::Result<M>,
+        ) -> Result<M, OpenError> {
+            let path = directory.join(name);
+            open(&path).map_err(|source| OpenError { name, path, source })
+        }
+        Ok(Self {
+            settings: at(directory, "SETTINGS", Mapped::open)?,
+            vips: at(directory, "VIPS", Hash::open)?,
+            services: at(directory, "SERVICES", Mapped::open)?,
+            slots: at(directory, "SLOTS", Mapped::open)?,
+            backends: at(directory, "BACKENDS", Mapped::open)?,
+            devices: at(directory, "DEVICES", Mapped::open)?,
+            egress: at(directory, "EGRESS", Hash::open)?,
+            replies: at(directory, "REPLIES", Hash::open)?,
+            direct: at(directory, "DIRECT", Hash::open)?,
+            flows: at(directory, "FLOWS", Hash::open)?,
+            udp_flows: at(directory, "UDP_FLOWS", Hash::open)?,
+            half_open: at(directory, "HALF_OPEN", Hash::open)?,
+            counters: at(directory, "COUNTERS", PerCpu::open)?,
+            pool_traffic: at(directory, "POOL_TRAFFIC", PerCpu::open)?,
+            backend_traffic: at(directory, "BACKEND_TRAFFIC", PerCpu::open)?,
+            wanted: at(directory, "WANTED", open_pin)?,
+        })
+    }
+
+    /// The counters, summed over CPUs.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn counters(&self) -> io::Result<Counters> {
+        let mut sum = Counters::default();
+        for counters in self.counters.read(0)? {
+            sum.reasons.iter_mut().zip(counters.reasons).for_each(|(sum, count)| *sum += count);
+            sum.events.iter_mut().zip(counters.events).for_each(|(sum, count)| *sum += count);
+        }
+        Ok(sum)
+    }
+}
+
+/// The traffic of an element, summed over CPUs.
+///
+/// # Errors
+///
+/// If there is no such element.
+pub fn traffic(map: &PerCpu<Traffic>, index: u32) -> io::Result<Traffic> {
+    let mut sum = Traffic::default();
+    map.read(index)?.into_iter().for_each(|traffic| sum += traffic);
+    Ok(sum)
+}

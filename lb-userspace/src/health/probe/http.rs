@@ -1,0 +1,100 @@
+//! `http`: the target answers a GET with an expected status (HTTP/1.1, RFC 9112). Redirects are not followed: a
+//! status of 301 is an answer like any other.
+
+use std::{error::Error, io, net::SocketAddr, pin::pin};
+
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header::{ACCEPT, CONNECTION, HOST, HeaderValue, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    failure::{Failure, Miss},
+    socket,
+};
+use crate::health::check::HttpCheck;
+
+/// The head of an answer may be this long, in bytes.
+const MAX_HEAD: usize = 32 * 1024;
+/// After this many bytes of a body the rest is left unread.
+const MAX_BODY: usize = 64 * 1024;
+
+pub(super) async fn probe(
+    address: SocketAddr,
+    check: &HttpCheck,
+    mark: Option<u32>,
+    deadline: Instant,
+) -> Result<(), Miss> {
+    let stream = socket::connect(address, mark, deadline).await?;
+    let request = request(address, check);
+    let status = timeout_at(deadline, exchange(stream, request)).await.map_err(|_| Failure::Timeout)??;
+    match check.expect.contains(status) {
+        true => Ok(()),
+        false => Err(Failure::BadStatus(status).into()),
+    }
+}
+
+fn request(address: SocketAddr, check: &HttpCheck) -> Request<Empty<Bytes>> {
+    let host = check.host.clone().unwrap_or_else(|| {
+        HeaderValue::from_str(&address.to_string()).expect("an address is a valid header")
+    });
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = check.path.clone().into();
+    let headers = request.headers_mut();
+    headers.insert(HOST, host);
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("lb-health/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    request
+}
+
+/// Sends the request; the status of the answer once it is all there, or as much of it as anyone wants to read.
+async fn exchange(stream: TcpStream, request: Request<Empty<Bytes>>) -> Result<u16, Failure> {
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| why(&error))?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(|error| why(&error))?;
+        let status = response.status().as_u16();
+        drain(response.into_body()).await?;
+        Ok(status)
+    };
+    let mut answer = pin!(answer);
+    tokio::select! {
+        biased;
+        status = &mut answer => status,
+        // The connection may end before its last words are read. Errors reach `answer` too.
+        _ = connection => answer.await,
+    }
+}
+
+async fn drain(mut body: Incoming) -> Result<(), Failure> {
+    let mut read = 0;
+    while let Some(frame) = body.frame().await {
+        read += frame.map_err(|error| why(&error))?.data_ref().map_or(0, Bytes::len);
+        if read >= MAX_BODY {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn why(error: &hyper::Error) -> Failure {
+    if error.is_incomplete_message() || error.is_canceled() {
+        return Failure::Closed;
+    }
+    match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(io) if !error.is_parse() => socket::why_broken(io),
+        _ => Failure::Protocol,
+    }
+}

@@ -1,0 +1,20 @@
+//! The agent `lbd`, the CLI `lbctl`, and what both need.
+//!
+//! A change's road: `cli` or a file -> `api` -> `agent` -> `state` -> `compile` -> `publish` -> maps.
+
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod clock;
+pub mod compile;
+pub mod config;
+pub mod dataplane;
+pub mod decap;
+pub mod events;
+pub mod health;
+pub mod netlink;
+pub mod offline;
+pub mod publish;
+pub mod state;
+pub mod sweep;
+mod wanted;

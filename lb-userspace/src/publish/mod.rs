@@ -1,0 +1,504 @@
+//! Publish: the only writer of maps.
+//!
+//! What should be ([`ServicePlan`]) is compared with what the maps hold, and the difference is written, in an order in which
+//! every intermediate state is a valid one:
+//!
+//! 1. a backend's entry before the first slot that names it;
+//! 2. slots one by one, each by compare-and-swap: slots are independent of each other, so there is no second copy of a table;
+//! 3. a backend that packets must not reach any more loses its slots first, and is switched off after;
+//! 4. a service's entry before its VIP, and the VIP goes first when a service goes.
+//!
+//! Whoever dies in the middle leaves a table that works, and the next agent finds the rest of the difference.
+
+mod registry;
+pub mod split;
+
+use std::collections::HashSet;
+use std::io;
+use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use lb_common::abi::{
+    Address, Backend, Device, FILTER_BITS, LAYOUT, Life, NextHop, Port, Replier, Service, Settings, Slot,
+    Split, VipKey,
+};
+use lb_common::abi::{Mode, OnEmpty};
+use lb_common::hash::{Keys, Purpose, Seed};
+use lb_common::settle::{self, SplitClock};
+use thiserror::Error;
+
+use crate::dataplane::Maps;
+
+pub use registry::{Full, Registry, ServiceRecord, Table};
+
+/// What the maps should hold of one service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePlan {
+    /// Where clients find it.
+    pub key: VipKey,
+    /// How packets get to backends.
+    pub mode: Mode,
+    /// What a flow gets when no backend may take it.
+    pub on_empty: OnEmpty,
+    /// Flags of [`Service`].
+    pub flags: u8,
+    /// Bits of the client's address that the split sees.
+    pub split_mask: [u32; 4],
+    /// Makes another set of clients the first of the canary.
+    pub salt: u64,
+    /// Slots in a table.
+    pub table_size: u32,
+    /// The pool of most clients.
+    pub stable: PoolPlan,
+    /// The pool of some.
+    pub canary: Option<PoolPlan>,
+}
+
+/// What the maps should hold of one pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolPlan {
+    /// Its name.
+    pub name: String,
+    /// All its backends.
+    pub members: Vec<Member>,
+    /// For each slot who takes new flows, as an index of `takers`; empty: nobody does.
+    pub table: Arc<[u16]>,
+    /// Those that the table names. (They may be another pool's, where an empty canary spills over to the stable pool.)
+    pub takers: Vec<(Address, Port)>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Address.
+    pub address: Address,
+    /// Port; "any" keeps the client's.
+    pub port: Port,
+    /// Whether packets may go there at all.
+    pub usable: bool,
+    /// Where its frames leave.
+    pub next_hop: NextHop,
+}
+
+/// What publishing did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Slots that changed.
+    pub slots: u32,
+    /// Whether anything did.
+    pub changed: bool,
+}
+
+/// Why something could not be published.
+#[derive(Debug, Error)]
+pub enum PublishError {
+    /// No room.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// The kernel refused.
+    #[error("the kernel refused an update of {map}: {source}")]
+    Map {
+        /// Which map.
+        map: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The tables of a living service cannot change their size.
+    #[error(
+        "table_size of a service cannot change while it has flows ({now} slots, {wanted} wanted): every flow would be looked \
+         for in another slot; remove the service, apply, and add it again"
+    )]
+    TableSize {
+        /// Slots now.
+        now: u32,
+        /// Slots wanted.
+        wanted: u32,
+    },
+    /// The canary pool still has flows of its own.
+    #[error(
+        "another pool is still the canary, and its split has not settled at 0 %; roll back, and wait for the drain time"
+    )]
+    CanaryBusy,
+    /// The canary does not have all flows yet.
+    #[error(
+        "{pool} cannot become the stable pool before its split has settled at 100 %; wait for the drain time"
+    )]
+    NotSettled {
+        /// The canary.
+        pool: String,
+    },
+}
+
+/// The maps, and what is where in them.
+pub struct Publisher {
+    /// The maps.
+    pub maps: Arc<Maps>,
+    /// What is where.
+    pub registry: Registry,
+}
+
+impl Publisher {
+    /// Takes the maps over, with whatever is in them.
+    ///
+    /// `now` is in ticks: whatever is unsettled counts as changed now.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn adopt(maps: Arc<Maps>, now: u32) -> io::Result<Self> {
+        let registry = Registry::adopt(&maps, now)?;
+        Ok(Self { maps, registry })
+    }
+
+    /// Writes what holds for all services, but for the filters.
+    pub fn settings(&self, udp_idle: u32, tunnel_v4: [u8; 4], tunnel_v6: [u8; 16]) {
+        let mut settings = self.maps.settings.read(0);
+        settings.layout = LAYOUT;
+        settings.udp_idle = udp_idle;
+        settings.tunnel_v4 = tunnel_v4;
+        settings.tunnel_v6 = tunnel_v6;
+        self.maps.settings.write(0, &settings);
+    }
+
+    /// Makes an interface known as one that frames leave by; returns its index of `DEVICES`.
+    ///
+    /// # Errors
+    ///
+    /// If there are too many, or the kernel refuses.
+    pub fn device(&mut self, ifindex: u32, mac: [u8; 6], mtu: u32) -> Result<u16, PublishError> {
+        let index = self.registry.device(&self.maps, ifindex)?;
+        let mtu = mtu.min(u32::from(u16::MAX)) as u16;
+        let device = Device { ifindex, mtu, mac, pad: 0 };
+        if self.maps.devices.write(index.into(), &device) {
+            self.maps.egress.insert(&ifindex, &[ifindex, 0]).map_err(map_error("EGRESS"))?;
+        }
+        Ok(index)
+    }
+
+    /// Makes the maps hold `plan`. `now` is in ticks.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room; what was there before still works.
+    pub fn publish(&mut self, plan: &ServicePlan, seed: &Seed, now: u32) -> Result<Published, PublishError> {
+        let index = self.registry.service(&self.maps, &plan.key)?;
+        self.check(index, plan)?;
+        self.exchange_roles(index, plan, now);
+        let mut published = Published::default();
+
+        let mut pools = vec![(&plan.stable, false)];
+        pools.extend(plan.canary.iter().map(|pool| (pool, true)));
+        let mut indexes = [0u16; 2];
+        for &(pool, canary) in &pools {
+            let pool_index = self.registry.pool(&self.maps, index, pool)?;
+            indexes[usize::from(canary)] = pool_index;
+            for member in &pool.members {
+                published.changed |= self.member(plan, index, pool_index, member)?;
+            }
+        }
+        let dead: HashSet<u16> = pools
+            .iter()
+            .flat_map(|(pool, _)| &pool.members)
+            .filter(|member| !member.usable)
+            .filter_map(|member| self.registry.backend_id(index, member.address, member.port))
+            .collect();
+        for &(pool, canary) in &pools {
+            published.slots += self.table(index, canary, plan.table_size, pool, &dead, now)?;
+        }
+        for id in dead {
+            published.changed |= self.switch_off(id);
+        }
+        published.changed |= self.service(index, plan, indexes, seed);
+        if plan.canary.is_none() {
+            self.registry.drop_canary(index);
+        }
+        published.changed |= self.vip(&plan.key, index)?;
+        published.changed |= published.slots > 0;
+        Ok(published)
+    }
+
+    fn check(&self, index: u32, plan: &ServicePlan) -> Result<(), PublishError> {
+        let Some(record) = self.registry.services.get(&index) else { return Ok(()) };
+        if let Some(table) = &record.stable
+            && table.size() != plan.table_size
+        {
+            return Err(PublishError::TableSize { now: table.size(), wanted: plan.table_size });
+        }
+        let service = self.maps.services.read(index);
+        let known = |pool: &PoolPlan| self.registry.known_pool(&self.maps, index, pool);
+        if service.stable_pool != 0 && known(&plan.stable).is_some_and(|pool| pool == service.canary_pool) {
+            let settled = split::is_settled_at_all(&service) && self.registry.is_closed(index);
+            return if settled {
+                Ok(())
+            } else {
+                Err(PublishError::NotSettled { pool: plan.stable.name.clone() })
+            };
+        }
+        let stays = plan.canary.as_ref().and_then(known) == Some(service.canary_pool);
+        if service.canary_pool != 0 && !stays && !split::is_settled_at_zero(&service) {
+            return Err(PublishError::CanaryBusy);
+        }
+        Ok(())
+    }
+
+    /// The canary becomes the stable pool, or another pool the canary.
+    ///
+    /// With everything settled in the canary no packet looks at the stable pool's table; once both roles have the same
+    /// table, the split may go to zero in any order.
+    fn exchange_roles(&mut self, index: u32, plan: &ServicePlan, now: u32) {
+        let service = self.maps.services.read(index);
+        if service.canary_pool == 0 {
+            return;
+        }
+        if self.registry.known_pool(&self.maps, index, &plan.stable) == Some(service.canary_pool) {
+            let promoted =
+                Service { stable_slots: service.canary_slots, stable_pool: service.canary_pool, ..service };
+            self.maps.services.write_from(index, offset_of!(Service, stable_slots), &promoted);
+            for field in [offset_of!(Service, split), offset_of!(Service, split_home)] {
+                self.maps.services.word(index, field).store(0, Ordering::Release);
+            }
+            self.registry.promote_canary(index);
+            self.split_changed(index, now);
+        } else if plan.canary.as_ref().and_then(|pool| self.registry.known_pool(&self.maps, index, pool))
+            != Some(service.canary_pool)
+        {
+            self.registry.drop_canary(index);
+        }
+    }
+
+    /// Writes a backend's entry, and what finds its replies.
+    fn member(
+        &mut self,
+        plan: &ServicePlan,
+        service: u32,
+        pool: u16,
+        member: &Member,
+    ) -> Result<bool, PublishError> {
+        let id = self.registry.backend(&self.maps, service, member.address, member.port)?;
+        let backend = Backend {
+            life: 0,
+            next_hop: member.next_hop.0,
+            address: member.address,
+            port: member.port,
+            pool,
+            service,
+            reserved: [0; 3],
+        };
+        let mut changed = self.maps.backends.write_from(id.into(), offset_of!(Backend, next_hop), &backend);
+        // Switching off is the last step of all, see `switch_off`.
+        changed |= member.usable
+            && self.live(id, |life| (!life.is_usable()).then(|| Life::of(life.generation(), true)));
+        if plan.mode == Mode::Nat {
+            let key =
+                VipKey { address: member.address, port: member.port, protocol: plan.key.protocol, pad: 0 };
+            let replier = Replier { service, backend: id, pad: 0, direct: 0 };
+            let known = self.maps.replies.get(&key).map_err(map_error("REPLIES"))?;
+            if known.is_none_or(|known| (known.service, known.backend) != (service, id)) {
+                set_filter(&self.maps, offset_of!(Settings, repliers), member.address);
+                self.maps.replies.insert(&key, &replier).map_err(map_error("REPLIES"))?;
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Brings a pool's table to what it should be. Returns how many slots changed.
+    fn table(
+        &mut self,
+        service: u32,
+        canary: bool,
+        size: u32,
+        pool: &PoolPlan,
+        dead: &HashSet<u16>,
+        now: u32,
+    ) -> Result<u32, PublishError> {
+        let takers: Vec<u16> = pool
+            .takers
+            .iter()
+            .map(|&(address, port)| self.registry.backend_id(service, address, port).unwrap_or(0))
+            .collect();
+        let wanted = |slot: u32| {
+            pool.table
+                .get(slot as usize)
+                .and_then(|&taker| takers.get(usize::from(taker)))
+                .copied()
+                .unwrap_or(0)
+        };
+        let (table, fresh) = self.registry.table(&self.maps, service, canary, size)?;
+        let mut changed = 0;
+        for slot in 0..size {
+            let new = wanted(slot);
+            let word = self.maps.slots.word(table.first + slot, 0);
+            if fresh {
+                word.store(Slot::of(new, new, 0).0, Ordering::Release);
+                continue;
+            }
+            let step = word.try_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                let old = Slot(word);
+                settle::pointed(old, new, old.home() == 0 || dead.contains(&old.home())).map(|slot| slot.0)
+            });
+            if step.is_ok() {
+                changed += 1;
+                table.changed[slot as usize] = now;
+            }
+        }
+        Ok(if fresh { size } else { changed })
+    }
+
+    /// No packet goes there from now on, and whatever is tracked as going there is void.
+    fn switch_off(&self, id: u16) -> bool {
+        self.live(id, |life| life.is_usable().then(|| Life::of(life.generation().wrapping_add(1), false)))
+    }
+
+    /// Changes a backend's life, if `next` says so. Others may void its flows meanwhile.
+    fn live(&self, id: u16, next: impl Fn(Life) -> Option<Life>) -> bool {
+        let word = self.maps.backends.word(id.into(), offset_of!(Backend, life));
+        let next = |word| next(Life(word)).map(|life| life.0);
+        word.try_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
+    }
+
+    fn service(&self, index: u32, plan: &ServicePlan, pools: [u16; 2], seed: &Seed) -> bool {
+        let Some(record) = self.registry.services.get(&index) else { return false };
+        let first = |table: &Option<Table>| table.as_ref().map_or(0, |table| table.first);
+        let service = Service {
+            stable_slots: first(&record.stable),
+            canary_slots: first(&record.canary),
+            table_size: plan.table_size,
+            mode: plan.mode as u8,
+            on_empty: plan.on_empty as u8,
+            flags: plan.flags,
+            protocol: plan.key.protocol,
+            backend_keys: Keys::derive(seed, &plan.key, Purpose::Backend),
+            split_keys: Keys::derive(seed, &plan.key, Purpose::Split { salt: plan.salt }),
+            split_mask: plan.split_mask,
+            vip: plan.key.address,
+            port: plan.key.port,
+            stable_pool: pools[0],
+            canary_pool: pools[1],
+            ..Service::default()
+        };
+        // What stands before the tables changes by its own rules (`split`).
+        self.maps.services.write_from(index, offset_of!(Service, stable_slots), &service)
+    }
+
+    fn vip(&self, key: &VipKey, index: u32) -> Result<bool, PublishError> {
+        if self.maps.vips.get(key).map_err(map_error("VIPS"))? == Some(index) {
+            return Ok(false);
+        }
+        set_filter(&self.maps, offset_of!(Settings, vips), key.address);
+        self.maps.vips.insert(key, &index).map_err(map_error("VIPS"))?;
+        Ok(true)
+    }
+
+    /// Which shares of the stable and of the canary pool's slots `plan` would send elsewhere.
+    #[must_use]
+    pub fn slots_that_differ(&self, index: u32, plan: &ServicePlan) -> (f64, f64) {
+        let Some(record) = self.registry.services.get(&index) else { return (0.0, 0.0) };
+        let differ = |table: &Option<Table>, pool: Option<&PoolPlan>| {
+            let (Some(table), Some(pool)) = (table, pool) else { return 0.0 };
+            let takers: Vec<u16> = pool
+                .takers
+                .iter()
+                .map(|&(address, port)| self.registry.backend_id(index, address, port).unwrap_or(0))
+                .collect();
+            let moved = table.slots().enumerate().filter(|&(i, slot)| {
+                let taker =
+                    pool.table.get(i).and_then(|&taker| takers.get(usize::from(taker))).copied().unwrap_or(0);
+                Slot(self.maps.slots.read(slot)).new() != taker
+            });
+            moved.count() as f64 / f64::from(table.size().max(1))
+        };
+        (differ(&record.stable, Some(&plan.stable)), differ(&record.canary, plan.canary.as_ref()))
+    }
+
+    /// Moves a split from what it was `expected` to be. `false`: somebody else was faster, and nothing was changed.
+    pub fn set_split(&mut self, index: u32, expected: Split, share: u32, now: u32) -> bool {
+        let done = split::change(&self.maps.services, index, expected, share);
+        if done {
+            self.split_changed(index, now);
+        }
+        done
+    }
+
+    /// Remembers that a split has changed just now.
+    pub fn split_changed(&mut self, index: u32, now: u32) {
+        if let Some(record) = self.registry.services.get_mut(&index) {
+            let share = self.maps.services.read(index).split().new();
+            record.split = SplitClock::new(share, now);
+        }
+    }
+
+    /// Takes a service off: its packets are the host's again. Returns whether it was there.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn remove(&mut self, key: &VipKey) -> Result<bool, PublishError> {
+        let Some(index) = self.registry.service_index(key) else { return Ok(false) };
+        self.maps.vips.remove(key).map_err(map_error("VIPS"))?;
+        for id in self.registry.backends_of(index) {
+            self.forget_replies(id, key.protocol)?;
+            self.switch_off(id);
+            self.registry.free_backend(&self.maps, id);
+        }
+        self.registry.free_service(index);
+        self.rebuild_filters()?;
+        Ok(true)
+    }
+
+    /// Gives an id back that nothing refers to any more.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn free_backend(&mut self, id: u16) -> Result<(), PublishError> {
+        let service = self.maps.services.read(self.maps.backends.read(id.into()).service);
+        self.forget_replies(id, service.protocol)?;
+        self.switch_off(id);
+        self.registry.free_backend(&self.maps, id);
+        self.rebuild_filters()
+    }
+
+    fn forget_replies(&self, id: u16, protocol: u8) -> Result<(), PublishError> {
+        let backend = self.maps.backends.read(id.into());
+        let key = VipKey { address: backend.address, port: backend.port, protocol, pad: 0 };
+        if self.maps.replies.get(&key).map_err(map_error("REPLIES"))?.is_some_and(|known| known.backend == id)
+        {
+            self.maps.replies.remove(&key).map_err(map_error("REPLIES"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes bits out of the filters that no address needs any more.
+    fn rebuild_filters(&self) -> Result<(), PublishError> {
+        let vips = self.maps.vips.entries().map_err(map_error("VIPS"))?;
+        let repliers = self.maps.replies.entries().map_err(map_error("REPLIES"))?;
+        let words = |addresses: Vec<Address>| {
+            let mut filter = vec![0u64; FILTER_BITS as usize / 64];
+            for address in addresses {
+                let bit = address.filter_bit();
+                filter[bit as usize / 64] |= 1 << (bit % 64);
+            }
+            filter
+        };
+        for (offset, filter) in [
+            (offset_of!(Settings, vips), words(vips.iter().map(|(key, _)| key.address).collect())),
+            (offset_of!(Settings, repliers), words(repliers.iter().map(|(key, _)| key.address).collect())),
+        ] {
+            for (i, word) in filter.into_iter().enumerate() {
+                self.maps.settings.word(0, offset + i * 8).store(word, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set_filter(maps: &Maps, filter: usize, address: Address) {
+    let bit = address.filter_bit() as usize;
+    maps.settings.word(0, filter + bit / 64 * 8).fetch_or(1 << (bit % 64), Ordering::AcqRel);
+}
+
+fn map_error(map: &'static str) -> impl Fn(io::Error) -> PublishError {
+    move |source| PublishError::Map { map, source }
+}

@@ -1,0 +1,345 @@
+//! What is where in the maps. The maps are the truth: everything here is read back from them when an agent starts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use bytemuck::Zeroable;
+use lb_common::abi::{Address, Backend, Device, Life, Port, Service, Slot, VipKey};
+use lb_common::settle::SplitClock;
+use thiserror::Error;
+
+use super::PoolPlan;
+use crate::dataplane::Maps;
+
+/// No room for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "no room for more {what}: `{setting}` in [dataplane] is {capacity}; raise it, and `lbctl detach` before lbd starts again, since maps keep the size they were made with"
+)]
+pub struct Full {
+    what: &'static str,
+    setting: &'static str,
+    capacity: u32,
+}
+
+/// Who has which index.
+pub struct Registry {
+    /// By service index.
+    pub services: HashMap<u32, ServiceRecord>,
+    keys: HashMap<VipKey, u32>,
+    /// By backend id.
+    backends: HashMap<u16, (u32, Address, Port)>,
+    ids: HashMap<(u32, Address, Port), u16>,
+    /// Service and name by pool index; a name is unknown until a plan has members that are in the pool.
+    pools: BTreeMap<u16, (u32, Option<String>)>,
+    devices: HashMap<u32, u16>,
+    /// First slot and size of the tables.
+    regions: BTreeMap<u32, u32>,
+}
+
+/// What a service has.
+#[derive(Debug)]
+pub struct ServiceRecord {
+    /// Its address.
+    pub key: VipKey,
+    /// The stable pool's table.
+    pub stable: Option<Table>,
+    /// The canary pool's.
+    pub canary: Option<Table>,
+    /// When the split last changed.
+    pub split: SplitClock,
+}
+
+/// A pool's table.
+#[derive(Debug)]
+pub struct Table {
+    /// Its first slot: an index of `SLOTS`.
+    pub first: u32,
+    /// When each slot last changed, in ticks.
+    pub changed: Vec<u32>,
+}
+
+impl Table {
+    /// In slots.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.changed.len() as u32
+    }
+
+    /// The indexes of its slots.
+    pub fn slots(&self) -> std::ops::Range<u32> {
+        self.first..self.first + self.size()
+    }
+}
+
+impl Registry {
+    /// Reads the maps.
+    pub(super) fn adopt(maps: &Maps, now: u32) -> io::Result<Self> {
+        let mut registry = Self {
+            services: HashMap::new(),
+            keys: HashMap::new(),
+            backends: HashMap::new(),
+            ids: HashMap::new(),
+            pools: BTreeMap::new(),
+            devices: HashMap::new(),
+            regions: BTreeMap::new(),
+        };
+        for (key, index) in maps.vips.entries()? {
+            if index < maps.services.len() {
+                registry.adopt_service(maps, key, index, now);
+            }
+        }
+        for id in 1..maps.backends.len().min(u32::from(u16::MAX)) as u16 {
+            let backend = maps.backends.read(id.into());
+            if backend.address != Address::zeroed() && registry.services.contains_key(&backend.service) {
+                let key = (backend.service, backend.address, backend.port);
+                registry.backends.insert(id, key);
+                registry.ids.insert(key, id);
+                registry.pools.entry(backend.pool).or_insert((backend.service, None));
+            }
+        }
+        for index in 0..maps.devices.len() as u16 {
+            let device = maps.devices.read(index.into());
+            if device.ifindex != 0 {
+                registry.devices.insert(device.ifindex, index);
+            }
+        }
+        Ok(registry)
+    }
+
+    fn adopt_service(&mut self, maps: &Maps, key: VipKey, index: u32, now: u32) {
+        let service = maps.services.read(index);
+        let mut table = |pool: u16, first: u32| {
+            let fits = first.checked_add(service.table_size).is_some_and(|end| end <= maps.slots.len());
+            (pool != 0 && service.table_size != 0 && fits).then(|| {
+                self.regions.insert(first, service.table_size);
+                Table { first, changed: vec![now; service.table_size as usize] }
+            })
+        };
+        let record = ServiceRecord {
+            key,
+            stable: table(service.stable_pool, service.stable_slots),
+            canary: table(service.canary_pool, service.canary_slots),
+            split: SplitClock::new(service.split().new(), now),
+        };
+        for pool in [service.stable_pool, service.canary_pool] {
+            if pool != 0 {
+                self.pools.insert(pool, (index, None));
+            }
+        }
+        self.keys.insert(key, index);
+        self.services.insert(index, record);
+    }
+
+    /// The canary's table is the stable pool's from now on.
+    pub(super) fn promote_canary(&mut self, service: u32) {
+        let Some(record) = self.services.get_mut(&service) else { return };
+        if let Some(table) = record.canary.take()
+            && let Some(old) = record.stable.replace(table)
+        {
+            self.regions.remove(&old.first);
+        }
+    }
+
+    /// The canary's table is nobody's from now on.
+    pub(super) fn drop_canary(&mut self, service: u32) {
+        if let Some(table) = self.services.get_mut(&service).and_then(|record| record.canary.take()) {
+            self.regions.remove(&table.first);
+        }
+    }
+
+    /// The index of the service at `key`, if it has one.
+    #[must_use]
+    pub fn service_index(&self, key: &VipKey) -> Option<u32> {
+        self.keys.get(key).copied()
+    }
+
+    pub(super) fn service(&mut self, maps: &Maps, key: &VipKey) -> Result<u32, Full> {
+        if let Some(index) = self.service_index(key) {
+            return Ok(index);
+        }
+        let capacity = maps.services.len();
+        let index = (0..capacity).find(|index| !self.services.contains_key(index)).ok_or(Full {
+            what: "services",
+            setting: "services",
+            capacity,
+        })?;
+        // Its split starts at zero, whatever an earlier service left here.
+        maps.services.write(index, &Service::zeroed());
+        self.keys.insert(*key, index);
+        let split = SplitClock { closed: true, ..SplitClock::new(0, 0) };
+        self.services.insert(index, ServiceRecord { key: *key, stable: None, canary: None, split });
+        Ok(index)
+    }
+
+    pub(super) fn free_service(&mut self, index: u32) {
+        let Some(record) = self.services.remove(&index) else { return };
+        self.keys.remove(&record.key);
+        for table in [record.stable, record.canary].into_iter().flatten() {
+            self.regions.remove(&table.first);
+        }
+        self.pools.retain(|_, (service, _)| *service != index);
+    }
+
+    /// The index of a pool that is known: by its name, or, if an earlier agent made it, by its members.
+    #[must_use]
+    pub fn known_pool(&self, maps: &Maps, service: u32, pool: &PoolPlan) -> Option<u16> {
+        let is = |index: u16, name: Option<&str>| {
+            self.pools.get(&index).is_some_and(|(owner, known)| *owner == service && known.as_deref() == name)
+        };
+        let named = self.pools.keys().copied().find(|&index| is(index, Some(&pool.name)));
+        named.or_else(|| {
+            pool.members
+                .iter()
+                .filter_map(|member| self.backend_id(service, member.address, member.port))
+                .map(|id| maps.backends.read(id.into()).pool)
+                .find(|&index| is(index, None))
+        })
+    }
+
+    pub(super) fn pool(&mut self, maps: &Maps, service: u32, pool: &PoolPlan) -> Result<u16, Full> {
+        let known = self.known_pool(maps, service, pool);
+        let capacity = maps.pool_traffic.len();
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let index = (1..capacity.min(u32::from(u16::MAX)) as u16)
+                    .find(|index| !self.pools.contains_key(index))
+                    .ok_or(Full { what: "pools (two for each service)", setting: "services", capacity })?;
+                // Counters of an earlier pool are not this one's. (An error here means an index out of range, which it is not.)
+                let _ = maps.pool_traffic.clear(index.into());
+                index
+            }
+        };
+        self.pools.insert(index, (service, Some(pool.name.clone())));
+        Ok(index)
+    }
+
+    /// Whether the hash says the pool of every flow of a service, but for those that tables know.
+    #[must_use]
+    pub fn is_closed(&self, service: u32) -> bool {
+        self.services.get(&service).is_some_and(|record| record.split.closed)
+    }
+
+    /// The name of a pool, where it is known.
+    #[must_use]
+    pub fn pool_name(&self, index: u16) -> Option<&str> {
+        self.pools.get(&index).and_then(|(_, name)| name.as_deref())
+    }
+
+    /// The id of a backend, if it has one.
+    #[must_use]
+    pub fn backend_id(&self, service: u32, address: Address, port: Port) -> Option<u16> {
+        self.ids.get(&(service, address, port)).copied()
+    }
+
+    /// All ids of a service, also of backends that are on their way out.
+    #[must_use]
+    pub fn backends_of(&self, service: u32) -> Vec<u16> {
+        self.backends.iter().filter(|(_, key)| key.0 == service).map(|(&id, _)| id).collect()
+    }
+
+    /// How many backends there are.
+    #[must_use]
+    pub fn backend_count(&self) -> usize {
+        self.backends.len()
+    }
+
+    /// How many slots are in use.
+    #[must_use]
+    pub fn slot_count(&self) -> u32 {
+        self.regions.values().sum()
+    }
+
+    pub(super) fn backend(
+        &mut self,
+        maps: &Maps,
+        service: u32,
+        address: Address,
+        port: Port,
+    ) -> Result<u16, Full> {
+        let key = (service, address, port);
+        if let Some(&id) = self.ids.get(&key) {
+            return Ok(id);
+        }
+        let capacity = maps.backends.len().min(u32::from(u16::MAX) + 1);
+        let id = (1..capacity)
+            .map(|id| id as u16)
+            .find(|id| !self.backends.contains_key(id))
+            .ok_or(Full { what: "backends", setting: "backends", capacity })?;
+        let before = maps.backends.read(id.into()).life();
+        let fresh =
+            Backend { life: Life::of(before.generation().wrapping_add(1), false).0, ..Backend::zeroed() };
+        maps.backends.write(id.into(), &fresh);
+        let _ = maps.backend_traffic.clear(id.into());
+        self.backends.insert(id, key);
+        self.ids.insert(key, id);
+        Ok(id)
+    }
+
+    pub(super) fn free_backend(&mut self, maps: &Maps, id: u16) {
+        if let Some(key) = self.backends.remove(&id) {
+            self.ids.remove(&key);
+        }
+        // The generation stays, so that the id's next owner is another one.
+        let life = maps.backends.read(id.into()).life;
+        maps.backends.write(id.into(), &Backend { life, ..Backend::zeroed() });
+    }
+
+    /// The table of a service's stable or canary pool, and whether it is new.
+    pub(super) fn table(
+        &mut self,
+        maps: &Maps,
+        service: u32,
+        canary: bool,
+        size: u32,
+    ) -> Result<(&mut Table, bool), Full> {
+        let full = Full { what: "slots", setting: "slots", capacity: maps.slots.len() };
+        let room = self.gap(size, maps.slots.len());
+        let record = self.services.get_mut(&service).ok_or(full)?;
+        let place = if canary { &mut record.canary } else { &mut record.stable };
+        if let Some(table) = place {
+            return Ok((table, false));
+        }
+        let first = room.ok_or(full)?;
+        self.regions.insert(first, size);
+        // Long ago: a table that nobody has used yet has nothing to wait for.
+        Ok((place.insert(Table { first, changed: vec![0; size as usize] }), true))
+    }
+
+    /// The first gap between tables that has room for `size` slots.
+    fn gap(&self, size: u32, capacity: u32) -> Option<u32> {
+        let mut free = 0;
+        for (&first, &taken) in &self.regions {
+            if first.saturating_sub(free) >= size {
+                return Some(free);
+            }
+            free = free.max(first + taken);
+        }
+        (capacity.saturating_sub(free) >= size).then_some(free)
+    }
+
+    pub(super) fn device(&mut self, maps: &Maps, ifindex: u32) -> Result<u16, Full> {
+        if let Some(&index) = self.devices.get(&ifindex) {
+            return Ok(index);
+        }
+        let capacity = maps.devices.len();
+        let index = (0..capacity as u16)
+            .find(|index| !self.devices.values().any(|taken| taken == index))
+            .ok_or(Full { what: "interfaces", setting: "interfaces", capacity })?;
+        maps.devices.write(index.into(), &Device::zeroed());
+        self.devices.insert(ifindex, index);
+        Ok(index)
+    }
+
+    /// How many slots of a table send new flows to each backend id.
+    #[must_use]
+    pub fn slots_by_backend(&self, maps: &Maps, table: &Table) -> HashMap<u16, u32> {
+        let mut counts = HashMap::new();
+        for index in table.slots() {
+            let slot = Slot(maps.slots.word(index, 0).load(std::sync::atomic::Ordering::Relaxed));
+            *counts.entry(slot.new()).or_default() += 1;
+        }
+        counts
+    }
+}

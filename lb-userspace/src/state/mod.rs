@@ -1,0 +1,255 @@
+//! Desired state: what the operator wants, as configuration and as changes made at run time.
+
+pub mod journal;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{AdminState, Config, PoolName, Service, ServiceName};
+
+pub use journal::{Change, Entry, Journal, JournalError};
+
+/// Who asked for a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Author {
+    /// A user's name or number, or a part of the agent.
+    pub name: String,
+    /// The process that asked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pid: Option<i32>,
+}
+
+impl Author {
+    /// A part of the agent.
+    #[must_use]
+    pub fn agent(part: &str) -> Self {
+        Self { name: format!("lbd/{part}"), pid: None }
+    }
+}
+
+/// What the operator wants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// As configured.
+    pub config: Config,
+    /// What was changed at run time, for each service.
+    pub intents: BTreeMap<ServiceName, Intent>,
+    /// How often each service has changed. A removed service keeps its count.
+    pub revisions: BTreeMap<ServiceName, u64>,
+}
+
+/// What was decided at run time about one service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intent {
+    /// The pool of most clients.
+    pub stable: PoolName,
+    /// The pool of some.
+    pub canary: Option<PoolName>,
+    /// The canary's share in percent.
+    pub split: f64,
+    /// Makes another set of clients the first of the canary.
+    pub salt: u64,
+    /// By backend.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub backends: BTreeMap<SocketAddr, Overrides>,
+}
+
+/// What was changed of one backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overrides {
+    /// Its weight.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weight: Option<Override<u16>>,
+    /// Its administrative state.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub state: Option<Override<AdminState>>,
+    /// Its health: `true` is up, whatever the checks say.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub health: Option<Override<bool>>,
+}
+
+impl Overrides {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A value that stands in for a configured one, until the configuration changes *that* value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override<T> {
+    /// What holds now.
+    pub value: T,
+    /// What the configuration said when it was set; `None` where it says nothing about it.
+    pub configured: Option<T>,
+    /// When it was set (RFC 3339).
+    pub since: String,
+    /// By whom.
+    pub author: Author,
+}
+
+impl Intent {
+    /// What holds of a service that nobody has touched: the first pool is stable, the second one the canary, at 0 %.
+    #[must_use]
+    pub fn of(service: &Service) -> Option<Self> {
+        let mut pools = service.pools.iter().map(|pool| pool.name.clone());
+        Some(Self {
+            stable: pools.next()?,
+            canary: pools.next(),
+            split: 0.0,
+            salt: 0,
+            backends: BTreeMap::new(),
+        })
+    }
+
+    /// What is left of this when the configuration changes.
+    ///
+    /// Pools that are gone leave their roles; an override goes if its backend does, or if the value that it replaced was
+    /// changed: then the configuration wins.
+    #[must_use]
+    pub fn under(mut self, service: &Service) -> Option<Self> {
+        let fresh = Self::of(service)?;
+        let exists = |name: &PoolName| service.pools.iter().any(|pool| pool.name == *name);
+        if !exists(&self.stable) {
+            // With the canary at 100 % it is what clients use; else the first pool that there is.
+            self.stable = match &self.canary {
+                Some(canary) if exists(canary) && self.split >= 100.0 => canary.clone(),
+                _ => fresh.stable.clone(),
+            };
+        }
+        let lost = self.canary.as_ref().is_none_or(|canary| !exists(canary) || *canary == self.stable);
+        if lost {
+            self.split = 0.0;
+            self.canary =
+                service.pools.iter().map(|pool| &pool.name).find(|name| **name != self.stable).cloned();
+        }
+        self.backends.retain(|address, overrides| {
+            let mut backends = service.pools.iter().flat_map(|pool| &pool.backends);
+            let Some(backend) = backends.find(|backend| backend.address == *address) else { return false };
+            overrides.weight.take_if(|weight| weight.configured != Some(backend.weight.get()));
+            overrides.state.take_if(|state| state.configured != Some(backend.state));
+            !overrides.is_empty()
+        });
+        Some(self)
+    }
+}
+
+impl Desired {
+    /// A configuration that nobody has touched.
+    #[must_use]
+    pub fn of(config: Config) -> Self {
+        let intents = config.services.iter().filter_map(|s| Some((s.name.clone(), Intent::of(s)?))).collect();
+        let revisions = config.services.iter().map(|s| (s.name.clone(), 1)).collect();
+        Self { config, intents, revisions }
+    }
+
+    /// A service by name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.config.services.iter().find(|service| service.name.as_str() == name)
+    }
+
+    /// What is left of this under another configuration. Services that differ get a new revision.
+    #[must_use]
+    pub fn under(&self, config: Config) -> Self {
+        let mut next = Self { revisions: self.revisions.clone(), ..Self::of(config) };
+        for service in &next.config.services {
+            if let Some(intent) =
+                self.intents.get(&service.name).cloned().and_then(|intent| intent.under(service))
+            {
+                next.intents.insert(service.name.clone(), intent);
+            }
+            let same = self.service(service.name.as_str()) == Some(service)
+                && self.intents.get(&service.name) == next.intents.get(&service.name);
+            if !same {
+                *next.revisions.entry(service.name.clone()).or_default() += 1;
+            }
+        }
+        next
+    }
+
+    /// Applies what the journal says.
+    pub fn replay(&mut self, change: &Change) {
+        match change {
+            Change::Config { config, .. } => *self = self.under((**config).clone()),
+            Change::Service { name, intent } => {
+                self.intents.insert(name.clone(), intent.clone());
+                *self.revisions.entry(name.clone()).or_default() += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn config(weight: u16, pools: &[&str]) -> Config {
+        let mut text = String::from(
+            "schema = 1\n[dataplane]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\nvip = \"203.0.113.10\"\nport = 80\n",
+        );
+        for (i, pool) in pools.iter().enumerate() {
+            text += &format!(
+                "[[service.pool]]\nname = \"{pool}\"\n[[service.pool.backend]]\naddress = \"10.0.{i}.1:80\"\nweight = {weight}\n"
+            );
+        }
+        config::parse(&text, "test").expect("a good configuration").config
+    }
+
+    fn with_weight(desired: &mut Desired, value: u16, configured: u16) {
+        let name = desired.config.services[0].name.clone();
+        let intent = desired.intents.get_mut(&name).expect("there");
+        intent.backends.entry("10.0.0.1:80".parse().expect("an address")).or_default().weight =
+            Some(Override {
+                value,
+                configured: Some(configured),
+                since: String::new(),
+                author: Author::agent("test"),
+            });
+    }
+
+    #[test]
+    fn an_override_outlives_a_reload_that_says_the_same() {
+        let mut desired = Desired::of(config(100, &["a", "b"]));
+        with_weight(&mut desired, 7, 100);
+        let after = desired.under(config(100, &["a", "b"]));
+        assert_eq!(after, desired, "nothing changed, not even a revision");
+    }
+
+    #[test]
+    fn a_changed_value_in_the_file_wins_over_an_override() {
+        let mut desired = Desired::of(config(100, &["a", "b"]));
+        with_weight(&mut desired, 7, 100);
+        let after = desired.under(config(50, &["a", "b"]));
+        let name = &after.config.services[0].name;
+        assert!(after.intents[name].backends.is_empty());
+        assert_eq!(after.revisions[name], 2);
+    }
+
+    #[test]
+    fn a_canary_at_100_percent_becomes_stable_when_the_old_pool_goes() {
+        let mut desired = Desired::of(config(100, &["a", "b"]));
+        let name = desired.config.services[0].name.clone();
+        desired.intents.get_mut(&name).expect("there").split = 100.0;
+        let after = desired.under(config(100, &["b"]));
+        let intent = &after.intents[&name];
+        assert_eq!((intent.stable.as_str(), intent.canary.as_ref(), intent.split), ("b", None, 0.0));
+    }
+
+    #[test]
+    fn a_canary_that_goes_takes_its_split_with_it() {
+        let mut desired = Desired::of(config(100, &["a", "b"]));
+        let name = desired.config.services[0].name.clone();
+        desired.intents.get_mut(&name).expect("there").split = 10.0;
+        let after = desired.under(config(100, &["a", "c"]));
+        let intent = &after.intents[&name];
+        assert_eq!((intent.stable.as_str(), intent.split), ("a", 0.0));
+        assert_eq!(intent.canary.as_ref().map(PoolName::as_str), Some("c"));
+    }
+}

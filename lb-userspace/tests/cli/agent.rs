@@ -1,0 +1,505 @@
+//! An agent that is made up: two services, and a note of each change that it was asked for.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use lb_userspace::api::*;
+use lb_userspace::config::{AdminState, Loaded, Mode, Protocol};
+use tokio::sync::broadcast;
+
+pub const REVISION: u64 = 17;
+
+pub struct Agent {
+    /// Every change that was asked for: who, what.
+    pub calls: Mutex<Vec<(Actor, String)>>,
+    /// Whether something does not work.
+    pub degraded: AtomicBool,
+    /// How many slots have not settled.
+    pub unsettled: AtomicU64,
+    /// Whether it is still starting.
+    pub starting: AtomicBool,
+    /// Whether it never answers a change.
+    pub hanging: AtomicBool,
+    /// How many flows the first backend has.
+    pub flows: AtomicU64,
+    events: Mutex<Vec<Event>>,
+    live: broadcast::Sender<Event>,
+}
+
+impl Agent {
+    pub fn new() -> Self {
+        let agent = Self {
+            calls: Mutex::default(),
+            degraded: AtomicBool::new(true),
+            unsettled: AtomicU64::new(120),
+            starting: AtomicBool::new(false),
+            hanging: AtomicBool::new(false),
+            flows: AtomicU64::new(3),
+            events: Mutex::default(),
+            live: broadcast::Sender::new(16),
+        };
+        agent.happens(Event {
+            code: "split".to_owned(),
+            service: Some("checkout".to_owned()),
+            message: "split of checkout: 0 % -> 10 %".to_owned(),
+            actor: Some("root".to_owned()),
+            revision: Some(REVISION),
+            ..event(Severity::Info)
+        });
+        agent.happens(Event {
+            code: "backend_down".to_owned(),
+            service: Some("checkout".to_owned()),
+            pool: Some("v41".to_owned()),
+            backend: Some("10.0.1.12:8443".to_owned()),
+            message: "3 checks in a row failed: connection refused".to_owned(),
+            ..event(Severity::Warning)
+        });
+        agent
+    }
+
+    /// Takes down an event, and tells those who follow.
+    pub fn happens(&self, event: Event) {
+        let mut events = self.events.lock().unwrap();
+        let seq = events.len() as u64 + 1;
+        let event = Event { seq, time: format!("2026-11-21T04:00:{:02}.123456Z", seq % 60), ..event };
+        events.push(event.clone());
+        _ = self.live.send(event);
+    }
+
+    async fn asked(&self, call: &Call, what: String) -> Answer<()> {
+        if self.hanging.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+        }
+        self.ready()?;
+        self.calls.lock().unwrap().push((call.actor, what));
+        Ok(())
+    }
+
+    fn ready(&self) -> Answer<()> {
+        match self.starting.load(Ordering::Relaxed) {
+            true => Err(ApiError::new(ErrorCode::Starting, "the agent is adopting its maps")
+                .remedy("wait for it: `lbctl status --wait`")),
+            false => Ok(()),
+        }
+    }
+
+    fn find(&self, name: &str) -> Answer<ServiceStatus> {
+        let all = self.all();
+        let found = all.iter().find(|service| service.name == name).cloned();
+        found.ok_or_else(|| ApiError::no_service(name, all.iter().map(|service| service.name.as_str())))
+    }
+
+    fn find_backend(&self, path: &BackendPath) -> Answer<BackendStatus> {
+        let service = self.find(&path.service)?;
+        let pools = service.pools.iter().map(|pool| pool.name.as_str());
+        let pool = service.pools.iter().find(|pool| pool.name == path.pool);
+        let pool = pool.ok_or_else(|| ApiError::no_pool(&path.service, &path.pool, pools))?;
+        let names = pool.backends.iter().map(|backend| backend.name.as_str());
+        let owner = format!("{}/{}", path.service, path.pool);
+        let found = pool.backends.iter().find(|backend| backend.name == path.backend).cloned();
+        found.ok_or_else(|| ApiError::no_backend(&owner, &path.backend, names))
+    }
+
+    fn all(&self) -> Vec<ServiceStatus> {
+        vec![self.checkout(), dns()]
+    }
+
+    fn checkout(&self) -> ServiceStatus {
+        let unsettled = self.unsettled.load(Ordering::Relaxed);
+        let flows = self.flows.load(Ordering::Relaxed);
+        let first = backend("10.0.1.11:8443", 1, 8_190);
+        let down = BackendStatus {
+            weight: 50,
+            health: HealthStatus {
+                status: HealthState::Down,
+                reason: Some("connection refused".to_owned()),
+                since_seconds: 754,
+                last_duration_ms: Some(0.2),
+            },
+            takes_new: false,
+            why_not: Some("its health checks fail".to_owned()),
+            slots: 0,
+            ..backend("10.0.1.12:8443", 2, 0)
+        };
+        let canary = BackendStatus {
+            state: AdminState::Drain,
+            takes_new: false,
+            ..backend("10.0.2.11:8443", 3, 16_381)
+        };
+        ServiceStatus {
+            name: "checkout".to_owned(),
+            vip: "203.0.113.10".parse().unwrap(),
+            port: 443,
+            protocol: Protocol::Tcp,
+            mode: Mode::Nat,
+            revision: REVISION,
+            stable: "v41".to_owned(),
+            canary: Some("v42".to_owned()),
+            split: SplitStatus { percent: 10.0, new: 0.1, home: 0.0, tracked: 0.1, settled: unsettled == 0 },
+            pools: vec![
+                pool(
+                    "v41",
+                    PoolRole::Stable,
+                    90.0,
+                    vec![BackendStatus { tracked_flows: flows, ..first }, down],
+                ),
+                pool("v42", PoolRole::Canary, 10.0, vec![canary]),
+            ],
+            overrides: vec![Override {
+                path: "v41/10.0.1.12:8443 weight".to_owned(),
+                configured: "100".to_owned(),
+                now: "50".to_owned(),
+                since: "2026-11-21T03:58:00.5Z".to_owned(),
+                actor: "alice".to_owned(),
+            }],
+        }
+    }
+}
+
+fn dns() -> ServiceStatus {
+    ServiceStatus {
+        name: "dns".to_owned(),
+        vip: "2001:db8:10::53".parse().unwrap(),
+        port: 53,
+        protocol: Protocol::Udp,
+        mode: Mode::DsrIpip,
+        revision: 4,
+        stable: "main".to_owned(),
+        canary: None,
+        split: SplitStatus { settled: true, ..SplitStatus::default() },
+        pools: vec![PoolStatus {
+            panic: true,
+            ..pool(
+                "main",
+                PoolRole::Stable,
+                100.0,
+                vec![BackendStatus {
+                    next_hop: NextHop::Unreachable { unreachable: "no neighbour answers on eth0".to_owned() },
+                    ..backend("[2001:db8:3::13]:53", 4, 16_381)
+                }],
+            )
+        }],
+        overrides: Vec::new(),
+    }
+}
+
+fn pool(name: &str, role: PoolRole, share_percent: f64, backends: Vec<BackendStatus>) -> PoolStatus {
+    let traffic = Traffic {
+        packets: 1_234_567,
+        bytes: 987_654_321,
+        connections: 45_678,
+        reply_packets: 1_200_000,
+        reply_bytes: 0,
+    };
+    PoolStatus { name: name.to_owned(), role, share_percent, panic: false, backends, traffic }
+}
+
+fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
+    BackendStatus {
+        name: name.to_owned(),
+        id,
+        weight: 100,
+        configured_weight: 100,
+        state: AdminState::Ready,
+        health: HealthStatus {
+            status: HealthState::Up,
+            reason: None,
+            since_seconds: 11_520,
+            last_duration_ms: Some(1.25),
+        },
+        takes_new: true,
+        why_not: None,
+        slots,
+        tracked_flows: 0,
+        next_hop: NextHop::Known { interface: "eth0".to_owned(), mac: "02:00:00:00:01:0b".to_owned() },
+        terminating: false,
+        traffic: Traffic {
+            packets: 12_345,
+            bytes: 1_234_567,
+            connections: 789,
+            reply_packets: 12_000,
+            reply_bytes: 0,
+        },
+    }
+}
+
+pub fn event(severity: Severity) -> Event {
+    Event {
+        seq: 0,
+        time: String::new(),
+        code: "test".to_owned(),
+        severity,
+        service: None,
+        pool: None,
+        backend: None,
+        message: "something happened".to_owned(),
+        actor: None,
+        revision: None,
+    }
+}
+
+fn changed(
+    path: impl Into<String>,
+    from: impl ToString,
+    to: impl ToString,
+    slots: f64,
+    clients: f64,
+) -> Applied {
+    let path = path.into();
+    let service = path.split(['/', ' ']).next().unwrap_or_default().to_owned();
+    Applied {
+        revision: REVISION + 1,
+        changed: from.to_string() != to.to_string(),
+        changes: vec![Change { path, from: Some(from.to_string()), to: Some(to.to_string()) }],
+        moved: vec![Moved { service, slots_moved_percent: slots, clients_moved_percent: clients }],
+        ..Applied::default()
+    }
+}
+
+impl Control for Agent {
+    async fn status(&self) -> Answer<Status> {
+        self.ready()?;
+        let degraded = self.degraded.load(Ordering::Relaxed);
+        let finding = Finding {
+            severity: Severity::Error,
+            code: "LB1003".to_owned(),
+            subject: "checkout/v41/10.0.1.12:8443".to_owned(),
+            message: "the backend is down: connection refused".to_owned(),
+            remedy: Some("start the server there, or take the backend out of the configuration".to_owned()),
+        };
+        let generic = Finding {
+            severity: Severity::Warning,
+            code: "LB1001".to_owned(),
+            subject: "eth1".to_owned(),
+            message: "the driver has no native XDP, so that each packet costs more".to_owned(),
+            remedy: None,
+        };
+        Ok(Status {
+            api: Api::V1,
+            version: "0.1.0".to_owned(),
+            layout: 1,
+            started_at: "2026-11-21T03:00:00Z".to_owned(),
+            uptime_seconds: 11_520,
+            revision: REVISION,
+            degraded,
+            findings: if degraded { vec![finding, generic] } else { Vec::new() },
+            dataplane: DataplaneStatus {
+                program: Some(ProgramStatus { id: 41, verified_instructions: Some(23_456) }),
+                interfaces: vec![
+                    InterfaceStatus {
+                        name: "eth0".to_owned(),
+                        ifindex: 2,
+                        mode: XdpMode::Native,
+                        mac: "02:00:00:00:00:01".to_owned(),
+                        mtu: 1_500,
+                    },
+                    InterfaceStatus {
+                        name: "eth1".to_owned(),
+                        ifindex: 3,
+                        mode: XdpMode::Generic,
+                        mac: "02:00:00:00:00:02".to_owned(),
+                        mtu: 9_000,
+                    },
+                ],
+                flows: Room { used: 12, capacity: 1_048_576 },
+                udp_flows: Room { used: 0, capacity: 262_144 },
+                half_open: Room { used: 130_000, capacity: 131_072 },
+                slots: SlotRoom {
+                    used: 49_143,
+                    capacity: 4_194_304,
+                    unsettled: self.unsettled.load(Ordering::Relaxed),
+                },
+                backends: Room { used: 4, capacity: 16_384 },
+                drops: BTreeMap::from([
+                    ("no_backend".to_owned(), 12_345),
+                    ("no_route".to_owned(), 7),
+                    ("too_big".to_owned(), 0),
+                ]),
+            },
+            services: self.all(),
+        })
+    }
+
+    async fn services(&self, only: Option<String>) -> Answer<Vec<ServiceStatus>> {
+        self.ready()?;
+        only.map_or_else(|| Ok(self.all()), |name| self.find(&name).map(|service| vec![service]))
+    }
+
+    async fn flows(&self, query: FlowQuery) -> Answer<Flows> {
+        if let Some(name) = &query.service {
+            self.find(name)?;
+        }
+        let flow = |port, kind, age_seconds| FlowInfo {
+            service: "checkout".to_owned(),
+            client: "198.51.100.7".parse().unwrap(),
+            port,
+            pool: "v42".to_owned(),
+            backend: "10.0.2.11:8443".to_owned(),
+            kind,
+            idle_seconds: 4,
+            age_seconds,
+        };
+        let mut flows =
+            vec![flow(40_001, FlowKind::Tracked, Some(135)), flow(40_002, FlowKind::HalfOpen, None)];
+        let truncated = flows.len() > query.limit;
+        flows.truncate(query.limit);
+        Ok(Flows { api: Api::V1, flows, truncated })
+    }
+
+    fn events(&self, after: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let events = self.events.lock().unwrap();
+        let past = events.iter().filter(|event| event.seq > after).cloned().collect();
+        (past, self.live.subscribe())
+    }
+
+    async fn history(&self, service: String) -> Answer<History> {
+        self.find(&service)?;
+        let change = |path: &str, from: Option<&str>, to: Option<&str>| Change {
+            path: path.to_owned(),
+            from: from.map(str::to_owned),
+            to: to.map(str::to_owned),
+        };
+        let hash = "3f5a".repeat(16);
+        let revisions = vec![
+            Revision {
+                revision: 17,
+                time: "2026-11-21T04:00:01.9Z".to_owned(),
+                actor: "root".to_owned(),
+                reason: Some("ticket 4711".to_owned()),
+                hash: hash.clone(),
+                changes: vec![change("split", Some("0 %"), Some("10 %"))],
+            },
+            Revision {
+                revision: 16,
+                time: "2026-11-20T16:00:00Z".to_owned(),
+                actor: "alice".to_owned(),
+                reason: None,
+                hash,
+                changes: vec![
+                    change("v42", None, Some("a pool of 1 backend")),
+                    change("v40", Some("a pool of 2 backends"), None),
+                ],
+            },
+        ];
+        Ok(History { api: Api::V1, service, revisions })
+    }
+
+    async fn apply(&self, call: Call, loaded: Loaded, request: Apply) -> Answer<Applied> {
+        let services = loaded.config.services.len();
+        self.asked(&call, format!("apply {services} {} {:?}", request.dry_run, request.reason)).await?;
+        if request.expect_revision.is_some_and(|expected| expected != REVISION) {
+            let expected = request.expect_revision.unwrap_or_default();
+            return Err(ApiError::new(
+                ErrorCode::RevisionConflict,
+                format!("the agent is at revision {REVISION}, not {expected}"),
+            )
+            .remedy("look at what changed with `lbctl history`, and apply again"));
+        }
+        if request.reason.as_deref() == Some("nothing") {
+            return Ok(Applied { revision: REVISION, ..Applied::default() });
+        }
+        let mut applied = changed("checkout/v41/10.0.1.11:8443 weight", 100, 50, 24.926, 0.0);
+        applied.changes.push(Change {
+            path: "checkout/v42/10.0.2.12:8443".to_owned(),
+            from: None,
+            to: Some("weight 100".to_owned()),
+        });
+        applied.changes.push(Change {
+            path: "dns/main/[2001:db8:3::12]:53".to_owned(),
+            from: Some("weight 50".to_owned()),
+            to: None,
+        });
+        applied.warnings = vec!["the slots are 97 % full".to_owned()];
+        applied.dry_run = request.dry_run;
+        if request.dry_run {
+            applied.revision = REVISION;
+        }
+        Ok(applied)
+    }
+
+    async fn set_split(&self, call: Call, service: String, request: SetSplit) -> Answer<Applied> {
+        let found = self.find(&service)?;
+        self.asked(&call, format!("split {service} {}", request.percent)).await?;
+        if found.canary.is_none() {
+            return Err(ApiError::new(
+                ErrorCode::NoCanary,
+                format!("service `{service}` has one pool only, so there is no canary"),
+            )
+            .about(service)
+            .remedy("add a second [[service.pool]] and apply"));
+        }
+        let to = format!("{} %", request.percent);
+        Ok(changed(format!("{service} split"), "10 %", to, 0.0, (request.percent.percent() - 10.0).abs()))
+    }
+
+    async fn set_weight(&self, call: Call, backend: BackendPath, request: SetWeight) -> Answer<Applied> {
+        let found = self.find_backend(&backend)?;
+        self.asked(&call, format!("weight {backend} {}", request.weight)).await?;
+        Ok(changed(format!("{backend} weight"), found.weight, request.weight, 12.5, 0.0))
+    }
+
+    async fn set_state(&self, call: Call, backend: BackendPath, request: SetState) -> Answer<Applied> {
+        let found = self.find_backend(&backend)?;
+        self.asked(&call, format!("state {backend} {} {:?}", request.state, request.reason)).await?;
+        Ok(changed(format!("{backend} state"), found.state, request.state, 12.5, 0.0))
+    }
+
+    async fn set_health(&self, call: Call, backend: BackendPath, request: SetHealth) -> Answer<Applied> {
+        self.find_backend(&backend)?;
+        self.asked(&call, format!("health {backend} {}", request.health)).await?;
+        Ok(changed(format!("{backend} health"), "as checked", request.health, 12.5, 0.0))
+    }
+
+    async fn rollback(&self, call: Call, service: String, request: Rollback) -> Answer<RolledBack> {
+        self.find(&service)?;
+        self.asked(&call, format!("rollback {service} {} {:?}", request.flows, request.reason)).await?;
+        assert!(call.arrived.elapsed() < Duration::from_secs(1));
+        Ok(RolledBack {
+            api: Api::V1,
+            service,
+            split_before_percent: 10.0,
+            flows: request.flows,
+            established: Some(3),
+            store_nanoseconds: 41_234,
+            total_microseconds: 1_234,
+            revision: REVISION + 1,
+            by_agent: true,
+        })
+    }
+
+    async fn explain(&self, request: Explain) -> Answer<Explanation> {
+        let step = |title: &str, text: String, values: &[(&str, &str)]| Step {
+            title: title.to_owned(),
+            text,
+            values: values.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        };
+        Ok(Explanation {
+            api: Api::V1,
+            steps: vec![
+                step("service", format!("{} {} is service checkout", request.to, request.protocol), &[]),
+                step(
+                    "split",
+                    "the client's hash lies below the split, so that the flow belongs to the canary v42; at 4.21 % it would have joined".to_owned(),
+                    &[("h1", "0x0ac71c00"), ("split", "0x19999999")],
+                ),
+                step("slot", "slot 7311 leads to 10.0.2.11:8443".to_owned(), &[("h2", "0x5bd1e995")]),
+            ],
+            verdict: "transmit".to_owned(),
+            reason: "forwarded".to_owned(),
+            service: Some("checkout".to_owned()),
+            pool: Some("v42".to_owned()),
+            backend: Some("10.0.2.11:8443".to_owned()),
+        })
+    }
+
+    async fn detach(&self, call: Call) -> Answer<Detached> {
+        self.asked(&call, "detach".to_owned()).await?;
+        Ok(Detached {
+            api: Api::V1,
+            removed: vec!["the program on eth0".to_owned(), "/sys/fs/bpf/lb/v1".to_owned()],
+            left: Vec::new(),
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! Rolling back and detaching past an agent that is not there or does not answer.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use lb_userspace::api::{Detached, KeepOrReset, RolledBack};
+use lb_userspace::cli::{self, Exit, Offline, Places, Screen};
+
+use crate::lab::Lab;
+
+/// Maps that are made up.
+#[derive(Default)]
+struct Maps {
+    calls: Mutex<Vec<String>>,
+    missing: bool,
+}
+
+impl Offline for Maps {
+    fn rollback(&self, places: &Places, service: &str, flows: KeepOrReset) -> anyhow::Result<RolledBack> {
+        anyhow::ensure!(!self.missing, "there is no data path pinned in {}", places.pin_dir.display());
+        self.calls.lock().unwrap().push(format!(
+            "{service} {flows} {} {}",
+            places.pin_dir.display(),
+            places.state_dir.display()
+        ));
+        Ok(RolledBack {
+            service: service.to_owned(),
+            split_before_percent: 12.5,
+            flows,
+            store_nanoseconds: 310,
+            total_microseconds: 842,
+            revision: 18,
+            ..RolledBack::default()
+        })
+    }
+
+    fn detach(&self, places: &Places) -> anyhow::Result<Detached> {
+        anyhow::ensure!(!self.missing, "there is no data path pinned in {}", places.pin_dir.display());
+        self.calls.lock().unwrap().push("detach".to_owned());
+        Ok(Detached { removed: vec!["the program on eth0".to_owned()], ..Detached::default() })
+    }
+}
+
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Written {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+/// `lbctl` in this process, with maps that are made up.
+fn lbctl(lab: &Lab, maps: &Maps, arguments: &[&str]) -> (String, String, Exit) {
+    let (out, err) = (Written::default(), Written::default());
+    let socket = lab.socket();
+    let all = ["lbctl", "--pin-dir", "/pins", "--state-dir", "/state", "--socket"].map(OsString::from);
+    let all = all.into_iter().chain([socket.into()]).chain(arguments.iter().map(OsString::from));
+    let exit = cli::run(all, Screen::plain(out.clone(), err.clone()), maps);
+    let err = err.text().replace(&lab.directory().display().to_string(), "DIR");
+    (out.text(), err, exit)
+}
+
+#[test]
+fn without_an_agent_the_maps_are_changed_directly() {
+    let (lab, maps) = (Lab::without_agent(), Maps::default());
+    let (out, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout", "--flows", "reset"]);
+    assert_eq!(
+        out,
+        "canary of checkout: 12.5 % -> 0 % in 310 ns (store), 842 us in all; established connections are reset\n"
+    );
+    assert_eq!(
+        err,
+        "cannot reach the agent on DIR/lbd.sock: No such file or directory (os error 2); \
+         rolled back without it, through the maps under /pins\n"
+    );
+    assert_eq!(exit, Exit::Done);
+    assert_eq!(*maps.calls.lock().unwrap(), ["checkout reset /pins /state"]);
+}
+
+#[test]
+fn an_agent_that_hangs_is_not_waited_for() {
+    let (lab, maps) = (Lab::new(), Maps::default());
+    lab.agent.hanging.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    let (_, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout"]);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(
+        err.starts_with("the agent on DIR/lbd.sock did not answer within 500 ms; rolled back without it"),
+        "{err}"
+    );
+    assert_eq!((exit, maps.calls.lock().unwrap().len()), (Exit::Done, 1));
+}
+
+#[test]
+fn an_agent_that_cannot_is_gone_past_and_one_that_refuses_is_not() {
+    let (lab, maps) = (Lab::new(), Maps::default());
+    let (out, err, exit) = lbctl(&lab, &maps, &["rollback", "chekout"]);
+    assert_eq!((out.as_str(), exit, maps.calls.lock().unwrap().len()), ("", Exit::Failed, 0));
+    assert!(err.contains("did you mean `checkout`?"), "{err}");
+
+    lab.agent.starting.store(true, Ordering::Relaxed);
+    let (_, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout"]);
+    assert!(err.starts_with("the agent is adopting its maps (LB0515)"), "{err}");
+    assert_eq!((exit, maps.calls.lock().unwrap().len()), (Exit::Done, 1));
+}
+
+#[test]
+fn if_neither_way_works_both_reasons_are_told() {
+    let (lab, maps) = (Lab::without_agent(), Maps { missing: true, ..Maps::default() });
+    for verb in [["rollback", "checkout"].as_slice(), &["detach"]] {
+        let (out, err, exit) = lbctl(&lab, &maps, verb);
+        assert_eq!((out.as_str(), exit), ("", Exit::Unreachable));
+        assert_eq!(
+            err,
+            format!(
+                "error[LB0606]: cannot {}: cannot reach the agent on DIR/lbd.sock: No such file or directory (os error 2); \
+                 and without it: there is no data path pinned in /pins\n  \
+                 help: without the agent it takes root, and the maps under /pins (--pin-dir or LB_PIN_DIR)\n",
+                verb.join(" ").replace("rollback", "roll back"),
+            )
+        );
+    }
+}
+
+#[test]
+fn an_agent_that_is_there_does_it_alone() {
+    let (lab, maps) = (Lab::new(), Maps::default());
+    let (out, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout"]);
+    assert_eq!(
+        out,
+        "canary of checkout: 10 % -> 0 % in 41 us (store), 1.2 ms in all; 3 established connections finish where they are\n"
+    );
+    assert_eq!((err.as_str(), exit), ("", Exit::Done));
+    let (out, _, exit) = lbctl(&lab, &maps, &["detach"]);
+    assert_eq!(
+        (out.as_str(), exit),
+        ("removed the program on eth0\nremoved /sys/fs/bpf/lb/v1\n", Exit::Done)
+    );
+    assert_eq!(lab.calls(), ["rollback checkout keep None", "detach"]);
+    assert!(maps.calls.lock().unwrap().is_empty());
+}
+
+#[test]
+fn without_an_agent_detach_takes_everything_off_itself() {
+    let (lab, maps) = (Lab::without_agent(), Maps::default());
+    let (out, err, exit) = lbctl(&lab, &maps, &["detach", "-o", "json"]);
+    let removed: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(removed, serde_json::json!({"api": "v1", "removed": ["the program on eth0"], "left": []}));
+    assert_eq!((err.as_str(), exit), ("", Exit::Done));
+}

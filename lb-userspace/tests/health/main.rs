@@ -1,0 +1,6 @@
+//! Health checks against real sockets, on loopback and without privileges.
+
+mod cost;
+mod probes;
+mod scheduler;
+mod support;
