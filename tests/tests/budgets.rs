@@ -1,0 +1,33 @@
+//! The kernel programs stay as small as they are meant to be.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use lb_tests::claim;
+
+#[path = "../src/bin/bench/programs.rs"]
+mod programs;
+
+use programs::{BUDGETS, sizes};
+
+fn main() -> ExitCode {
+    lb_tests::run(vec![claim("each program keeps to its budgets", within_budgets)])
+}
+
+fn within_budgets() -> Result<()> {
+    let mut beyond = String::new();
+    for (size, budget) in sizes()?.iter().zip(BUDGETS) {
+        let mut check = |what: &str, is: u32, may: u32| {
+            if is > may {
+                beyond += &format!("{}: {is} {what}, but its budget is {may}\n", budget.program);
+            }
+        };
+        check("verified instructions", size.verified_instructions, budget.verified_instructions);
+        check("bytes translated", size.translated_bytes, budget.translated_bytes);
+        if cfg!(target_arch = "x86_64") {
+            check("bytes of machine code", size.jited_bytes, budget.jited_bytes);
+        }
+    }
+    ensure!(beyond.is_empty(), "{beyond}a change that needs more says what for, and raises BUDGETS");
+    Ok(())
+}

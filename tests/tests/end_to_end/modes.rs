@@ -1,0 +1,69 @@
+//! Every forwarding mode, with every mix of families that it can do.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lb_tests::scene::{Plan, Scene};
+use lb_tests::traffic::{Load, LoadSpec, Sources};
+use lb_tests::{Family, Lab, Topology, claim};
+use libtest_mimic::Trial;
+
+pub fn claims() -> Vec<Trial> {
+    use Family::{V4, V6};
+    let mut claims = Vec::new();
+    for (mode, family, inner) in [
+        ("nat", V4, V4),
+        ("nat", V6, V6),
+        ("dsr-l2", V4, V4),
+        ("dsr-l2", V6, V6),
+        ("dsr-ipip", V4, V4),
+        ("dsr-ipip", V4, V6),
+        ("dsr-ipip", V6, V4),
+        ("dsr-ipip", V6, V6),
+    ] {
+        for protocol in ["tcp", "udp"] {
+            let name = format!("{mode} forwards {protocol} to a {family:?} VIP with {inner:?} backends");
+            let plan = Plan { mode, protocol, family, inner, ..Plan::default() };
+            claims.push(claim(&name, move || forwards(Scene::start(plan.clone())?)));
+        }
+    }
+    claims.push(claim("nat forwards between two interfaces", || {
+        forwards(Scene::start_in(Lab::builder().topology(Topology::Routed), Plan::default())?)
+    }));
+    claims.push(claim("what is not ours goes up to the host", not_ours));
+    claims
+}
+
+/// Every flow of a thousand clients is answered, and every stable backend gets its share.
+fn forwards(scene: Scene) -> Result<()> {
+    let load = match scene.plan.protocol {
+        "udp" => LoadSpec::udp(scene.target()),
+        _ => LoadSpec::http(scene.target(), "/"),
+    };
+    let tally = Load::run(scene.lab.client(0), load.from(Sources::crowd(1000)).flows(1000))?;
+    ensure!(tally.failed() == 0, "{tally:?}\n{}", scene.lbctl(&["status"])?);
+    ensure!(tally.answered_by("canary0") == 0, "the split is 0 %: {tally:?}");
+    for name in ["stable0", "stable1"] {
+        let share = tally.share(&[name]);
+        // 4.4 sigma of a thousand coins.
+        ensure!((0.43..0.57).contains(&share), "{name} has {share} of the clients: {tally:?}");
+    }
+    Ok(())
+}
+
+/// Clients reach the balancer's own address, and its other ports, as if there were no program.
+fn not_ours() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    let balancer = scene.lab.balancer();
+    let host = lb_tests::traffic::Server::start(
+        balancer,
+        lb_tests::traffic::ServerSpec::http("the host itself", 9000),
+    )?;
+    for target in [balancer.v4().into(), balancer.v6().into(), scene.target().ip()] {
+        let load = LoadSpec::http((target, 9000).into(), "/").flows(100).timeout(Duration::from_secs(5));
+        let tally = Load::run(scene.lab.client(0), load)?;
+        ensure!(tally.answered_by("the host itself") == 100, "{target}: {tally:?}");
+    }
+    ensure!(host.counts()?.accepted >= 300);
+    Ok(())
+}
