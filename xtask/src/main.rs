@@ -1,0 +1,127 @@
+//! Everything that is not `cargo build`: setting the machine up, all tests, lint, demo, benchmarks.
+
+mod apt;
+mod host;
+mod lint;
+mod run;
+mod setup;
+mod tally;
+mod test;
+mod toolchain;
+
+use std::{env, process::ExitCode};
+
+const HELP: &str = "\
+Usage: cargo xtask COMMAND
+
+  setup [--check] [--build-only]
+        Installs what is missing: a BPF-capable rustc, bpf-linker, Debian packages, bpffs.
+        --check       changes nothing, and fails if something is missing
+        --build-only  only what `cargo build` needs, nothing for tests and demo
+  test [--unprivileged] [FILTER…]
+        Runs every test there is, or those whose name contains a FILTER.
+        --unprivileged  leaves out what needs root: no kernel, no namespaces
+  lint  Checks formatting, and all code with warnings as errors.
+  demo [ARGUMENT…]
+        Shows the main job on real traffic: a canary, a failure, a rollback.
+  bench [ARGUMENT…]
+        Measures: cost of a packet, of a publish, of a rollback.";
+
+/// What the user asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Help,
+    Setup(setup::Options),
+    Test(test::Options),
+    Lint,
+    /// A program of `tests/`, with its arguments.
+    Program(&'static str, Vec<String>),
+}
+
+fn main() -> ExitCode {
+    let command = match parse(env::args().skip(1)) {
+        Ok(command) => command,
+        Err(mistake) => {
+            eprintln!("error: {mistake}\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    let result = match command {
+        Command::Help => {
+            println!("{HELP}");
+            Ok(())
+        }
+        Command::Setup(options) => setup::run(options),
+        Command::Test(options) => return test::run(&options),
+        Command::Lint => lint::run(),
+        Command::Program(name, arguments) => run::exec(name, &arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// By hand, as an argument parser would take most of the time until something is to be seen on a fresh machine.
+fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
+    let Some(verb) = arguments.next() else {
+        return Err("no command".to_owned());
+    };
+    let mut command = match verb.as_str() {
+        "help" | "-h" | "--help" => return Ok(Command::Help),
+        "setup" => Command::Setup(setup::Options::default()),
+        "test" => Command::Test(test::Options::default()),
+        "lint" => Command::Lint,
+        "demo" => return Ok(Command::Program("demo", arguments.collect())),
+        "bench" => return Ok(Command::Program("bench", arguments.collect())),
+        _ => return Err(format!("unknown command: {verb}")),
+    };
+    for argument in arguments {
+        match (&mut command, argument.as_str()) {
+            (_, "-h" | "--help") => return Ok(Command::Help),
+            (Command::Setup(options), "--check") => options.check = true,
+            (Command::Setup(options), "--build-only") => options.build_only = true,
+            (Command::Test(options), "--unprivileged") => options.unprivileged = true,
+            (Command::Test(options), filter) if !filter.starts_with('-') => {
+                options.filters.push(argument);
+            }
+            _ => return Err(format!("`{verb}` does not take {argument}")),
+        }
+    }
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn options_and_filters_stand_in_any_order() {
+        let options =
+            test::Options { unprivileged: true, filters: vec!["drain".to_owned(), "reset".to_owned()] };
+        assert_eq!(parsed("test drain --unprivileged reset"), Ok(Command::Test(options)));
+        let options = setup::Options { check: true, build_only: true };
+        assert_eq!(parsed("setup --build-only --check"), Ok(Command::Setup(options)));
+    }
+
+    #[test]
+    fn programs_get_their_arguments_untouched() {
+        let arguments = vec!["--with".to_owned(), "name=pin".to_owned(), "--help".to_owned()];
+        assert_eq!(parsed("bench --with name=pin --help"), Ok(Command::Program("bench", arguments)));
+    }
+
+    #[test]
+    fn a_mistake_is_named() {
+        assert_eq!(parsed("tset"), Err("unknown command: tset".to_owned()));
+        assert_eq!(parsed("lint --fix"), Err("`lint` does not take --fix".to_owned()));
+        assert_eq!(parsed("test --check"), Err("`test` does not take --check".to_owned()));
+        assert_eq!(parsed(""), Err("no command".to_owned()));
+    }
+}

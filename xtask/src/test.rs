@@ -1,0 +1,235 @@
+//! Runs every test there is, and counts.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{host, setup, tally::Tally, toolchain};
+
+/// Which tests to run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Only tests whose name contains one of these; all if there are none.
+    pub filters: Vec<String>,
+    /// Leave out what needs root: no kernel, no namespaces.
+    pub unprivileged: bool,
+}
+
+enum Outcome {
+    Ran(Tally),
+    Skipped(String),
+}
+
+/// A kind of tests, and what runs it.
+type Part = (&'static str, fn(&Options) -> Result<Outcome>);
+
+const PARTS: [Part; 5] =
+    [("setup", set_up), ("host", host_tests), ("Miri", miri), ("fuzz", fuzz), ("kernel", kernel_tests)];
+
+/// Runs all parts, also after one has failed; the last line on standard output is the sum of all.
+pub fn run(options: &Options) -> ExitCode {
+    let mut sum = Tally::default();
+    let mut report = Vec::new();
+    for (name, run) in PARTS {
+        println!("== {name} ==");
+        let begin = Instant::now();
+        let outcome = run(options);
+        let seconds = begin.elapsed().as_secs_f32();
+        let mut tally = Tally::default();
+        let line = match outcome {
+            Ok(Outcome::Ran(counted)) => {
+                tally = counted;
+                counted.to_string()
+            }
+            Ok(Outcome::Skipped(why)) => {
+                tally.skipped = 1;
+                format!("skipped: {why}")
+            }
+            Err(error) => {
+                tally.failed = 1;
+                eprintln!("error: {error:#}");
+                format!("failed: {}", error.root_cause())
+            }
+        };
+        sum += tally;
+        report.push(format!("{name:<8}{seconds:>7.1} s  {line}"));
+        // Nothing runs without a toolchain, and a page of follow-ups would bury the reason.
+        if name == "setup" && tally.failed > 0 {
+            break;
+        }
+    }
+    println!("== summary ==");
+    for line in report {
+        println!("{line}");
+    }
+    println!("{sum}");
+    if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn set_up(options: &Options) -> Result<Outcome> {
+    if !options.unprivileged && !host::is_root() {
+        bail!("the kernel tests need root: run as root, or `cargo xtask test --unprivileged` for the others");
+    }
+    setup::run(setup::Options { check: false, build_only: options.unprivileged })?;
+    Ok(Outcome::Ran(Tally::default()))
+}
+
+/// The default members: host code of all crates, documentation tests included.
+fn host_tests(options: &Options) -> Result<Outcome> {
+    count_all(options, || {
+        let mut cargo = host::cargo();
+        cargo.args(["test", "--no-fail-fast"]);
+        cargo
+    })
+}
+
+/// The pure code under Miri, which finds undefined behaviour. A few cases of each property: it is a thousand times
+/// slower, and looks for something else than wrong results.
+fn miri(options: &Options) -> Result<Outcome> {
+    let Some(nightly) = toolchain::nightlies().into_iter().find(|nightly| nightly.bin.join("miri").exists())
+    else {
+        return Ok(Outcome::Skipped(
+            "no nightly with Miri (`rustup toolchain install nightly --component miri rust-src`)".to_owned(),
+        ));
+    };
+    let target_dir = host::target_dir()?;
+    let cargo = || {
+        let mut cargo = Command::new("rustup");
+        cargo.current_dir(host::workspace());
+        toolchain::isolate(&mut cargo);
+        cargo
+            .args(["run", &nightly.name, "cargo", "miri"])
+            .env("CARGO_TARGET_DIR", &target_dir)
+            .env("PROPTEST_CASES", "8")
+            // Property tests look for the file of past failures.
+            .env("MIRIFLAGS", "-Zmiri-disable-isolation");
+        cargo
+    };
+    if let Err(error) = host::run(cargo().arg("setup")) {
+        return Ok(Outcome::Skipped(format!("Miri cannot build its standard library: {error:#}")));
+    }
+    count_all(options, || {
+        let mut cargo = cargo();
+        cargo.args(["test", "--no-fail-fast", "--package", "lb-common", "--lib"]);
+        cargo
+    })
+}
+
+/// Each fuzz target for some seconds, guided by coverage. The flags are those of cargo-fuzz less the sanitizer, which
+/// would need a nightly; Miri looks where it would look.
+fn fuzz(options: &Options) -> Result<Outcome> {
+    const SECONDS: u32 = 10;
+    const FLAGS: [&str; 8] = [
+        "-Cpasses=sancov-module",
+        "-Cllvm-args=-sanitizer-coverage-level=4",
+        "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+        "-Cllvm-args=-sanitizer-coverage-pc-table",
+        "-Cllvm-args=-sanitizer-coverage-trace-compares",
+        "-Ccodegen-units=1",
+        "-Cdebug-assertions",
+        "--cfg=fuzzing",
+    ];
+    let crate_dir = host::workspace().join("fuzz");
+    let mut targets = Vec::new();
+    let sources = crate_dir.join("fuzz_targets");
+    for entry in fs::read_dir(&sources).with_context(|| format!("cannot list {}", sources.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        targets.extend(name.strip_suffix(".rs").map(str::to_owned));
+    }
+    targets.retain(|name| {
+        options.filters.is_empty() || options.filters.iter().any(|filter| name.contains(filter))
+    });
+    targets.sort();
+    if targets.is_empty() {
+        return Ok(Outcome::Ran(Tally::default()));
+    }
+
+    let triple = host_triple()?;
+    let target_dir = crate_dir.join("target");
+    let mut cargo = host::cargo();
+    cargo
+        .current_dir(&crate_dir)
+        // With a target named, the flags do not reach build scripts and macros.
+        .args(["build", "--release", "--bins", "--target", &triple, "--target-dir"])
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"));
+    host::run(&mut cargo)?;
+
+    let mut tally = Tally::default();
+    for name in &targets {
+        let artifacts = crate_dir.join("artifacts").join(name);
+        fs::create_dir_all(&artifacts).with_context(|| format!("cannot make {}", artifacts.display()))?;
+        let mut fuzzer = Command::new(target_dir.join(&triple).join("release").join(name));
+        fuzzer
+            .args(["-verbosity=0".to_owned(), format!("-max_total_time={SECONDS}")])
+            .arg(format!("-artifact_prefix={}/", artifacts.display()));
+        let corpus = crate_dir.join("corpus").join(name);
+        if corpus.exists() {
+            fuzzer.arg(corpus);
+        }
+        match host::run(&mut fuzzer) {
+            Ok(()) => tally.passed += 1,
+            Err(error) => {
+                println!("      {error}; the input is in {}", artifacts.display());
+                tally.failed += 1;
+            }
+        }
+    }
+    Ok(Outcome::Ran(tally))
+}
+
+fn host_triple() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("cannot start rustc")?;
+    let text = String::from_utf8(output.stdout)?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not tell its host")?.to_owned())
+}
+
+/// Everything in `tests/`: programs and maps in the running kernel, traffic through namespaces. The agent and its CLI
+/// are built first, as the tests start them.
+fn kernel_tests(options: &Options) -> Result<Outcome> {
+    if options.unprivileged {
+        return Ok(Outcome::Skipped("--unprivileged".to_owned()));
+    }
+    host::run(host::cargo().args(["build", "--package", "lb-userspace", "--bins"]))?;
+    count_all(options, || {
+        let mut cargo = host::cargo();
+        cargo.args(["test", "--no-fail-fast", "--package", "lb-tests"]);
+        cargo
+    })
+}
+
+/// Runs the command of `cargo test`, once for each filter (some harnesses take one only), and counts what passes by.
+fn count_all(options: &Options, cargo: impl Fn() -> Command) -> Result<Outcome> {
+    if options.filters.is_empty() {
+        return Ok(Outcome::Ran(count(&mut cargo())?));
+    }
+    let mut sum = Tally::default();
+    for filter in &options.filters {
+        sum += count(cargo().arg(filter))?;
+    }
+    Ok(Outcome::Ran(sum))
+}
+
+fn count(command: &mut Command) -> Result<Tally> {
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| host::cannot_start(command))?;
+    let mut tally = Tally::default();
+    let stdout = child.stdout.take().context("standard output is a pipe")?;
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        println!("{line}");
+        if let Some(counts) = Tally::parse(&line) {
+            tally += counts;
+        }
+    }
+    // Does not compile, or died before its closing line.
+    if !child.wait()?.success() && tally.failed == 0 {
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
