@@ -141,7 +141,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
         let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
-        flows!(udp).insert(key, &entry, 0).is_ok()
+        flows!(udp).insert(key, entry, 0).is_ok()
     }
 
     #[inline(always)]
@@ -179,7 +179,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn note_direct(&self, key: &FlowKey, backend: &VipKey) {
-        if maps::DIRECT.insert(key, &self.ticks(), 0).is_err() {
+        if maps::DIRECT.insert(key, self.ticks(), 0).is_err() {
             return self.event(Event::TrackFailed);
         }
         if let Some(replier) = maps::REPLIES.get_ptr_mut(backend) {

@@ -28,8 +28,7 @@ enum Outcome {
 /// A kind of tests, and what runs it.
 type Part = (&'static str, fn(&Options) -> Result<Outcome>);
 
-const PARTS: [Part; 5] =
-    [("setup", set_up), ("host", host_tests), ("Miri", miri), ("fuzz", fuzz), ("kernel", kernel_tests)];
+const PARTS: [Part; 4] = [("setup", set_up), ("cargo", cargo_tests), ("Miri", miri), ("fuzz", fuzz)];
 
 /// Runs all parts, also after one has failed; the last line on standard output is the sum of all.
 pub fn run(options: &Options) -> ExitCode {
@@ -79,11 +78,16 @@ fn set_up(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Ran(Tally::default()))
 }
 
-/// The default members: host code of all crates, documentation tests included.
-fn host_tests(options: &Options) -> Result<Outcome> {
+/// All members: pure code on the host, then programs and maps in the running kernel, and traffic through namespaces.
+/// In one call of cargo, as the features of dependencies are those that all members of a call ask for, and another
+/// call would build them anew. Without root, the default members.
+fn cargo_tests(options: &Options) -> Result<Outcome> {
     count_all(options, || {
         let mut cargo = host::cargo();
         cargo.args(["test", "--no-fail-fast"]);
+        if !options.unprivileged {
+            cargo.arg("--workspace");
+        }
         cargo
     })
 }
@@ -188,20 +192,6 @@ fn host_triple() -> Result<String> {
     let text = String::from_utf8(output.stdout)?;
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc does not tell its host")?.to_owned())
-}
-
-/// Everything in `tests/`: programs and maps in the running kernel, traffic through namespaces. The agent and its CLI
-/// are built first, as the tests start them.
-fn kernel_tests(options: &Options) -> Result<Outcome> {
-    if options.unprivileged {
-        return Ok(Outcome::Skipped("--unprivileged".to_owned()));
-    }
-    host::run(host::cargo().args(["build", "--package", "lb-userspace", "--bins"]))?;
-    count_all(options, || {
-        let mut cargo = host::cargo();
-        cargo.args(["test", "--no-fail-fast", "--package", "lb-tests"]);
-        cargo
-    })
 }
 
 /// Runs the command of `cargo test`, once for each filter (some harnesses take one only), and counts what passes by.

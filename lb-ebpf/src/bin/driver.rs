@@ -81,7 +81,7 @@ fn drive(ctx: &XdpContext) -> u32 {
         return XDP_ABORTED;
     }
     // SAFETY: the program array and the context are the kernel's. On success it does not return.
-    let _ = unsafe { TARGET.tail_call(ctx, 0) };
+    unsafe { TARGET.tail_call(ctx, 0) };
     XDP_ABORTED
 }
 

@@ -132,7 +132,9 @@ impl Agent {
                 let role = role(&pool.name);
                 let slots = slots_of(role);
                 let plan = plans.into_iter().flatten().find(|plan| plan.name == pool.name);
-                let pool_index = plan.zip(index).and_then(|(plan, index)| registry.known_pool(&self.publisher.maps, index, plan));
+                let pool_index = plan
+                    .zip(index)
+                    .and_then(|(plan, index)| registry.known_pool(&self.publisher.maps, index, plan));
                 let mut backends: Vec<BackendStatus> =
                     pool.backends.iter().map(|view| self.backend(service, view, index, &slots)).collect();
                 backends.extend(self.terminating(service, index, pool_index, &slots));

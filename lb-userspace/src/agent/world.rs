@@ -222,7 +222,9 @@ impl Agent {
                 continue;
             }
             match std::fs::write(&path, "1") {
-                Ok(()) => info!(interface = attached.name, "set net.ipv4.conf.{}.accept_local = 1", attached.name),
+                Ok(()) => {
+                    info!(interface = attached.name, "set net.ipv4.conf.{}.accept_local = 1", attached.name)
+                }
                 Err(error) => warn!(
                     interface = attached.name,
                     "cannot set accept_local ({error}): the first reply to a client whose neighbour is unknown is lost"

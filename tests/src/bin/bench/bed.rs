@@ -245,7 +245,8 @@ fn config(lab: &Lab, specs: &[Spec], dataplane: &str) -> String {
             let _ = writeln!(text, "[[service.pool]]\nname = \"{pool}\"");
             for &(number, weight) in backends {
                 let address = SocketAddr::new(backend(number, spec.family), PORT);
-                let _ = writeln!(text, "[[service.pool.backend]]\naddress = \"{address}\"\nweight = {weight}");
+                let _ =
+                    writeln!(text, "[[service.pool.backend]]\naddress = \"{address}\"\nweight = {weight}");
             }
         }
     }

@@ -54,7 +54,8 @@ pub fn measure(effort: Effort) -> Result<Requests> {
         for (place, style) in [Style::ConnectionARequest, Style::KeepAlive].into_iter().enumerate() {
             for (number, way) in ways.all().iter().enumerate() {
                 eprint!("\r\x1b[K{}", way.name);
-                let (rate, failed) = drive(way, style, effort.seconds).with_context(|| way.name.to_owned())?;
+                let (rate, failed) =
+                    drive(way, style, effort.seconds).with_context(|| way.name.to_owned())?;
                 seen[number][place].push(rate);
                 errors[number] += failed;
             }
@@ -67,12 +68,7 @@ pub fn measure(effort: Effort) -> Result<Requests> {
         keep_alive: median(&rates[1]).unwrap_or_default(),
         errors,
     });
-    Ok(Requests {
-        rounds,
-        seconds_a_round: effort.seconds,
-        connections: CONNECTIONS,
-        ways: lines.collect(),
-    })
+    Ok(Requests { rounds, seconds_a_round: effort.seconds, connections: CONNECTIONS, ways: lines.collect() })
 }
 
 /// Two clients with half of the connections each: a router has two addresses, a balancer the same one twice.
@@ -107,7 +103,8 @@ fn load(way: &Way, target: std::net::IpAddr, style: Style, seconds: u32) -> Resu
 fn parse(text: &str) -> Option<(f64, u64)> {
     let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"))?.trim().parse().ok()?;
     // "  Socket errors: connect 0, read 5, write 0, timeout 0", and "  Non-2xx or 3xx responses: 7"
-    let numbers = |line: &str| -> u64 { line.split([' ', ',']).filter_map(|word| word.parse::<u64>().ok()).sum() };
+    let numbers =
+        |line: &str| -> u64 { line.split([' ', ',']).filter_map(|word| word.parse::<u64>().ok()).sum() };
     let bad = |line: &&str| line.contains("Socket errors:") || line.contains("Non-2xx");
     let errors = text.lines().filter(bad).map(|line| numbers(&line.replace("Non-2xx or 3xx", ""))).sum();
     Some((rate, errors))
@@ -117,8 +114,14 @@ impl Section for Requests {
     const TITLE: &'static str = "End to end";
 
     fn text(&self) -> String {
-        let mut table =
-            Table::new(["requests a second", "a connection each", "of routed", "keep-alive", "of routed", "errors"]);
+        let mut table = Table::new([
+            "requests a second",
+            "a connection each",
+            "of routed",
+            "keep-alive",
+            "of routed",
+            "errors",
+        ]);
         let routed = (self.ways[0].connection_a_request, self.ways[0].keep_alive);
         for line in &self.ways {
             table.row(vec![

@@ -200,7 +200,9 @@ fn named_pin(argument: &str) -> Result<(String, String), String> {
         Some((name, pin)) if !name.is_empty() && name != "lb" && pin.starts_with('/') => {
             Ok((name.to_owned(), pin.to_owned()))
         }
-        _ => Err("NAME=PIN, with any name but `lb`, and the absolute path of a pinned XDP program".to_owned()),
+        _ => {
+            Err("NAME=PIN, with any name but `lb`, and the absolute path of a pinned XDP program".to_owned())
+        }
     }
 }
 

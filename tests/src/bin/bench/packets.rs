@@ -123,7 +123,10 @@ impl Settling {
 fn wait_settled(bed: &Bed) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !bed.is_settled()? {
-        eprint!("\r\x1b[Kwaiting for tables and splits to settle: at most {} s", (deadline - Instant::now()).as_secs());
+        eprint!(
+            "\r\x1b[Kwaiting for tables and splits to settle: at most {} s",
+            (deadline - Instant::now()).as_secs()
+        );
         std::thread::sleep(Duration::from_millis(200));
         ensure!(Instant::now() < deadline, "they do not settle\n{}", bed.agent.log());
     }
@@ -166,13 +169,7 @@ struct Candidate {
     kind: Kind,
 }
 
-fn line(
-    bed: &Bed,
-    driver: &mut Driver,
-    row: &Row,
-    candidates: &[Candidate],
-    effort: Effort,
-) -> Result<Line> {
+fn line(bed: &Bed, driver: &mut Driver, row: &Row, candidates: &[Candidate], effort: Effort) -> Result<Line> {
     driver.set(&row.template)?;
     check_frame(driver, row, &candidates[0])?;
     let (floor, mut costs) = race(driver, row, candidates, effort, |candidate, run| {
@@ -213,8 +210,7 @@ fn race(
         for (number, Candidate { program, kind, .. }) in candidates.iter().enumerate() {
             let floor = driver.floor(*kind, frame, effort.packets)?;
             floors.entry(*kind == Kind::Linear).or_default().push(whole(floor));
-            let outcome =
-                around(number, &mut || driver.run(program, *kind, frame, effort.packets))?;
+            let outcome = around(number, &mut || driver.run(program, *kind, frame, effort.packets))?;
             times[number].push(whole(outcome.duration));
             actions[number] = outcome.action;
         }

@@ -47,7 +47,8 @@ pub fn sizes() -> Result<Vec<Budget>> {
 }
 
 fn size(object: &mut aya::Ebpf, name: &'static str) -> Result<Budget> {
-    let program: &mut Xdp = object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    let program: &mut Xdp =
+        object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
     program.load().with_context(|| format!("the kernel refuses {name}"))?;
     let info = program.info()?;
     Ok(Budget {

@@ -56,7 +56,12 @@ impl Display for Table {
             if number == 0 {
                 for (column, width) in widths.iter().enumerate() {
                     let dashes = "-".repeat(width - 1);
-                    write!(f, "| {}{dashes}{} ", if column == 0 { "-" } else { "" }, if column == 0 { "" } else { ":" })?;
+                    write!(
+                        f,
+                        "| {}{dashes}{} ",
+                        if column == 0 { "-" } else { "" },
+                        if column == 0 { "" } else { ":" }
+                    )?;
                 }
                 writeln!(f, "|")?;
             }
@@ -114,10 +119,7 @@ mod tests {
     fn a_table_is_aligned_markdown() {
         let mut table = Table::new(["what", "ns"]);
         table.row(vec!["a packet".to_owned(), "95".to_owned()]);
-        assert_eq!(
-            table.to_string(),
-            "| what     |  ns |\n| -------- | --: |\n| a packet |  95 |\n"
-        );
+        assert_eq!(table.to_string(), "| what     |  ns |\n| -------- | --: |\n| a packet |  95 |\n");
     }
 
     #[test]

@@ -55,7 +55,9 @@ struct Summary {
 
 impl Summary {
     fn of(times: &[Duration]) -> Result<Self> {
-        let (Some(least), Some(median)) = (least(times), median(times)) else { bail!("nothing was measured") };
+        let (Some(least), Some(median)) = (least(times), median(times)) else {
+            bail!("nothing was measured")
+        };
         Ok(Self { least, median })
     }
 

@@ -140,9 +140,7 @@ impl Services {
     /// For [`Bed::start`].
     pub fn all(&self) -> Vec<Spec> {
         let Self { tcp4, udp4, tcp6, nat4, nat_udp4, nat6, l2, canary, moved, marked, moved_udp } = self;
-        [tcp4, udp4, tcp6, nat4, nat_udp4, nat6, l2, canary, moved, marked, moved_udp]
-            .map(Spec::clone)
-            .into()
+        [tcp4, udp4, tcp6, nat4, nat_udp4, nat6, l2, canary, moved, marked, moved_udp].map(Spec::clone).into()
     }
 
     /// The table.
