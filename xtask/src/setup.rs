@@ -30,6 +30,8 @@ struct Step {
     /// What was found, or what is missing.
     find: fn() -> Result<String, String>,
     install: fn() -> Result<()>,
+    /// Without it something is left out, and says so; nothing fails.
+    optional: bool,
 }
 
 const BUILD: [Step; 2] = [
@@ -38,27 +40,38 @@ const BUILD: [Step; 2] = [
         why: "compiles the kernel programs, and core for them",
         find: || display(Rust::find()),
         install: install_rust,
+        optional: false,
     },
     Step {
         what: "bpf-linker",
         why: "makes them one object with BTF",
         find: || display(Linker::find()),
         install: install_linker,
+        optional: false,
     },
 ];
 
-const RUN: [Step; 2] = [
+const RUN: [Step; 3] = [
     Step {
         what: "Debian packages",
         why: "traffic, namespaces and rivals for tests and demo",
         find: find_packages,
         install: || apt::install(&apt::TESTS),
+        optional: false,
     },
     Step {
         what: "bpffs",
         why: "keeps programs and maps when the agent ends",
         find: find_bpffs,
         install: mount_bpffs,
+        optional: false,
+    },
+    Step {
+        what: "Miri",
+        why: "looks for undefined behaviour in the pure code",
+        find: find_miri,
+        install: install_miri,
+        optional: true,
     },
 ];
 
@@ -78,9 +91,13 @@ pub fn run(options: Options) -> Result<()> {
             Ok(found) => println!("{found}"),
             Err(why) => {
                 println!("missing\n      {why}");
-                missing += 1;
-                if !options.check {
-                    install(step)?;
+                missing += usize::from(!step.optional);
+                if options.check {
+                    continue;
+                }
+                match install(step) {
+                    Err(error) if step.optional => println!("      {error:#}; going on without"),
+                    result => result?,
                 }
             }
         }
@@ -188,6 +205,21 @@ fn mount_bpffs() -> Result<()> {
     }
     host::run(Command::new("mount").args(["-t", "bpf", "bpf", BPFFS]))
         .context("the kernel needs CONFIG_BPF_SYSCALL, and a container needs CAP_SYS_ADMIN")
+}
+
+fn find_miri() -> Result<String, String> {
+    let nightly = toolchain::nightlies().into_iter().find(toolchain::Nightly::has_miri);
+    nightly.map(|nightly| nightly.name).ok_or_else(|| "no nightly toolchain has it".to_owned())
+}
+
+fn install_miri() -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(300);
+    let nightlies = toolchain::nightlies();
+    let nightly = nightlies.first().context("there is no nightly toolchain that it could go with")?;
+    let mut add = Command::new("rustup");
+    add.env("RUSTUP_MAX_RETRIES", "1");
+    add.args(["component", "add", "miri", "rust-src", "--toolchain", &nightly.name]);
+    host::run_within(LIMIT, &mut add)
 }
 
 fn display(found: Result<impl ToString, impl ToString>) -> Result<String, String> {

@@ -95,10 +95,10 @@ fn cargo_tests(options: &Options) -> Result<Outcome> {
 /// The pure code under Miri, which finds undefined behaviour. A few cases of each property: it is a thousand times
 /// slower, and looks for something else than wrong results.
 fn miri(options: &Options) -> Result<Outcome> {
-    let Some(nightly) = toolchain::nightlies().into_iter().find(|nightly| nightly.bin.join("miri").exists())
-    else {
+    let Some(nightly) = toolchain::nightlies().into_iter().find(toolchain::Nightly::has_miri) else {
         return Ok(Outcome::Skipped(
-            "no nightly with Miri (`rustup toolchain install nightly --component miri rust-src`)".to_owned(),
+            "no nightly toolchain with Miri (`rustup toolchain install nightly --component miri rust-src`)"
+                .to_owned(),
         ));
     };
     let target_dir = host::target_dir()?;

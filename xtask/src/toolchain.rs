@@ -217,6 +217,13 @@ pub struct Nightly {
     pub bin: PathBuf,
 }
 
+impl Nightly {
+    /// Whether it can run tests under Miri.
+    pub fn has_miri(&self) -> bool {
+        self.bin.join("miri").exists()
+    }
+}
+
 /// The installed nightlies; none where there is no rustup.
 pub fn nightlies() -> Vec<Nightly> {
     let list = stdout(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
