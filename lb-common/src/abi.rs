@@ -20,6 +20,9 @@ pub const fn ticks(nanoseconds: u64) -> u32 {
     (nanoseconds >> 30) as u32
 }
 
+/// [`ticks`] after which a silent TCP flow may be forgotten: two hours and four minutes (RFC 5382, REQ-5).
+pub const TCP_IDLE_TICKS: u32 = ticks((2 * 60 + 4) * 60 * 1_000_000_000);
+
 /// Longest time in [`ticks`] between a SYN and the acknowledgement that ends its handshake: a server repeats its SYN-ACK for
 /// 63 s by default (`tcp_synack_retries = 5`).
 pub const HANDSHAKE_TICKS: u32 = 60;
@@ -275,7 +278,7 @@ pub struct Service {
     pub mode: u8,
     /// [`OnEmpty`].
     pub on_empty: u8,
-    /// [`Service::TRACK_UDP`], [`Service::AFFINITY`], [`Service::SPLIT_BY_PORTS`].
+    /// [`Service::TRACK_UDP`], [`Service::AFFINITY`], [`Service::SPLIT_BY_PORTS`], [`Service::MEASURED`].
     pub flags: u8,
     /// IP protocol number.
     pub protocol: u8,
@@ -293,8 +296,8 @@ pub struct Service {
     pub stable_pool: u16,
     /// Index of the canary pool; 0: there is none.
     pub canary_pool: u16,
-    /// Zero.
-    pub pad: u16,
+    /// Index of its [`Measure`](crate::measure::Measure), if it is measured.
+    pub measure: u16,
 }
 
 impl Service {
@@ -304,6 +307,8 @@ impl Service {
     pub const AFFINITY: u8 = 2;
     /// The split hash sees the ports, too.
     pub const SPLIT_BY_PORTS: u8 = 4;
+    /// Handshakes are measured.
+    pub const MEASURED: u8 = 8;
 
     /// Whether a flag is set.
     #[must_use]
@@ -585,7 +590,7 @@ pub struct Replier {
     pub backend: u16,
     /// Zero.
     pub pad: u16,
-    /// How many flows were seen that talk to the backend past the VIP, since the agent last looked: 0 needs no look-up.
+    /// When a client last talked to the backend past the VIP, in [`ticks`]; 0: never, which needs no look-up.
     pub direct: u32,
 }
 

@@ -11,6 +11,7 @@ pub mod abi;
 pub mod checksum;
 pub mod decap;
 pub mod hash;
+pub mod measure;
 pub mod parse;
 pub mod pipeline;
 pub mod rewrite;

@@ -42,8 +42,8 @@ use crate::hash::mix;
 pub struct Candidate {
     /// Its place in every table: [`Keys::backend`](crate::hash::Keys::backend) of its address and port.
     pub hash: u64,
-    /// Its share, in proportion to the others'; 0: no slot.
-    pub weight: u16,
+    /// Its share, in proportion to the others'; 0: no slot. (32 bits: shares of shares are kept to less than a slot.)
+    pub weight: u32,
 }
 
 /// For each of `size` slots the index of its candidate; empty if no candidate has weight.
@@ -138,7 +138,7 @@ struct Runner {
     wanted: u32,
     /// Parts of a look that have come together.
     credit: u32,
-    weight: u16,
+    weight: u32,
     index: u16,
 }
 
@@ -191,20 +191,21 @@ fn race(runners: &[Runner], size: u32) -> Vec<u16> {
     let mut free = vec![u64::MAX; size.div_ceil(64) as usize];
     let mut time = 0u32;
     while let Some(fastest) = classes.first().and_then(|class| class.first()) {
-        let tick = 1 << (15 - fastest.class());
+        let tick = 1u32 << (31 - fastest.class());
         time = (time / tick).wrapping_add(1).wrapping_mul(tick);
         for class in &mut classes {
             // Slower classes follow; their periods are longer still.
             let Some(power) =
-                class.first().map(Runner::class).filter(|power| time.trailing_zeros() >= 15 - power)
+                class.first().map(Runner::class).filter(|power| time.trailing_zeros() >= 31 - power)
             else {
                 break;
             };
             let mut arrived = false;
             for runner in &mut *class {
-                runner.credit += u32::from(runner.weight);
-                while runner.credit >= 1 << power {
-                    runner.credit -= 1 << power;
+                // At least one look, at most two: less than a weight of the class is ever left over.
+                let mut credit = u64::from(runner.credit) + u64::from(runner.weight);
+                while credit >= 1 << power {
+                    credit -= 1 << power;
                     let slot = runner.next(size);
                     let (word, bit) = (&mut free[(slot / 64) as usize], 1 << (slot % 64));
                     if *word & bit != 0 && runner.wanted > 0 {
@@ -214,6 +215,7 @@ fn race(runners: &[Runner], size: u32) -> Vec<u16> {
                         arrived |= runner.wanted == 0;
                     }
                 }
+                runner.credit = credit as u32;
             }
             if arrived {
                 class.retain(|runner| runner.wanted > 0);
@@ -243,7 +245,7 @@ mod tests {
     const BIG: u32 = 65_537;
     const SMALL: u32 = if cfg!(miri) { 101 } else { 1021 };
 
-    fn fleet(seed: u64, weights: impl IntoIterator<Item = u16>) -> Vec<Candidate> {
+    fn fleet(seed: u64, weights: impl IntoIterator<Item = u32>) -> Vec<Candidate> {
         (1..)
             .map(|i| mix(mix(seed) ^ i))
             .zip(weights)
@@ -375,7 +377,7 @@ mod tests {
 
         #[test]
         fn counts_are_what_webster_gives(
-            weights in prop::collection::vec(prop_oneof![Just(0u16), 1..20u16, 1..=u16::MAX], 1..40),
+            weights in prop::collection::vec(prop_oneof![Just(0u32), 1..20u32, 1..=65_535u32, 1..=u32::MAX], 1..40),
             size in prop::sample::select(vec![1, 2, 101, 257, SMALL]),
             seed in any::<u64>(),
         ) {
@@ -396,7 +398,7 @@ mod tests {
 
         #[test]
         fn counts_are_within_one_of_the_quota(
-            weights in prop::collection::vec(1..=200u16, 1..20),
+            weights in prop::collection::vec(1..=200u32, 1..20),
             seed in any::<u64>(),
         ) {
             // Webster may leave the quota by more than one where many tiny shares stand against a huge one; not here.
@@ -410,19 +412,30 @@ mod tests {
 
         #[test]
         fn the_order_of_the_list_says_nothing(
-            (list, shuffled) in prop::collection::vec((any::<u64>(), 0..300u16), 1..30)
+            (list, shuffled) in prop::collection::vec((any::<u64>(), 0..300u32), 1..30)
                 .prop_flat_map(|list| (Just(list.clone()), Just(list).prop_shuffle())),
         ) {
-            let candidates = |list: Vec<(u64, u16)>| -> Vec<Candidate> {
+            let candidates = |list: Vec<(u64, u32)>| -> Vec<Candidate> {
                 list.into_iter().map(|(hash, weight)| Candidate { hash, weight }).collect()
             };
             prop_assert_eq!(owners(&candidates(list), SMALL), owners(&candidates(shuffled), SMALL));
         }
 
         #[test]
+        fn the_unit_of_the_weights_says_nothing(
+            weights in prop::collection::vec(0..=65_535u32, 1..30),
+            bits in 0..=16u32,
+            seed in any::<u64>(),
+        ) {
+            let coarse = fleet(seed, weights.iter().copied());
+            let fine = fleet(seed, weights.iter().map(|weight| weight << bits));
+            prop_assert_eq!(table(&coarse, SMALL), table(&fine, SMALL));
+        }
+
+        #[test]
         fn a_changed_weight_changes_only_the_counts_that_it_must(
-            weights in prop::collection::vec(1..1000u16, 2..30),
-            new in 0..1000u16,
+            weights in prop::collection::vec(1..1000u32, 2..30),
+            new in 0..1000u32,
             seed in any::<u64>(),
         ) {
             let before = fleet(seed, weights.iter().copied());

@@ -127,7 +127,13 @@ fn ipv6<P: Packet>(packet: &P, l3: usize) -> Result<Network, Reason> {
     let header: &Ipv6 = packet.view(l3).ok_or(Reason::Malformed)?;
     let next = l3 + Ipv6::SIZE;
     let end = next + usize::from(u16::from_be_bytes(header.payload_length));
-    if header.version_class_label[0] >> 4 != 6 || !packet.reaches(end) {
+    let (source, destination) = (Address::v6(&header.source), Address::v6(&header.destination));
+    // A v4-mapped address is IPv4's in the tables, and nobody's on the wire (RFC 5156, section 2.2).
+    if header.version_class_label[0] >> 4 != 6
+        || !packet.reaches(end)
+        || source.is_v4()
+        || destination.is_v4()
+    {
         return Err(Reason::Malformed);
     }
     Ok(Network {
@@ -137,8 +143,8 @@ fn ipv6<P: Packet>(packet: &P, l3: usize) -> Result<Network, Reason> {
         end,
         protocol: header.next_header,
         fragment: false,
-        source: Address::v6(&header.source),
-        destination: Address::v6(&header.destination),
+        source,
+        destination,
     })
 }
 
@@ -170,7 +176,10 @@ pub fn transport<P: Packet>(packet: &P, network: &Network) -> Result<Transport, 
         }
         IPPROTO_UDP => {
             let header: &Udp = packet.view(l4).ok_or(Reason::Malformed)?;
-            if l4 + Udp::SIZE > network.end {
+            // A datagram may be shorter than the packet around it (RFC 768 has a length of its own), but not longer. Zero
+            // is for jumbograms (RFC 2675, section 4), whose option nobody here sends.
+            let length = usize::from(u16::from_be_bytes(header.length));
+            if length < Udp::SIZE || l4 + length > network.end {
                 return Err(Reason::Malformed);
             }
             let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));

@@ -2,13 +2,14 @@
 
 use crate::abi::{
     Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, Mode, OnEmpty, Port,
-    Replier, Service, Settings, Slot, VipKey, ticks,
+    Replier, Service, Settings, Slot, TCP_IDLE_TICKS, VipKey, ticks,
 };
-use crate::parse::{self, Network, Transport};
+use crate::measure::{self, Handshake, Reply};
+use crate::parse::{self, Kind, Network, Transport};
 use crate::rewrite::{self, End};
-use crate::select::{Choice, select};
+use crate::select::{Place, select};
 use crate::verdict::{Account, Event, Reason, Verdict};
-use crate::wire::{Mac, Wire};
+use crate::wire::{IPPROTO_TCP, Mac, TCP_RST, TCP_SYN, Tcp, Wire};
 
 /// A frame: in the kernel, or in memory.
 pub trait Packet {
@@ -67,14 +68,54 @@ pub trait Tables {
     fn forget_half_open(&self, key: &FlowKey);
     /// Whose reply a packet from exactly this address and port may be.
     fn replier(&self, key: &VipKey) -> Option<Replier>;
-    /// Whether a flow is known to talk to a backend past the VIP.
-    fn is_direct(&self, key: &FlowKey) -> bool;
-    /// Notes that a flow talks to a backend past the VIP, and marks the backend.
+    /// When the client of a flow last talked to a backend past the VIP, in [`ticks`].
+    fn direct(&self, key: &FlowKey) -> Option<u32>;
+    /// Notes that a flow talks to a backend past the VIP now, and marks the backend.
     fn note_direct(&self, key: &FlowKey, backend: &VipKey);
+    /// Forgets that a flow talked to a backend past the VIP.
+    fn forget_direct(&self, key: &FlowKey);
     /// Where a packet for `network.destination` leaves.
     fn route(&self, packet: &Self::Packet, network: &Network) -> Route;
 
-    /// Monotonic nanoseconds.
+    /// [`select`]; the kernel has it verified apart from everything else.
+    fn place(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason>
+    where
+        Self: Sized,
+    {
+        select(self, service, key, kind).map(Place::from)
+    }
+    /// [`measure::begins`], likewise.
+    fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, canary: bool)
+    where
+        Self: Sized,
+    {
+        measure::begins(self, service, key, sequence, canary);
+    }
+    /// [`measure::replies`], likewise.
+    fn replies(&self, service: &Service, key: &FlowKey, reply: Reply)
+    where
+        Self: Sized,
+    {
+        measure::replies(self, service, key, reply);
+    }
+    /// A handshake of a measured service.
+    fn handshake(&self, key: &FlowKey) -> Option<Handshake>;
+    /// Remembers a handshake.
+    fn keep_handshake(&self, key: &FlowKey, handshake: &Handshake);
+    /// Forgets a handshake.
+    fn forget_handshake(&self, key: &FlowKey);
+    /// Adds 1 to a word of a measure; `offset` is in bytes.
+    fn count(&self, measure: u32, offset: usize);
+    /// Sets bits of a word of a measure. Returns whether they were set before.
+    fn set(&self, measure: u32, offset: usize, bits: u64) -> bool;
+    /// A word of a measure.
+    fn word(&self, measure: u32, offset: usize) -> u64;
+    /// Sends no new flow to the canary of a service, and notes when in its measure.
+    fn trip(&self, service: u32, measure: u32);
+
+    /// Monotonic nanoseconds, as precise as the clock is.
+    fn clock(&self) -> u64;
+    /// Monotonic nanoseconds, some milliseconds late.
     fn now(&self) -> u64;
     /// Monotonic time in [`ticks`].
     fn ticks(&self) -> u32 {
@@ -137,10 +178,10 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
     if from_backend
         && let Some(replier) = find(network.source, &transport, End::Source, |key| tables.replier(key))
     {
-        return reply(packet, tables, &network, &transport, replier);
+        return reply(packet, tables, settings, &network, &transport, replier);
     }
     if to_backend {
-        return Err(direct(tables, &network, &transport));
+        return Err(past_vip(tables, &network, &transport));
     }
     Err(Reason::NotOurs)
 }
@@ -162,11 +203,11 @@ fn request<T: Tables>(
         port: transport.destination,
         owner: index,
     };
-    let choice = select(tables, service, &key, transport.kind)?;
-    if choice.backend == 0 {
+    let place = tables.place(service, &key, transport.kind)?;
+    if place.backend == 0 {
         return empty(packet, service, network, transport);
     }
-    let backend = tables.backend(choice.backend).ok_or(Reason::NoTable)?;
+    let backend = tables.backend(place.backend).ok_or(Reason::NoTable)?;
     if !backend.life().is_usable() {
         return Err(Reason::BackendGone);
     }
@@ -174,19 +215,29 @@ fn request<T: Tables>(
     let mac = hop.mac().ok_or(Reason::NoNeighbour)?;
     let device = tables.device(hop.device()).ok_or(Reason::NoTable)?;
     let length = network.end - network.l3;
-    let account = account(network, &choice, backend);
+    let account = account(network, &place, backend);
+    if service.has(Service::MEASURED)
+        && let Kind::Syn(sequence) = transport.kind
+    {
+        tables.begins(service, &key, sequence, backend.pool == service.canary_pool);
+    }
 
     if service.mode == Mode::DsrIpip as u8 {
         if !rewrite::fits(device, length + rewrite::overhead(backend.address)) {
             return Err(Reason::TooBig);
         }
-        rewrite::encapsulate(packet, network, settings, choice.hash, backend.address, device.mac, mac)?;
+        rewrite::encapsulate(packet, network, settings, place.spread, backend.address, device.mac, mac)?;
     } else {
         if !rewrite::fits(device, length) {
             return Err(Reason::TooBig);
         }
         if service.mode == Mode::Nat as u8 {
             rewrite::translate(packet, network, transport, End::Destination, backend.address, backend.port)?;
+            if place.begins {
+                // The client had the same ports in use past the VIP before: this flow's replies are ours again.
+                let port = if backend.port.is_any() { transport.destination } else { backend.port };
+                tables.forget_direct(&FlowKey { port, owner: u32::from(place.backend), ..key });
+            }
         }
         rewrite::link(packet, device.mac, mac)?;
     }
@@ -194,12 +245,12 @@ fn request<T: Tables>(
 }
 
 #[inline(always)]
-fn account(network: &Network, choice: &Choice, backend: &Backend) -> Account {
+fn account(network: &Network, place: &Place, backend: &Backend) -> Account {
     Account {
-        backend: choice.backend,
+        backend: place.backend,
         pool: backend.pool,
         bytes: network.end as u32,
-        begins: choice.why.begins(),
+        begins: place.begins,
     }
 }
 
@@ -224,6 +275,7 @@ fn empty<P: Packet>(
 fn reply<T: Tables>(
     packet: &mut T::Packet,
     tables: &T,
+    settings: &Settings,
     network: &Network,
     transport: &Transport,
     replier: Replier,
@@ -235,7 +287,7 @@ fn reply<T: Tables>(
             port: transport.source,
             owner: u32::from(replier.backend),
         };
-        if tables.is_direct(&key) {
+        if is_direct(tables, settings, &key, transport.kind, replier.direct) {
             return Err(Reason::Direct);
         }
     }
@@ -249,6 +301,9 @@ fn reply<T: Tables>(
     };
     let service = tables.service(replier.service).ok_or(Reason::NoTable)?;
     let backend = tables.backend(replier.backend).ok_or(Reason::NoTable)?;
+    if service.has(Service::MEASURED) && transport.protocol == IPPROTO_TCP {
+        measured(packet, tables, service, network, transport, replier)?;
+    }
     rewrite::translate(packet, network, transport, End::Source, service.vip, service.port)?;
     let account =
         Account { backend: replier.backend, pool: backend.pool, bytes: network.end as u32, begins: false };
@@ -260,9 +315,50 @@ fn reply<T: Tables>(
     Ok(Verdict { reason: Reason::Replied, ifindex, account })
 }
 
+/// What a reply says about its handshake.
+#[inline(always)]
+fn measured<T: Tables>(
+    packet: &T::Packet,
+    tables: &T,
+    service: &Service,
+    network: &Network,
+    transport: &Transport,
+    replier: Replier,
+) -> Result<(), Reason> {
+    let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
+    let reply = Reply {
+        answers: header.flags & TCP_SYN != 0,
+        resets: header.flags & TCP_RST != 0,
+        data: transport.l4 + usize::from(header.data_offset >> 4) * 4 < network.end,
+        acknowledged: u32::from_be_bytes(header.acknowledgement),
+    };
+    let port = if service.port == Port::ANY { transport.source } else { service.port };
+    let key = FlowKey {
+        client: network.destination,
+        client_port: transport.destination,
+        port,
+        owner: replier.service,
+    };
+    tables.replies(service, &key, reply);
+    Ok(())
+}
+
+/// Whether a flow goes on past the VIP, to a backend that was `marked` last.
+///
+/// Mark and entry hold the time of the newest packet, and are void once that is older than a flow may be silent: nobody
+/// has to take them away.
+#[inline(always)]
+fn is_direct<T: Tables>(tables: &T, settings: &Settings, key: &FlowKey, kind: Kind, marked: u32) -> bool {
+    let idle = if matches!(kind, Kind::Udp) { settings.udp_idle } else { TCP_IDLE_TICKS };
+    let now = tables.ticks();
+    // Signed: another CPU may have seen the next tick.
+    let recent = |then| now.wrapping_sub(then) as i32 <= idle as i32;
+    recent(marked) && tables.direct(key).is_some_and(recent)
+}
+
 /// From a client to a backend's own address: its replies are none of ours.
 #[inline(always)]
-fn direct<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Reason {
+fn past_vip<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Reason {
     let Some((key, replier)) = find(network.destination, transport, End::Destination, |key| {
         tables.replier(key).map(|replier| (*key, replier))
     }) else {
@@ -274,7 +370,7 @@ fn direct<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Re
         port: transport.destination,
         owner: u32::from(replier.backend),
     };
-    if !tables.is_direct(&flow) {
+    if tables.direct(&flow) != Some(tables.ticks()) {
         tables.note_direct(&flow, &key);
     }
     Reason::Direct

@@ -1,4 +1,14 @@
 //! What is done to a packet that leaves: three edits, composed from the link, network and transport headers.
+//!
+//! # Hops
+//!
+//! `nat` is routing, so a packet that leaves has one hop less, and one that has none left is not forwarded (RFC 1812, section
+//! 5.3.1): it goes up as it came. Of a backend's reply the host then tells the backend that its time is exceeded. A client's
+//! request is addressed to the VIP, which the host has: the host answers as the end of the road, as far as that client's
+//! packets get.
+//!
+//! `dsr-l2` hands the packet to another host of the same link that has the VIP, and `dsr-ipip` carries it in a packet with hops
+//! of its own: both leave it as it came, as Katran does. (IPVS takes a hop off in every mode, against loops of balancers.)
 
 use crate::abi::{Address, Device, Port, Service, Settings};
 use crate::checksum::{self, Delta};
@@ -117,7 +127,7 @@ pub fn encapsulate<P: Packet>(
     packet: &mut P,
     network: &Network,
     settings: &Settings,
-    hash: u64,
+    spread: u32,
     backend: Address,
     source: Mac,
     destination: Mac,
@@ -134,7 +144,7 @@ pub fn encapsulate<P: Packet>(
         Family::V4 => IPPROTO_IPIP,
         Family::V6 => IPPROTO_IPV6,
     };
-    let [s0, s1, s2, s3] = (hash as u32).to_be_bytes();
+    let [s0, s1, s2, s3] = spread.to_be_bytes();
     if backend.is_v4() {
         packet.grow_head(Ipv4::SIZE).ok_or(Reason::NoHeadroom)?;
         move_link(packet, Ipv4::SIZE, network.l3, ETHERTYPE_IPV4, source, destination)?;

@@ -46,6 +46,40 @@ pub struct Choice {
     pub hash: u64,
 }
 
+/// What the rest of a packet's road needs to know of a [`Choice`]: in a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Backend id; 0: none.
+    pub backend: u16,
+    /// Whether a flow begins with this packet.
+    pub begins: bool,
+    /// Half of the flow's hash, for whatever else wants to spread by it.
+    pub spread: u32,
+}
+
+impl Place {
+    /// `spread << 32 | begins << 16 | backend`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        (self.spread as u64) << 32 | (self.begins as u64) << 16 | self.backend as u64
+    }
+
+    /// What [`pack`](Self::pack) made.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unpack(packed: u64) -> Self {
+        Self { backend: packed as u16, begins: packed >> 16 & 1 != 0, spread: (packed >> 32) as u32 }
+    }
+}
+
+impl From<Choice> for Place {
+    #[inline(always)]
+    fn from(choice: Choice) -> Self {
+        Self { backend: choice.backend, begins: choice.why.begins(), spread: choice.hash as u32 }
+    }
+}
+
 /// Why a backend was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {

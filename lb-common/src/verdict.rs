@@ -142,6 +142,8 @@ events! {
     HandshakeNoted = "handshake_noted",
     /// A canary's lease had run out when a new flow asked for it.
     LeaseExpired = "lease_expired",
+    /// The tripwire of a canary was crossed.
+    Tripped = "tripped",
 }
 
 impl Event {

@@ -7,6 +7,7 @@ use lb_common::abi::{
     Backend, Device, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Traffic, VipKey,
 };
 use lb_common::decap;
+use lb_common::measure::{Handshake, Measure};
 use lb_common::verdict::Counters;
 
 #[map]
@@ -44,6 +45,12 @@ pub static UDP_FLOWS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entr
 
 #[map]
 pub static HALF_OPEN: LruHashMap<FlowKey, HalfOpen> = LruHashMap::with_max_entries(1 << 17, 0);
+
+#[map]
+pub static HANDSHAKES: LruHashMap<FlowKey, Handshake> = LruHashMap::with_max_entries(1 << 16, 0);
+
+#[map]
+pub static MEASURES: Array<Measure> = Array::with_max_entries(64, BPF_F_MMAPABLE);
 
 #[map]
 pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);

@@ -1,20 +1,23 @@
 //! The tables of `lb-common` over maps.
 
 use core::arch::asm;
+use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
     BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
 };
-use aya_ebpf::helpers::bpf_fib_lookup;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
 use lb_common::abi::{
     Address, Backend, Device, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Slot, Traffic,
     VipKey, Wanted,
 };
-use lb_common::parse::{Family, Network};
+use lb_common::measure::{self, Handshake, Measure, Reply};
+use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables};
-use lb_common::verdict::{Account, Event, Verdict};
+use lb_common::select::{Place, select};
+use lb_common::verdict::{Account, Event, Reason, Verdict};
 
 use crate::maps;
 use crate::packet::Frame;
@@ -74,6 +77,60 @@ macro_rules! flows {
     ($udp:expr) => {
         if $udp { &maps::UDP_FLOWS } else { &maps::FLOWS }
     };
+}
+
+/// A word of a measure.
+#[inline(always)]
+fn measure_word(measure: u32, offset: usize) -> Option<*mut u64> {
+    let measure = maps::MEASURES.get_ptr_mut(measure)?;
+    // SAFETY: every offset is one of a word of `Measure`; the verifier checks it.
+    Some(unsafe { measure.byte_add(offset) }.cast())
+}
+
+/// No [`Place`] looks like this.
+const NO_TABLE: u64 = u64::MAX;
+
+/// The selection rule, as a function of its own in the kernel's eyes ("global"): verified once, for any flow, so that its
+/// ways are not multiplied with those of parsing and rewriting.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
+    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NO_TABLE };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
+    let kind = match kind {
+        0 => Kind::Syn(sequence),
+        1 => Kind::Tcp(sequence),
+        2 => Kind::Rst,
+        _ => Kind::Udp,
+    };
+    select(&Kernel, service, key, kind).map_or(NO_TABLE, |choice| Place::from(choice).pack())
+}
+
+/// Measuring, as functions of their own in the kernel's eyes ("global"): verified once, for any flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_begins(key: *const FlowKey, sequence: u32, canary: u32) -> u32 {
+    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    if let Some(service) = maps::SERVICES.get(key.owner) {
+        measure::begins(&Kernel, service, key, sequence, canary != 0);
+    }
+    0
+}
+
+/// As above. `flags`: 1 answers a SYN, 2 resets, 4 has data.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_replies(key: *const FlowKey, flags: u32, acknowledged: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    if let Some(service) = maps::SERVICES.get(key.owner) {
+        let reply =
+            Reply { answers: flags & 1 != 0, resets: flags & 2 != 0, data: flags & 4 != 0, acknowledged };
+        measure::replies(&Kernel, service, key, reply);
+    }
+    0
 }
 
 impl Tables for Kernel {
@@ -173,18 +230,28 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn is_direct(&self, key: &FlowKey) -> bool {
-        maps::DIRECT.get_ptr(key).is_some()
+    fn direct(&self, key: &FlowKey) -> Option<u32> {
+        // SAFETY: the value is one word.
+        unsafe { maps::DIRECT.get(key) }.copied()
     }
 
     #[inline(always)]
     fn note_direct(&self, key: &FlowKey, backend: &VipKey) {
-        if maps::DIRECT.insert(key, self.ticks(), 0).is_err() {
+        let now = self.ticks();
+        if maps::DIRECT.insert(key, now, 0).is_err() {
             return self.event(Event::TrackFailed);
         }
         if let Some(replier) = maps::REPLIES.get_ptr_mut(backend) {
-            // SAFETY: an aligned word of a living element. Two CPUs may write the same value.
-            unsafe { (&raw mut (*replier).direct).write_volatile(1) };
+            // SAFETY: an aligned word of a living element. Whichever CPU is the last writes the same tick, or the next.
+            unsafe { (&raw mut (*replier).direct).write_volatile(now.max(1)) };
+        }
+    }
+
+    #[inline(always)]
+    fn forget_direct(&self, key: &FlowKey) {
+        // A look-up takes no lock, and hardly any flow is there.
+        if maps::DIRECT.get_ptr(key).is_some() {
+            let _ = maps::DIRECT.remove(key);
         }
     }
 
@@ -233,6 +300,99 @@ impl Tables for Kernel {
             BPF_FIB_LKUP_RET_FWD_DISABLED => Route::ForwardingOff,
             _ => Route::None,
         }
+    }
+
+    #[inline(always)]
+    fn place(&self, _: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason> {
+        let (kind, sequence) = match kind {
+            Kind::Syn(sequence) => (0, sequence),
+            Kind::Tcp(sequence) => (1, sequence),
+            Kind::Rst => (2, 0),
+            Kind::Udp => (3, 0),
+        };
+        match lb_select(key, kind, sequence) {
+            NO_TABLE => Err(Reason::NoTable),
+            packed => Ok(Place::unpack(packed)),
+        }
+    }
+
+    #[inline(always)]
+    fn begins(&self, _: &Service, key: &FlowKey, sequence: u32, canary: bool) {
+        lb_begins(key, sequence, canary.into());
+    }
+
+    #[inline(always)]
+    fn replies(&self, _: &Service, key: &FlowKey, reply: Reply) {
+        let flags = u32::from(reply.answers) | u32::from(reply.resets) << 1 | u32::from(reply.data) << 2;
+        lb_replies(key, flags, reply.acknowledged);
+    }
+
+    #[inline(always)]
+    fn handshake(&self, key: &FlowKey) -> Option<Handshake> {
+        // SAFETY: as for flows; the sequence number tells a handshake from another one.
+        unsafe { maps::HANDSHAKES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn keep_handshake(&self, key: &FlowKey, handshake: &Handshake) {
+        if maps::HANDSHAKES.insert(key, handshake, 0).is_err() {
+            self.event(Event::TrackFailed);
+        }
+    }
+
+    #[inline(always)]
+    fn forget_handshake(&self, key: &FlowKey) {
+        // Gone already is as good.
+        let _ = maps::HANDSHAKES.remove(key);
+    }
+
+    #[inline(always)]
+    fn count(&self, measure: u32, offset: usize) {
+        let Some(word) = measure_word(measure, offset) else { return };
+        // SAFETY: an aligned word of the map; atomic, as other CPUs count, too.
+        unsafe { asm!("lock *(u64 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64) };
+    }
+
+    #[inline(always)]
+    fn set(&self, measure: u32, offset: usize, bits: u64) -> bool {
+        let Some(word) = measure_word(measure, offset) else { return true };
+        // SAFETY: as above.
+        unsafe {
+            let before = word.read_volatile();
+            if before & bits == bits {
+                return true;
+            }
+            asm!("lock *(u64 *)({word} + 0) |= {bits}", word = in(reg) word, bits = in(reg) bits);
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn word(&self, measure: u32, offset: usize) -> u64 {
+        // SAFETY: as above.
+        measure_word(measure, offset).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn trip(&self, service: u32, measure: u32) {
+        let Some(service) = maps::SERVICES.get_ptr_mut(service) else { return };
+        // SAFETY: the split is the first word of an aligned element. `new` is its lower half: what is above stays tracked, as
+        // in a rollback that keeps flows.
+        unsafe {
+            let split = (&raw mut (*service).split).cast::<u64>();
+            asm!("lock *(u64 *)({split} + 0) &= {mask}", split = in(reg) split, mask = in(reg) !0u64 << 32);
+        }
+        self.event(Event::Tripped);
+        if let Some(word) = measure_word(measure, offset_of!(Measure, tripped)) {
+            // SAFETY: as above.
+            unsafe { word.write_volatile(self.clock()) };
+        }
+    }
+
+    #[inline(always)]
+    fn clock(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() }
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@ use lb_common::decap::Allowed;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-use crate::dataplane::{OBJECT, maps};
+use crate::dataplane::{OBJECT, check_kernel, maps};
 
 /// `lbd decap`.
 #[derive(clap::Args)]
@@ -39,6 +39,7 @@ unsafe impl aya::Pod for Value {}
 ///
 /// If the program cannot be loaded or attached.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    check_kernel()?;
     let allowed = allowed(&arguments.allow)?;
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &0u8, true);

@@ -28,8 +28,10 @@ pub struct Occurrence {
     pub message: String,
     /// Who did it.
     pub actor: Option<String>,
-    /// Which change it was.
+    /// The agent's revision that it made.
     pub revision: Option<u64>,
+    /// The service's revision that it made.
+    pub service_revision: Option<u64>,
 }
 
 /// The memory.
@@ -66,6 +68,7 @@ impl EventLog {
             message: what.message,
             actor: what.actor,
             revision: what.revision,
+            service_revision: what.service_revision,
         };
         match event.severity {
             Severity::Warning => tracing::warn!(code = event.code, "{}", event.message),

@@ -15,6 +15,7 @@ pub mod health;
 pub mod netlink;
 pub mod offline;
 pub mod publish;
+pub mod rollout;
 pub mod state;
 pub mod sweep;
 mod wanted;

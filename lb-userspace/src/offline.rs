@@ -14,27 +14,26 @@ use crate::dataplane::bpf::{Hash, Mapped};
 use crate::dataplane::{self, maps};
 use crate::netlink;
 use crate::publish::split::{self, Flows};
-use crate::state::{Author, Change, Desired, Journal};
+use crate::state::{Author, Change, Desired, Intent, Journal, JournalError};
 
 /// Rolls back through the pinned maps. The agent that comes next finds it done, and written down where that was possible.
 ///
 /// # Errors
 ///
 /// If there is no such service, or no data path.
-pub fn rollback(pin_dir: &Path, state_dir: &Path, service: &str, flows: Flows) -> anyhow::Result<RolledBack> {
+pub fn rollback(
+    pin_dir: &Path,
+    state_dir: &Path,
+    service: &str,
+    flows: Flows,
+    reason: Option<String>,
+) -> anyhow::Result<RolledBack> {
     let start = Instant::now();
-    let journal = Journal::open(state_dir).context("without an agent, its journal tells services by name");
-    let (mut journal, entries) = journal?;
-    let mut desired: Option<Desired> = None;
-    for entry in &entries {
-        match (&mut desired, &entry.change) {
-            (Some(desired), change) => desired.replay(change),
-            (none, Change::Config { config, .. }) => *none = Some(Desired::of((**config).clone())),
-            (None, Change::Service { .. }) => {}
-        }
-    }
-    let mut desired =
-        desired.with_context(|| format!("the journal in {} names no services", state_dir.display()))?;
+    // A journal that is corrupt further on still tells services by name.
+    let (entries, _) =
+        Journal::survey(state_dir).context("without an agent, its journal tells services by name")?;
+    let desired = Desired::replayed(&entries)
+        .with_context(|| format!("the journal in {} names no services", state_dir.display()))?;
     let found = desired.service(service).map(|found| (found.name.clone(), key_of(found)));
     let (name, key): (ServiceName, _) = found.with_context(|| {
         let known: Vec<&str> = desired.config.services.iter().map(|service| service.name.as_str()).collect();
@@ -56,31 +55,53 @@ pub fn rollback(pin_dir: &Path, state_dir: &Path, service: &str, flows: Flows) -
     let done = split::roll_back(&services, &backends, index, flows);
     let total = start.elapsed();
 
-    // The store counts; a full disk does not stop it.
-    if let Some(intent) = desired.intents.get_mut(&name) {
-        intent.split = 0.0;
-        let summary = format!(
-            "rollback of {service}: {} % -> 0 %, without the agent",
-            split::percent(done.before.new())
-        );
-        let change = Change::Service { name: name.clone(), intent: intent.clone() };
-        let author = Author { name: format!("uid {}", user()), pid: Some(std::process::id() as i32) };
-        if let Err(error) = journal.append(clock::timestamp(), author, None, summary, change) {
-            eprintln!("warning: the rollback is in force, but not in the journal: {error}");
+    // The store counts; a journal that cannot be written does not stop it.
+    let before = split::percent(done.before.new());
+    let summary = format!("rollback of {service}: {before} % -> 0 %, without the agent");
+    let written = record(state_dir, &name, reason, summary);
+    let (revision, service_revision, warnings) = match written {
+        Ok((revision, service_revision)) => (Some(revision), service_revision, Vec::new()),
+        Err(error) => {
+            let warning = format!(
+                "the rollback is in force, but not in the journal: {error}; the agent adopts it when it is back"
+            );
+            (None, None, vec![warning])
         }
-    }
+    };
     Ok(RolledBack {
         service: service.to_owned(),
         flows: match flows {
             Flows::Keep => KeepOrReset::Keep,
             Flows::Reset => KeepOrReset::Reset,
         },
-        split_before_percent: split::percent(done.before.new()),
+        split_before_percent: before,
         store_nanoseconds: done.store.as_nanos() as u64,
         total_microseconds: total.as_micros() as u64,
-        revision: desired.revisions.get(&name).copied().unwrap_or_default() + 1,
+        revision,
+        service_revision,
+        warnings,
         ..RolledBack::default()
     })
+}
+
+/// Writes a rollback into the journal, unless an agent has it. Returns the revisions that it made: the agent's, and the
+/// service's.
+fn record(
+    state_dir: &Path,
+    name: &ServiceName,
+    reason: Option<String>,
+    summary: String,
+) -> Result<(u64, Option<u64>), JournalError> {
+    let (mut journal, entries) = Journal::open(state_dir)?;
+    let mut desired = Desired::replayed(&entries);
+    let intent = desired.as_ref().and_then(|desired| desired.intents.get(name));
+    let Some(intent) = intent else { return Ok((journal.last(), None)) };
+    let change = Change::Service { name: name.clone(), intent: Intent { split: 0.0, ..intent.clone() } };
+    let author = Author { name: format!("uid {}", user()), pid: Some(std::process::id() as i32) };
+    let entry = journal.append(clock::timestamp(), author, reason, summary, change)?;
+    desired = Desired::after(desired, &entry.change);
+    let service_revision = desired.and_then(|desired| desired.revisions.get(name).copied());
+    Ok((entry.sequence, service_revision))
 }
 
 fn user() -> u32 {

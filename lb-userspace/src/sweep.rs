@@ -2,11 +2,12 @@
 
 use std::io;
 use std::mem::offset_of;
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use lb_common::abi::{FlowEntry, FlowKey, Life, Service, Slot, Split};
+use lb_common::abi::{FlowEntry, FlowKey, Life, Service, Slot, Split, TCP_IDLE_TICKS};
 use lb_common::settle::{self, Access, Patience, ServiceClock, SweepReport, TableClock};
+use lb_common::verdict::Event;
 
 use crate::clock;
 use crate::config::Dataplane;
@@ -14,25 +15,76 @@ use crate::dataplane::Maps;
 use crate::dataplane::bpf::Hash;
 use crate::publish::{Publisher, Table};
 
-/// A tracked TCP flow that is silent for this long is forgotten (RFC 5382, REQ-5).
-const TCP_IDLE: Duration = Duration::from_secs(2 * 60 * 60 + 4 * 60);
-
 /// How long flows may be silent.
 #[must_use]
 pub fn patience(dataplane: &Dataplane) -> Patience {
     Patience {
         drain: clock::in_ticks(dataplane.drain),
-        tcp_idle: clock::in_ticks(dataplane.drain.max(TCP_IDLE)),
+        tcp_idle: clock::in_ticks(dataplane.drain).max(TCP_IDLE_TICKS),
         udp_idle: clock::in_ticks(dataplane.udp_idle),
     }
 }
 
-/// Settles what may be settled now.
+/// The books of `FLOWS` and `UDP_FLOWS`.
+///
+/// A full table makes room by forgetting a flow that was silent for long, and tells nobody. But what was put in, was not
+/// deleted and is not there any more must have been forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Entries that were not there any more when these books were opened.
+    opening: Option<u64>,
+    /// Entries that sweeps have deleted since.
+    deleted: u64,
+    forgotten: u64,
+    lately: u64,
+}
+
+impl Books {
+    /// Flows that were forgotten for want of room since these books were opened: so many at least.
+    #[must_use]
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// Those among them that the last sweep has found.
+    #[must_use]
+    pub const fn lately(&self) -> u64 {
+        self.lately
+    }
+
+    /// Balances the books. `inserted` is how many entries were ever put in, as counted before a sweep and after it: those in
+    /// between may be among its entries or not, and are never taken for forgotten.
+    fn balance(&mut self, inserted: RangeInclusive<u64>, swept: &SweepReport) {
+        let Some(opening) = self.opening else {
+            self.opening = Some(inserted.end().saturating_sub(swept.kept));
+            return;
+        };
+        self.deleted += swept.deleted;
+        let missing = inserted.start().saturating_sub(opening + self.deleted + swept.kept);
+        self.lately = missing.saturating_sub(self.forgotten);
+        self.forgotten += self.lately;
+    }
+}
+
+/// Settles what may be settled now, and balances the books.
 ///
 /// # Errors
 ///
-/// If flows cannot be read or deleted. Nothing is lost by that.
-pub fn sweep(publisher: &mut Publisher, patience: &Patience) -> io::Result<SweepReport> {
+/// If flows or counters cannot be read, or flows not be deleted. Nothing is lost by that.
+pub fn sweep(publisher: &mut Publisher, patience: &Patience, books: &mut Books) -> io::Result<SweepReport> {
+    let before = inserted(&publisher.maps)?;
+    let report = settle_all(publisher, patience)?;
+    books.balance(before..=inserted(&publisher.maps)?, &report);
+    Ok(report)
+}
+
+/// How many entries were ever put into the tables of flows.
+fn inserted(maps: &Maps) -> io::Result<u64> {
+    let events = maps.counters()?.events;
+    Ok(events[Event::FlowTracked as usize] + events[Event::UdpFlowTracked as usize])
+}
+
+fn settle_all(publisher: &mut Publisher, patience: &Patience) -> io::Result<SweepReport> {
     let mut clocks: Vec<ServiceClock<'_>> = publisher
         .registry
         .services
@@ -106,6 +158,41 @@ impl Access for Kernel<'_> {
             // The flow has talked since it was read, or is another one with the same ports: it goes back at once.
             Some(found) if found != *expected => table.insert(key, &found).map(|()| false),
             _ => Ok(true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn swept(deleted: u64, kept: u64) -> SweepReport {
+        SweepReport { deleted, kept, ..SweepReport::default() }
+    }
+
+    #[test]
+    fn what_is_missing_was_forgotten() {
+        let mut books = Books::default();
+        // What earlier agents did is theirs.
+        books.balance(1000..=1000, &swept(5, 100));
+        assert_eq!((books.forgotten(), books.lately()), (0, 0));
+        books.balance(1050..=1050, &swept(30, 120));
+        assert_eq!((books.forgotten(), books.lately()), (0, 0));
+        books.balance(1100..=1100, &swept(0, 128));
+        assert_eq!((books.forgotten(), books.lately()), (42, 42));
+        books.balance(1100..=1100, &swept(8, 120));
+        assert_eq!((books.forgotten(), books.lately()), (42, 0));
+    }
+
+    #[test]
+    fn what_comes_in_during_a_sweep_is_not_missing() {
+        // Whether the reading has seen them or not.
+        for (first, second) in [(100, 107), (107, 107)] {
+            let mut books = Books::default();
+            books.balance(100..=107, &swept(0, first));
+            books.balance(107..=120, &swept(0, second));
+            books.balance(120..=120, &swept(0, 120));
+            assert_eq!(books.forgotten(), 0);
         }
     }
 }

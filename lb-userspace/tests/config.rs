@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lb_userspace::config::{
-    self, BackendKey, Code, Config, Health, Loaded, Mode, OnDown, OnEmpty, Protocol, Service, Severity,
-    SplitKey, Style, Tracking, XdpMode, json_schema,
+    self, BackendKey, Code, Config, HealthCheck, Loaded, Mode, OnDown, OnEmpty, Protocol, Question, Service,
+    Severity, SplitKey, Style, Tracking, XdpMode, json_schema,
 };
 
 fn fixtures() -> Vec<(String, String)> {
@@ -179,7 +179,9 @@ fn the_documented_example_means_what_it_says() {
     assert_eq!((service.on_down, service.on_empty), (OnDown::Keep, OnEmpty::Reset));
     assert_eq!((service.panic_threshold.get(), service.slots()), (50, 2 * 16_381));
 
-    let Health::Http(probe, request) = &service.health else { panic!("{:?}", service.health) };
+    let Some(HealthCheck { question: Question::Http(request), probe }) = &service.health.check else {
+        panic!("{:?}", service.health)
+    };
     assert_eq!((probe.interval, probe.timeout), (Duration::from_secs(5), Duration::from_secs(1)));
     assert_eq!((probe.healthy, probe.unhealthy, probe.port), (2, 3, None));
     assert_eq!((request.path.as_str(), &request.host), ("/healthz", &None));
@@ -358,24 +360,61 @@ mod properties {
 
     prop_compose! {
         fn health()(
-            kind in word(&["none", "tcp", "http"]),
-            timeout in 10..5_000u32, slack in 0..5_000u32, healthy in 1..10u32, port in 1..=u16::MAX,
-            host in any::<bool>(), status in word(&["200", "200-299", "200-204, 301"]),
+            kind in word(config::Check::ALL), timeout in 10..5_000u32, slack in 0..5_000u32, fast_slack in 0..5_000u32,
+            healthy in 1..10u32, port in 1..=u16::MAX, more in any::<bool>(), agent in any::<bool>(),
+            status in word(&["200", "200-299", "200-204, 301"]), verify in word(config::Verify::ALL),
+            bytes in prop::collection::vec(any::<u8>(), 1..20),
         ) -> serde_json::Value {
+            use config::Check;
+
+            let payload: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
             let mut health = serde_json::json!({ "type": kind });
-            if kind != "none" {
-                let interval = (timeout + slack).max(100);
-                health["timeout"] = format!("{timeout}ms").into();
-                health["interval"] = format!("{interval}ms").into();
-                health["healthy"] = healthy.into();
-                health["port"] = port.into();
+            let mut set = |key: &str, value: serde_json::Value| health[key] = value;
+            if kind != Check::None {
+                let fast = (timeout + fast_slack).max(100);
+                set("timeout", format!("{timeout}ms").into());
+                set("interval", format!("{}ms", fast + slack).into());
+                set("healthy", healthy.into());
+                if more {
+                    set("fast_interval", format!("{fast}ms").into());
+                    set("down_interval", format!("{}ms", fast + 2 * slack).into());
+                }
             }
-            if kind == "http" {
-                health["path"] = "/healthz?deep=1".into();
-                health["expect_status"] = status.into();
+            // Whether it is needed depends on the service's.
+            if !matches!(kind, Check::None | Check::Exec) {
+                set("port", port.into());
             }
-            if kind == "http" && host {
-                health["host"] = "shop.example".into();
+            if kind.is_http() {
+                set("path", "/healthz?deep=1".into());
+                set("expect_status", status.into());
+            }
+            if kind.is_http() && more {
+                set("expect_body", "\"ok\": true \\ ü".into());
+            }
+            if (kind.is_http() || kind.is_grpc()) && more {
+                set("host", "shop.example".into());
+            }
+            if kind.is_grpc() && more {
+                set("grpc_service", "shop.v1.Shop".into());
+            }
+            if kind.is_tls() {
+                set("verify", verify.as_str().into());
+                set("sni", "shop.example".into());
+            }
+            if kind.is_tls() && verify == config::Verify::Required && more {
+                set("ca_file", "/etc/lb/ca.pem".into());
+            }
+            if kind == Check::Udp {
+                set("send", payload.clone().into());
+                set("expect", payload.into());
+            }
+            if kind == Check::Exec {
+                set("command", serde_json::json!(["/usr/bin/check", "a b", ""]));
+            }
+            if agent {
+                set("agent_port", port.into());
+                set("agent_interval", "1s 500ms".into());
+                set("on_down_command", serde_json::json!(["/usr/bin/page"]));
             }
             health
         }
@@ -401,6 +440,7 @@ mod properties {
                     "address": if v6 { format!("2001:db8:f:{n}::{m}") } else { format!("10.0.{n}.{m}") },
                     "weight": weight,
                     "state": config::AdminState::ALL[usize::from(weight) % 3],
+                    "agent_port": weight.max(1),
                 });
                 let backends: Vec<_> = weights.into_iter().enumerate().map(backend).collect();
                 serde_json::json!({ "name": format!("v{n}"), "backend": backends })

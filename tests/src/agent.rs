@@ -121,9 +121,29 @@ impl Agent {
     /// # Errors
     /// If it cannot be started.
     pub fn restart(&mut self) -> Result<()> {
+        self.restart_saying(&[])
+    }
+
+    /// The same, with these arguments on the command line, this time only.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn restart_saying(&mut self, arguments: &[&str]) -> Result<()> {
         self.process.kill9();
-        self.process = self.namespace.spawn(self.places.command("lbd", &self.spec)?)?;
+        let mut command = self.places.command("lbd", &self.spec)?;
+        command.args(arguments);
+        self.process = self.namespace.spawn(command)?;
         Ok(())
+    }
+
+    /// Starts `lbctl` against this agent and does not wait for it.
+    ///
+    /// # Errors
+    /// If the program was not built or cannot be started.
+    pub fn begin_lbctl(&self, arguments: &[&str]) -> Result<Process> {
+        let mut command = self.places.command("lbctl", &self.spec)?;
+        command.args(arguments);
+        self.namespace.spawn(command)
     }
 
     /// Runs `lbctl` against this agent, in its namespace.

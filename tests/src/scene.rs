@@ -1,6 +1,7 @@
 //! A lab with a running service: what most end-to-end tests begin with.
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -9,8 +10,8 @@ use serde_json::Value;
 use crate::decapsulator::Decapsulator;
 use crate::traffic::{Server, ServerSpec};
 use crate::{
-    Family, Lab, LabBuilder,
-    agent::{Agent, AgentSpec},
+    Family, Host, Lab, LabBuilder, Process,
+    agent::{Agent, AgentSpec, built},
 };
 
 /// The service's name in the configuration.
@@ -43,6 +44,10 @@ pub struct Plan {
     pub service: String,
     /// The whole table `[service.health]`, or nothing.
     pub health: String,
+    /// Room for tracked TCP flows.
+    pub flows: u32,
+    /// Arguments of the `lbd decap` that takes tunnels apart on each backend; `None`: the lab's own end of tunnels.
+    pub decap: Option<&'static [&'static str]>,
 }
 
 impl Default for Plan {
@@ -59,6 +64,8 @@ impl Default for Plan {
             dataplane: String::new(),
             service: String::new(),
             health: "[service.health]\ntype = \"none\"\n".to_owned(),
+            flows: 65_536,
+            decap: None,
         }
     }
 }
@@ -71,6 +78,8 @@ pub struct Scene {
     pub servers: Vec<Server>,
     /// Their ends of tunnels, where the mode has them.
     pub decapsulators: Vec<Decapsulator>,
+    /// The same where it is `lbd decap`.
+    pub decaps: Vec<Process>,
     /// The agent.
     pub agent: Agent,
     /// What was built.
@@ -101,10 +110,13 @@ impl Scene {
                 backend.hold_vip(lab.vip(0, plan.family))?;
             }
         }
-        let mut decapsulators = Vec::new();
+        let (mut decapsulators, mut decaps) = (Vec::new(), Vec::new());
         if plan.mode == "dsr-ipip" {
             for backend in lab.backends() {
-                decapsulators.push(Decapsulator::start(backend)?);
+                match plan.decap {
+                    Some(arguments) => decaps.push(lbd_decap(backend, arguments)?),
+                    None => decapsulators.push(Decapsulator::start(backend)?),
+                }
             }
         }
         let mut servers = Vec::new();
@@ -120,7 +132,7 @@ impl Scene {
         let config = plan.config(&lab);
         let mut agent = Agent::start(lab.balancer(), AgentSpec::new(config))?;
         agent.wait_ready(Duration::from_secs(30))?;
-        let scene = Self { lab, servers, decapsulators, agent, plan };
+        let scene = Self { lab, servers, decapsulators, decaps, agent, plan };
         scene.wait_taking(scene.plan.stable + scene.plan.canary, Duration::from_secs(20))?;
         Ok(scene)
     }
@@ -178,6 +190,24 @@ impl Scene {
     }
 }
 
+/// Starts `lbd decap` on a backend's interface; returns when it is attached.
+fn lbd_decap(backend: &Host, arguments: &[&str]) -> Result<Process> {
+    let mut command = Command::new(built("lbd")?);
+    command.args(["decap", "--interface", &backend.port().name]).args(arguments);
+    let mut process = backend.spawn(command)?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !process.log().contains("takes outer headers off") {
+        let ended = process.finished()?;
+        ensure!(
+            ended.is_none() && Instant::now() < deadline,
+            "lbd decap is not attached ({ended:?})\n{}",
+            process.log()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(process)
+}
+
 impl Plan {
     /// Name of the server on backend `i`.
     #[must_use]
@@ -212,9 +242,10 @@ impl Plan {
             pool("canary", self.stable..self.stable + self.canary)
         };
         format!(
-            "schema = 1\n[dataplane]\ninterfaces = [{}]\nflows = 65536\nhalf_open = 16384\nudp_flows = 65536\nslots = 262144\n{}\n\
+            "schema = 1\n[dataplane]\ninterfaces = [{}]\nflows = {}\nhalf_open = 16384\nudp_flows = 65536\nslots = 262144\n{}\n\
              [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {PORT}\nprotocol = \"{}\"\nmode = \"{}\"\n{}\n{}\n{}{canary}",
             interfaces.join(", "),
+            self.flows,
             self.dataplane,
             lab.vip(0, self.family),
             self.protocol,

@@ -19,6 +19,8 @@ use crate::verdict::{Action, Reason, Verdict};
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP};
 use inspect::{Checksum, Inspected, inspect};
 
+pub use build::{client, frame};
+
 /// Sends `data` through the data path as it is.
 ///
 /// # Panics
@@ -47,7 +49,7 @@ pub fn parse(tables: &Tables, data: &[u8]) {
 ///
 /// If something comes out that must not.
 pub fn rewrite(tables: &Tables, data: &[u8]) -> Reason {
-    let (bytes, headroom) = build::frame(data, tables);
+    let (bytes, headroom) = frame(data, tables);
     send(tables, &bytes, headroom)
 }
 
@@ -96,8 +98,8 @@ pub fn tables() -> Tables {
     }
     // Some clients are behind a neighbour that nobody knows yet.
     for n in 0..32 {
-        tables.routes.insert(build::client(n, false).into(), Route::Unresolved);
-        tables.routes.insert(build::client(n, true).into(), Route::Unresolved);
+        tables.routes.insert(client(n, false).into(), Route::Unresolved);
+        tables.routes.insert(client(n, true).into(), Route::Unresolved);
     }
     tables
 }

@@ -1,5 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 
 use bytemuck::Zeroable;
@@ -10,6 +11,7 @@ use crate::abi::{
     OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
+use crate::measure::{Handshake, Measure};
 use crate::maglev::{self, Candidate};
 use crate::parse::Network;
 use crate::pipeline::{self, Route};
@@ -38,6 +40,12 @@ pub struct Tables {
     pub udp_flows: RefCell<Lru<FlowKey, FlowEntry>>,
     /// `HALF_OPEN`.
     pub half_open: RefCell<Lru<FlowKey, HalfOpen>>,
+    /// `HANDSHAKES`.
+    pub handshakes: RefCell<HashMap<FlowKey, Handshake>>,
+    /// `MEASURES`, word by word.
+    pub measures: RefCell<Vec<u64>>,
+    /// Services whose canary was taken back by the tripwire; their split is as it was.
+    pub tripped: RefCell<Vec<u32>>,
     /// `DIRECT`.
     pub direct: RefCell<Lru<FlowKey, u32>>,
     /// Where packets for these addresses leave.
@@ -85,6 +93,8 @@ impl ServiceSpec {
 }
 
 impl Tables {
+    /// How many services can be measured.
+    pub const MEASURES: usize = 2;
     /// Interface index of the one device.
     pub const IFINDEX: u32 = 2;
     /// Its hardware address.
@@ -111,6 +121,9 @@ impl Tables {
             flows: RefCell::new(Lru::new(1 << 20)),
             udp_flows: RefCell::new(Lru::new(1 << 20)),
             half_open: RefCell::new(Lru::new(1 << 20)),
+            handshakes: RefCell::default(),
+            tripped: RefCell::default(),
+            measures: RefCell::new(vec![0; Self::MEASURES * size_of::<Measure>() / 8]),
             direct: RefCell::new(Lru::new(1 << 16)),
             routes: HashMap::new(),
             default_route: Route::Out {
@@ -169,7 +182,7 @@ impl Tables {
         let keys = Keys::derive(&self.seed, &key, Purpose::Table);
         let candidates: Vec<Candidate> = backends
             .iter()
-            .map(|(at, weight)| Candidate { hash: keys.backend(at.ip().into(), at.port()), weight: *weight })
+            .map(|(at, weight)| Candidate { hash: keys.backend(at.ip().into(), at.port()), weight: u32::from(*weight) })
             .collect();
         for (slot, index) in
             self.slots[first as usize..].iter().zip(maglev::table(&candidates, of.table_size))
@@ -300,19 +313,60 @@ impl pipeline::Tables for Tables {
         self.repliers.borrow().get(key).copied()
     }
 
-    fn is_direct(&self, key: &FlowKey) -> bool {
-        self.direct.borrow_mut().get(key).is_some()
+    fn direct(&self, key: &FlowKey) -> Option<u32> {
+        self.direct.borrow_mut().get(key).copied()
     }
 
     fn note_direct(&self, key: &FlowKey, backend: &VipKey) {
-        self.direct.borrow_mut().insert(*key, self.ticks());
+        let now = self.ticks();
+        self.direct.borrow_mut().insert(*key, now);
         if let Some(replier) = self.repliers.borrow_mut().get_mut(backend) {
-            replier.direct = 1;
+            replier.direct = now.max(1);
         }
+    }
+
+    fn forget_direct(&self, key: &FlowKey) {
+        self.direct.borrow_mut().remove(key);
     }
 
     fn route(&self, _packet: &Frame, network: &Network) -> Route {
         *self.routes.get(&network.destination).unwrap_or(&self.default_route)
+    }
+
+    fn handshake(&self, key: &FlowKey) -> Option<Handshake> {
+        self.handshakes.borrow().get(key).copied()
+    }
+
+    fn keep_handshake(&self, key: &FlowKey, handshake: &Handshake) {
+        self.handshakes.borrow_mut().insert(*key, *handshake);
+    }
+
+    fn forget_handshake(&self, key: &FlowKey) {
+        self.handshakes.borrow_mut().remove(key);
+    }
+
+    fn count(&self, measure: u32, offset: usize) {
+        self.measures.borrow_mut()[word_of(measure, offset)] += 1;
+    }
+
+    fn set(&self, measure: u32, offset: usize, bits: u64) -> bool {
+        let word = &mut self.measures.borrow_mut()[word_of(measure, offset)];
+        let before = *word;
+        *word |= bits;
+        before & bits == bits
+    }
+
+    fn word(&self, measure: u32, offset: usize) -> u64 {
+        self.measures.borrow()[word_of(measure, offset)]
+    }
+
+    fn trip(&self, service: u32, measure: u32) {
+        self.tripped.borrow_mut().push(service);
+        self.measures.borrow_mut()[word_of(measure, offset_of!(Measure, tripped))] = self.clock.get();
+    }
+
+    fn clock(&self) -> u64 {
+        self.clock.get()
     }
 
     fn now(&self) -> u64 {
@@ -323,4 +377,9 @@ impl pipeline::Tables for Tables {
         let count = &self.events[event as usize];
         count.set(count.get() + 1);
     }
+}
+
+/// Where a word of a measure lies.
+fn word_of(measure: u32, offset: usize) -> usize {
+    (measure as usize * size_of::<Measure>() + offset) / 8
 }

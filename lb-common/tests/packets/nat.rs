@@ -1,4 +1,4 @@
-use lb_common::abi::{Life, Mode, NextHop};
+use lb_common::abi::{Life, Mode, NextHop, TCP_IDLE_TICKS};
 use lb_common::host::{ServiceSpec, Tables};
 use lb_common::pipeline::Route;
 use lb_common::verdict::Reason;
@@ -188,6 +188,49 @@ fn who_talks_to_a_backend_itself_gets_its_replies_as_they_are() {
         let mut other = client(v6);
         other.set_port(40_001);
         assert_eq!(Packet::of(udp, backend(v6, 8443), other).through(&lab.tables).0.reason, Reason::Replied);
+    }
+}
+
+#[test]
+fn who_talked_to_a_backend_itself_long_ago_is_forgotten() {
+    for (v6, udp) in KINDS {
+        let lab = Lab::new(Mode::Nat, udp, v6, backend(v6, 8443));
+        let idle = if udp { lab.tables.settings.udp_idle } else { TCP_IDLE_TICKS };
+        let reply = Packet::of(udp, backend(v6, 8443), client(v6));
+        let past = Packet::of(udp, client(v6), backend(v6, 8443));
+        past.ends(&lab.tables, Reason::Direct);
+        lab.tables.advance(idle);
+        reply.ends(&lab.tables, Reason::Direct);
+        // Whoever talks stays known.
+        past.ends(&lab.tables, Reason::Direct);
+        lab.tables.advance(idle);
+        reply.ends(&lab.tables, Reason::Direct);
+        lab.tables.advance(1);
+        assert_eq!(reply.through(&lab.tables).0.reason, Reason::Replied);
+        // Another client keeps the backend marked, and nobody else known.
+        let mut other = client(v6);
+        other.set_port(40_001);
+        Packet::of(udp, other, backend(v6, 8443)).ends(&lab.tables, Reason::Direct);
+        assert_eq!(reply.through(&lab.tables).0.reason, Reason::Replied);
+    }
+}
+
+#[test]
+fn ports_that_were_in_use_past_the_vip_may_be_used_through_it() {
+    for v6 in [false, true] {
+        for (port, at) in [(443, 8443), (0, 0)] {
+            let spec = ServiceSpec::tcp(vip(v6), port, Mode::Nat);
+            let lab = Lab::of(&spec, backend(v6, at));
+            let at = if at == 0 { 443 } else { at };
+            let reply = Packet::tcp(backend(v6, at), client(v6));
+            Packet::tcp(client(v6), backend(v6, at)).ends(&lab.tables, Reason::Direct);
+            reply.ends(&lab.tables, Reason::Direct);
+            let mut syn = Packet::tcp(client(v6), service(v6));
+            let header = syn.tcp.as_mut().unwrap();
+            (header.syn, header.ack) = (true, false);
+            assert_eq!(syn.through(&lab.tables).0.reason, Reason::Forwarded);
+            assert_eq!(reply.through(&lab.tables).0.reason, Reason::Replied);
+        }
     }
 }
 

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use lb_common::abi::Mode;
 use lb_common::verdict::{Action, Reason};
 
@@ -139,6 +141,46 @@ fn headers_that_contradict_themselves_are_passed_up() {
         let mut frame = packet.frame();
         broken(&mut frame);
         assert_eq!(reason(&lab6.tables, &frame), Reason::Malformed, "{what}");
+    }
+}
+
+#[test]
+fn a_datagram_may_be_shorter_than_its_packet_and_not_longer() {
+    for mode in [Mode::Nat, Mode::DsrL2, Mode::DsrIpip] {
+        for v6 in [false, true] {
+            let lab = Lab::new(mode, true, v6, backend(v6, 8443));
+            let packet = Packet::udp(client(v6), (vip(v6), 443).into());
+            let at = if v6 { 54 } else { 34 } + 4;
+            let whole = 8 + packet.payload.len() as u16;
+            // Zero is for jumbograms.
+            for (length, expected) in [
+                (whole, Reason::Forwarded),
+                (whole - 1, Reason::Forwarded),
+                (8, Reason::Forwarded),
+                (7, Reason::Malformed),
+                (0, Reason::Malformed),
+                (whole + 1, Reason::Malformed),
+                (u16::MAX, Reason::Malformed),
+            ] {
+                let mut frame = packet.frame();
+                frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+                assert_eq!(reason(&lab.tables, &frame), expected, "{length} of {whole}");
+                // What pads the frame belongs to nobody.
+                frame.extend([0; 4]);
+                assert_eq!(reason(&lab.tables, &frame), expected, "{length} of {whole}, padded");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_v4_mapped_address_in_ipv6_is_nobodys() {
+    let (lab, packet) = lab(false, false);
+    let IpAddr::V4(vip) = vip(false) else { unreachable!() };
+    let (client, vip) = (client(true), (IpAddr::V6(vip.to_ipv6_mapped()), 443).into());
+    for (from, to) in [(client, vip), (vip, client)] {
+        let frame = Packet { from, to, ..packet.clone() }.frame();
+        assert_eq!(reason(&lab.tables, &frame), Reason::Malformed, "{from} {to}");
     }
 }
 

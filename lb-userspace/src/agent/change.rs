@@ -1,6 +1,7 @@
 //! What operators ask for. Each change is in the journal, and on disk, before it is applied.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lb_common::abi::Split;
@@ -12,8 +13,9 @@ use crate::clock;
 use crate::compile::key_of;
 use crate::config::{AdminState, Config, ServiceName};
 use crate::events::Occurrence;
+use crate::publish::PublishError;
 use crate::publish::split::{self, Flows};
-use crate::state::{Author, Change, Desired, Intent, Override, Overrides};
+use crate::state::{Author, Change, Deadline, Desired, Intent, JournalError, Override, Overrides};
 
 /// A rollback, done.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,8 @@ impl Shared {
         let index = *indexes
             .get(service)
             .ok_or_else(|| ApiError::no_service(service, indexes.keys().map(String::as_str)))?;
+        // Counted before the store: whoever raises a split and does not see this one yet does not raise it.
+        self.rollbacks.fetch_add(1, Ordering::AcqRel);
         let done = split::roll_back(&self.maps.services, &self.maps.backends, index, flows);
         Ok(RollbackDone { before: split::percent(done.before.new()), store: done.store })
     }
@@ -49,6 +53,30 @@ pub struct Request {
     pub reason: Option<String>,
 }
 
+/// What became of a rollback in the journal.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    /// The agent's revision that it made; `None`: it is not in the journal.
+    pub revision: Option<u64>,
+    /// The service's revision that it made, likewise.
+    pub service_revision: Option<u64>,
+    /// Established flows of the canary, if that is known.
+    pub established: Option<u64>,
+    /// Why it is not in the journal.
+    pub warning: Option<String>,
+}
+
+/// A change that holds, and that could not be written into the journal.
+#[derive(Clone, Debug)]
+pub(super) struct Owed {
+    /// When it was made (RFC 3339).
+    time: String,
+    /// By whom.
+    request: Request,
+    /// What, in a sentence.
+    summary: String,
+}
+
 /// A backend, as the command line names it.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -61,28 +89,41 @@ pub struct Target {
 }
 
 impl Agent {
-    /// Converges on another configuration. Returns what was desired before.
-    pub fn apply(&mut self, config: Config, request: Request) -> Result<Desired, ApiError> {
+    /// Converges on another configuration. `file` is the fingerprint of the configuration file, if that is what it says.
+    pub fn apply(&mut self, config: Config, file: Option<String>, request: &Request) -> Result<(), ApiError> {
         let next = self.desired.under(config.clone());
-        if next == self.desired {
-            return Ok(self.desired.clone());
+        let unread = file.is_some() && file != self.file;
+        if next == self.desired && !unread {
+            return Ok(());
         }
         self.may_apply(&next)?;
-        let summary = "a configuration was applied".to_owned();
-        self.record(&request, summary.clone(), Change::Config { config: Box::new(config), file: None })?;
-        let before = std::mem::replace(&mut self.desired, next);
-        self.remove_services_that_are_gone();
-        self.compiled.retain(|name, _| self.desired.intents.contains_key(name));
-        self.follow_config();
-        let failures = self.converge(self.names());
-        self.restore_splits();
-        self.note("applied", None, &request, summary);
+        let summary = match &file {
+            Some(_) => "the configuration file was read",
+            None => "a configuration was applied",
+        };
+        let change = Change::Config { config: Box::new(config), file: file.clone() };
+        self.record(request, summary.to_owned(), change)?;
+        self.file = file.or_else(|| self.file.take());
+        self.desired = next;
+        let failures = self.follow_desired();
+        self.note("applied", None, request, summary.to_owned());
         match failures.into_iter().next() {
-            None => Ok(before),
+            None => Ok(()),
             Some((name, error)) => {
                 Err(ApiError::new(ErrorCode::Dataplane, error.to_string()).about(name.as_str()))
             }
         }
+    }
+
+    /// Has everything follow what is desired now.
+    pub(super) fn follow_desired(&mut self) -> Vec<(ServiceName, PublishError)> {
+        self.remove_services_that_are_gone();
+        self.compiled.retain(|name, _| self.desired.intents.contains_key(name));
+        self.compiler.keep(&self.desired.config.services.iter().map(key_of).collect::<Vec<_>>());
+        self.follow_config();
+        let failures = self.converge(self.names());
+        self.lower_splits();
+        failures
     }
 
     /// What a running agent cannot change.
@@ -112,10 +153,11 @@ impl Agent {
                     intent.stable
                 );
                 return Err(ApiError::new(ErrorCode::NeedsRestart, message).about(name.as_str()).remedy(
-                    "`set split` to 100, wait for the drain time (`status` shows it), and apply again",
+                    "make it the canary, `set split` to 100, wait for the drain time (`status` shows it), and try again",
                 ));
             }
         }
+        self.roles_may_change(next)?;
         for service in &next.config.services {
             let same_key = self.desired.config.services.iter().find(|other| key_of(other) == key_of(service));
             if let Some(other) = same_key
@@ -130,6 +172,28 @@ impl Agent {
         Ok(())
     }
 
+    /// Whether the pools of each service may take the roles that they would have.
+    fn roles_may_change(&self, next: &Desired) -> Result<(), ApiError> {
+        for service in &next.config.services {
+            let (now, then) = (self.desired.intents.get(&service.name), next.intents.get(&service.name));
+            let (Some(now), Some(then)) = (now, then) else { continue };
+            if (&now.stable, &now.canary) == (&then.stable, &then.canary) {
+                continue;
+            }
+            let Ok(index) = self.index(service.name.as_str()) else { continue };
+            let compiled = self.compiler.clone().compile(service, then, &self.seed, &self.world());
+            if compiled.plan.key != key_of(service) {
+                continue;
+            }
+            self.publisher.check(index, &compiled.plan).map_err(|error| {
+                ApiError::new(ErrorCode::NeedsRestart, error.to_string())
+                    .about(service.name.as_str())
+                    .remedy("`status` shows when the split has settled; try again then")
+            })?;
+        }
+        Ok(())
+    }
+
     /// Changes a backend's weight until the configuration changes it.
     pub fn set_weight(&mut self, target: &Target, weight: u16, request: &Request) -> Result<(), ApiError> {
         let configured = self.configured(target)?.0;
@@ -139,17 +203,32 @@ impl Agent {
         })
     }
 
-    /// Changes a backend's administrative state until the configuration changes it.
+    /// Changes a backend's administrative state until the configuration changes it. A drain may have a `deadline`.
     pub fn set_state(
         &mut self,
         target: &Target,
         state: AdminState,
+        deadline: Option<Deadline>,
         request: &Request,
     ) -> Result<(), ApiError> {
         let configured = self.configured(target)?.1;
-        self.set_override(target, request, format!("state {state}"), |overrides, author, since| {
+        if deadline.is_some() && state != AdminState::Drain {
+            let message = format!("only a drain has a deadline, not the state {state}");
+            return Err(ApiError::new(ErrorCode::InvalidValue, message)
+                .about(&target.service)
+                .remedy("leave the deadline out, or set the state to drain"));
+        }
+        let words = match &deadline {
+            None => format!("state {state}"),
+            Some(Deadline { at, reset }) => {
+                let then = if *reset { "reset" } else { "keep" };
+                format!("state {state} until {at:.0}, then {then} its flows")
+            }
+        };
+        self.set_override(target, request, words, |overrides, author, since| {
             let held = Override { value: state, configured: Some(configured), since, author };
             overrides.state = (state != configured).then_some(held);
+            overrides.deadline = deadline;
         })
     }
 
@@ -177,6 +256,7 @@ impl Agent {
             return Err(ApiError::new(ErrorCode::InvalidValue, message).about(service));
         }
         let (name, mut intent) = self.intent(service)?;
+        self.not_in_rollout(service, &intent)?;
         if intent.canary.is_none() && percent > 0.0 {
             return Err(ApiError::new(
                 ErrorCode::NoCanary,
@@ -188,6 +268,7 @@ impl Agent {
         // Read before the journal is written: a rollback that comes in between wins.
         let index = self.index(service)?;
         let expected = self.publisher.maps.services.read(index).split();
+        self.may_raise(service, expected, split::share(percent))?;
         let before = split::percent(expected.new());
         intent.split = percent;
         let summary = format!("split of {service}: {before} % -> {percent} %");
@@ -200,11 +281,29 @@ impl Agent {
         if !self.publisher.set_split(index, expected, split::share(percent), clock::ticks()) {
             return self.rolled_back_meanwhile(service, &name, request);
         }
+        self.follow_split(&name);
         self.note("split", Some(&name), request, summary);
         Ok(before)
     }
 
-    fn rolled_back_meanwhile(
+    /// A stable pool without backends uses the canary only while that has a share.
+    fn follow_split(&mut self, name: &ServiceName) {
+        if self.desired.service(name.as_str()).is_some_and(|service| service.spill_to_canary) {
+            self.converge([name.clone()]);
+        }
+    }
+
+    /// A split is not raised while the agent has yet to hear of a rollback.
+    pub(super) fn may_raise(&self, service: &str, now: Split, share: u32) -> Result<(), ApiError> {
+        if share <= now.new() || self.shared.rollbacks.load(Ordering::Acquire) == self.rollbacks {
+            return Ok(());
+        }
+        Err(ApiError::new(ErrorCode::RevisionConflict, "a rollback is under way, and stands")
+            .about(service)
+            .remedy("look at what happened (`lbctl history`), and set it again if it is still wanted"))
+    }
+
+    pub(super) fn rolled_back_meanwhile(
         &mut self,
         service: &str,
         name: &ServiceName,
@@ -222,27 +321,88 @@ impl Agent {
         Err(ApiError::new(ErrorCode::RevisionConflict, message).about(service))
     }
 
-    /// Remembers a rollback whose store was made already.
+    /// Remembers a rollback whose store was made already. A journal that cannot be written does not undo it: the record is
+    /// owed then.
     pub fn rolled_back(
         &mut self,
         service: &str,
         done: RollbackDone,
         flows: Flows,
         request: &Request,
-    ) -> Result<u64, ApiError> {
+    ) -> Result<Remembered, ApiError> {
+        self.rollbacks += 1;
         let (name, mut intent) = self.intent(service)?;
         let index = self.index(service)?;
         self.publisher.split_changed(index, clock::ticks());
+        // Whoever asked for more at the same moment, and was heard first, loses.
+        self.lower(index, 0);
         intent.split = 0.0;
-        self.settle_intent(&name, intent.clone());
+        self.rollout_after_rollback(&mut intent);
+        self.desired.intents.insert(name.clone(), intent.clone());
         let kept = match flows {
             Flows::Keep => "established flows finish where they are",
             Flows::Reset => "established flows are reset",
         };
         let summary = format!("rollback of {service}: {} % -> 0 %; {kept}", done.before);
-        self.note("rolled_back", Some(&name), request, summary.clone());
-        self.record(request, summary, Change::Service { name: name.clone(), intent })?;
-        Ok(self.desired.revisions.get(&name).copied().unwrap_or_default())
+        let change = Change::Service { name: name.clone(), intent };
+        let written = self.record(request, summary.clone(), change);
+        if written.is_ok() {
+            self.desired.count(&name);
+        } else {
+            self.owe(&name, request, summary.clone());
+        }
+        self.note("rolled_back", Some(&name), request, summary);
+        self.follow_split(&name);
+        let established = self.tracked_in_canary(service);
+        Ok(match written {
+            Ok(()) => Remembered {
+                revision: Some(self.newest_revision()),
+                service_revision: self.desired.revisions.get(&name).copied(),
+                established,
+                warning: None,
+            },
+            Err(error) => Remembered {
+                revision: None,
+                service_revision: None,
+                established,
+                warning: Some(format!(
+                    "the rollback is in force, but not in the journal yet: {}; it is written as soon as that works",
+                    error.message
+                )),
+            },
+        })
+    }
+
+    /// Remembers that the journal lacks what holds of a service now.
+    pub(super) fn owe(&mut self, name: &ServiceName, request: &Request, summary: String) {
+        let owed = Owed { time: clock::timestamp(), request: request.clone(), summary };
+        self.owed.entry(name.clone()).or_insert(owed);
+    }
+
+    /// Writes what the journal lacks.
+    pub(super) fn pay(&mut self) -> Result<(), JournalError> {
+        while let Some((name, owed)) = self.owed.first_key_value() {
+            let name = name.clone();
+            if let Some(intent) = self.desired.intents.get(&name) {
+                let Owed { time, request, summary } = owed.clone();
+                let change = Change::Service { name: name.clone(), intent: intent.clone() };
+                self.journal.append(time, request.author, request.reason, summary, change)?;
+                self.desired.count(&name);
+            }
+            self.owed.remove(&name);
+        }
+        Ok(())
+    }
+
+    /// What the journal needs now and then.
+    pub(super) fn tend_journal(&mut self) {
+        // Those who asked were told; the next change says what is wrong with the disk.
+        let _ = self.pay();
+        match self.journal.compact() {
+            Ok(None) => {}
+            Ok(Some(folded)) => tracing::info!(changes = folded, "compacted the journal"),
+            Err(error) => tracing::warn!("{error}"),
+        }
     }
 
     fn set_override(
@@ -273,7 +433,8 @@ impl Agent {
             backend: Some(target.backend.to_string()),
             message: summary,
             actor: Some(request.author.name.clone()),
-            revision: self.desired.revisions.get(&name).copied(),
+            revision: Some(self.newest_revision()),
+            service_revision: self.desired.revisions.get(&name).copied(),
             ..Occurrence::default()
         });
         match failures.into_iter().next() {
@@ -284,8 +445,8 @@ impl Agent {
         }
     }
 
-    /// Splits of services that were published anew.
-    fn restore_splits(&mut self) {
+    /// Lowers splits that are higher in the kernel than they should be.
+    pub(super) fn lower_splits(&mut self) {
         for service in self.desired.config.services.clone() {
             let Some(intent) = self.desired.intents.get(&service.name) else { continue };
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
@@ -326,7 +487,7 @@ impl Agent {
         Ok((backend.weight.get(), backend.state))
     }
 
-    fn intent(&self, service: &str) -> Result<(ServiceName, Intent), ApiError> {
+    pub(super) fn intent(&self, service: &str) -> Result<(ServiceName, Intent), ApiError> {
         let found = self
             .desired
             .service(service)
@@ -342,33 +503,45 @@ impl Agent {
         found.ok_or_else(|| ApiError::new(ErrorCode::Starting, "it is not in the kernel yet").about(service))
     }
 
-    fn settle_intent(&mut self, name: &ServiceName, intent: Intent) {
+    pub(super) fn settle_intent(&mut self, name: &ServiceName, intent: Intent) {
         self.desired.intents.insert(name.clone(), intent);
-        *self.desired.revisions.entry(name.clone()).or_default() += 1;
+        self.desired.count(name);
     }
 
-    fn record(&mut self, request: &Request, summary: String, change: Change) -> Result<(), ApiError> {
-        let written = self.journal.append(
-            clock::timestamp(),
-            request.author.clone(),
-            request.reason.clone(),
-            summary,
-            change,
-        );
+    /// Writes a change into the journal. It is on disk when this returns; what was owed before is, too.
+    pub(super) fn record(
+        &mut self,
+        request: &Request,
+        summary: String,
+        change: Change,
+    ) -> Result<(), ApiError> {
+        // A disk may be slow: others go on meanwhile.
+        let written = tokio::task::block_in_place(|| {
+            self.pay()?;
+            let Request { author, reason } = request.clone();
+            self.journal.append(clock::timestamp(), author, reason, summary, change)
+        });
         written.map(drop).map_err(|error| {
             ApiError::new(ErrorCode::Journal, format!("nothing was changed: {error}"))
                 .about("journal")
-                .remedy("free some space; forwarding and rollback go on meanwhile")
+                .remedy("free some space or mend the disk; forwarding and rollback go on meanwhile")
         })
     }
 
-    fn note(&self, code: &'static str, name: Option<&ServiceName>, request: &Request, message: String) {
+    pub(super) fn note(
+        &self,
+        code: &'static str,
+        name: Option<&ServiceName>,
+        request: &Request,
+        message: String,
+    ) {
         self.log.push(Occurrence {
             code,
             service: name.map(|name| name.as_str().to_owned()),
             message,
             actor: Some(request.author.name.clone()),
-            revision: name.and_then(|name| self.desired.revisions.get(name).copied()),
+            revision: Some(self.newest_revision()),
+            service_revision: name.and_then(|name| self.desired.revisions.get(name).copied()),
             ..Occurrence::default()
         });
     }

@@ -1,19 +1,24 @@
 //! The agent behind its API.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast;
 
-use super::{Agent, Handle, Request, Target, diff};
+use super::{Agent, Handle, Remembered, Request, Target, diff, history};
 use crate::api::{
-    Answer, ApiError, Applied, Apply, BackendPath, Call, Change, Control, Detached, ErrorCode, Event,
-    Explain, Explanation, FlowQuery, Flows, HealthWord, History, KeepOrReset, Moved, Rollback, RolledBack,
-    ServiceStatus, SetHealth, SetSplit, SetState, SetWeight, Status,
+    Answer, ApiError, Applied, Apply, BackendPath, Call, Change, Control, Detached, Diff, DiffQuery,
+    ErrorCode, Event, Explain, Explanation, FlowQuery, Flows, HealthWord, History, KeepOrReset, Moved,
+    OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState, SetWeight,
+    StartRollout, Status, Undo,
 };
+use crate::compile::BackendView;
 use crate::config::Loaded;
 use crate::publish::split;
-use crate::state::Author;
+use crate::rollout::engine::Order;
+use crate::state::{Author, Deadline};
 
 impl Handle {
     /// Has the agent do something; an agent that has ended is an answer, too.
@@ -26,6 +31,19 @@ impl Handle {
                 .remedy("start it again; the data path goes on")
         };
         self.call(f).await.map_err(ended)?
+    }
+
+    /// Has somebody else than the agent read the journal: it may be long.
+    async fn read_journal<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Path) -> Answer<R> + Send + 'static,
+    ) -> Answer<R> {
+        let state_dir = self.ask(|agent| Ok(agent.places.state_dir.clone())).await?;
+        let read = tokio::task::spawn_blocking(move || f(&state_dir)).await;
+        read.map_err(|error| {
+            ApiError::new(ErrorCode::Internal, format!("the journal could not be read: {error}"))
+                .remedy("this is a bug; the agent's log has the place")
+        })?
     }
 
     async fn set<F>(&self, call: Call, path: BackendPath, reason: Option<String>, set: F) -> Answer<Applied>
@@ -43,6 +61,37 @@ impl Handle {
         })
         .await
     }
+}
+
+/// How long the answer to a rollback waits for the journal.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The deadline of a drain, as it is asked for.
+fn deadline(asked: &SetState) -> Answer<Option<Deadline>> {
+    let Some(seconds) = asked.deadline_seconds else { return Ok(None) };
+    let far = || {
+        let message = format!("a deadline in {seconds} seconds is beyond every calendar");
+        ApiError::new(ErrorCode::InvalidValue, message).remedy("ask for days at most")
+    };
+    let left = i64::try_from(seconds).map_err(|_| far())?;
+    let at = Timestamp::now().checked_add(SignedDuration::from_secs(left)).map_err(|_| far())?;
+    Ok(Some(Deadline { at, reset: asked.then == KeepOrReset::Reset }))
+}
+
+/// A backend's state, with the deadline of its drain.
+fn state_words(backend: &BackendView) -> String {
+    match backend.drain {
+        None => backend.state.to_string(),
+        Some(drain) => {
+            let then = if drain.reset { KeepOrReset::Reset } else { KeepOrReset::Keep };
+            format!("{} until {:.0}, then {then}", backend.state, drain.deadline)
+        }
+    }
+}
+
+fn unremembered(why: String) -> Remembered {
+    let warning = Some(format!("the rollback is in force, but not in the journal yet: {why}"));
+    Remembered { revision: None, service_revision: None, established: None, warning }
 }
 
 fn request(call: &Call, reason: Option<String>) -> Request {
@@ -67,7 +116,15 @@ impl Control for Handle {
     }
 
     async fn history(&self, service: String) -> Answer<History> {
-        self.ask(move |agent| agent.history(&service)).await
+        self.read_journal(move |state_dir| history::history(state_dir, service)).await
+    }
+
+    async fn diff(&self, service: String, query: DiffQuery) -> Answer<Diff> {
+        self.read_journal(move |state_dir| history::difference(state_dir, service, query)).await
+    }
+
+    async fn undo(&self, call: Call, service: String, body: Undo) -> Answer<Applied> {
+        self.ask(move |agent| agent.undo(&service, body.to, &request(&call, body.reason))).await
     }
 
     async fn apply(&self, call: Call, loaded: Loaded, body: Apply) -> Answer<Applied> {
@@ -81,11 +138,12 @@ impl Control for Handle {
                     .remedy("look at what has changed (`lbctl history`), and apply on top of it"));
             }
             let next = agent.desired.under(loaded.config.clone());
-            let changes = diff::changes(&agent.desired.config, &next.config);
+            let changes = diff::changes(&agent.desired, &next);
             let moved = agent.would_move(&next);
+            let warnings = agent.departures(&next);
             agent.may_apply(&next)?;
             if !body.dry_run {
-                agent.apply(loaded.config, request(&call, body.reason))?;
+                agent.apply(loaded.config, None, &request(&call, body.reason))?;
             }
             Ok(Applied {
                 revision: agent.newest_revision(),
@@ -93,6 +151,7 @@ impl Control for Handle {
                 dry_run: body.dry_run,
                 changes,
                 moved,
+                warnings,
                 diagnostics: loaded.warnings.reports(),
                 ..Applied::default()
             })
@@ -123,10 +182,12 @@ impl Control for Handle {
     }
 
     async fn set_state(&self, call: Call, backend: BackendPath, body: SetState) -> Answer<Applied> {
+        let (state, deadline) = (body.state, deadline(&body)?);
         self.set(call, backend, body.reason, move |agent, target, request| {
-            let from = agent.held(target, |backend| backend.state.to_string());
-            agent.set_state(target, body.state, request)?;
-            Ok(agent.change(target, "state", from, body.state.to_string()))
+            let from = agent.held(target, state_words);
+            agent.set_state(target, state, deadline, request)?;
+            let to = agent.held(target, state_words).unwrap_or_default();
+            Ok(agent.change(target, "state", from, to))
         })
         .await
     }
@@ -152,24 +213,55 @@ impl Control for Handle {
         };
         let done = self.shared.roll_back(&service, flows)?;
         let total = Instant::now().duration_since(call.arrived);
-        let name = service.clone();
-        let (revision, established) = self
-            .ask(move |agent| {
-                let revision = agent.rolled_back(&name, done, flows, &request(&call, body.reason))?;
-                Ok((revision, agent.tracked_in_canary(&name)))
-            })
-            .await?;
+        let (handle, name) = (self.clone(), service.clone());
+        // A task of its own: the agent is told even if nobody waits for it any more.
+        let told = tokio::spawn(async move {
+            handle.ask(move |agent| agent.rolled_back(&name, done, flows, &request(&call, body.reason))).await
+        });
+        let remembered = match tokio::time::timeout(PATIENCE, told).await {
+            Ok(Ok(Ok(remembered))) => remembered,
+            Ok(Ok(Err(error))) => unremembered(error.to_string()),
+            Ok(Err(error)) => unremembered(error.to_string()),
+            Err(_) => unremembered(format!(
+                "the agent is busy, or its disk slow: not done after {} ms; it follows as soon as that is over",
+                PATIENCE.as_millis()
+            )),
+        };
         Ok(RolledBack {
             service,
             split_before_percent: done.before,
             flows: body.flows,
-            established,
+            established: remembered.established,
             store_nanoseconds: done.store.as_nanos() as u64,
             total_microseconds: total.as_micros() as u64,
-            revision,
+            revision: remembered.revision,
+            service_revision: remembered.service_revision,
             by_agent: true,
+            warnings: remembered.warning.into_iter().collect(),
             ..RolledBack::default()
         })
+    }
+
+    async fn start_rollout(&self, call: Call, service: String, body: StartRollout) -> Answer<RolloutStatus> {
+        self.ask(move |agent| {
+            let request = request(&call, body.reason.clone());
+            agent.start_rollout(&service, &body, &request)
+        })
+        .await
+    }
+
+    async fn rollout(&self, service: String) -> Answer<RolloutStatus> {
+        self.ask(move |agent| agent.rollout_status(&service)).await
+    }
+
+    async fn order_rollout(
+        &self,
+        call: Call,
+        service: String,
+        order: Order,
+        body: OrderRollout,
+    ) -> Answer<RolloutStatus> {
+        self.ask(move |agent| agent.order_rollout(&service, order, &request(&call, body.reason))).await
     }
 
     async fn explain(&self, body: Explain) -> Answer<Explanation> {
@@ -190,7 +282,7 @@ impl Control for Handle {
         // The answer goes out first; then there is nothing left to do.
         let stop = self.stop.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             stop.notify_one();
         });
         Ok(answer)
@@ -198,11 +290,12 @@ impl Control for Handle {
 }
 
 impl Agent {
-    fn applied(&self, service: &str, changes: Vec<Change>) -> Applied {
-        let revision =
-            self.desired.service(service).and_then(|s| self.desired.revisions.get(&s.name)).copied();
+    /// The answer to a change of a service, made.
+    pub(super) fn applied(&self, service: &str, changes: Vec<Change>) -> Applied {
+        let mut counted = self.desired.revisions.iter();
         Applied {
-            revision: revision.unwrap_or_default(),
+            revision: self.newest_revision(),
+            service_revision: counted.find(|(name, _)| name.as_str() == service).map(|(_, &count)| count),
             changed: changes.iter().any(|change| change.from != change.to),
             changes,
             ..Applied::default()
@@ -215,7 +308,7 @@ impl Agent {
     }
 
     /// What holds of a backend now.
-    fn held(&self, target: &Target, what: impl Fn(&crate::compile::BackendView) -> String) -> Option<String> {
+    fn held(&self, target: &Target, what: impl Fn(&BackendView) -> String) -> Option<String> {
         let service = self.desired.service(&target.service)?;
         let pools = &self.compiled.get(&service.name)?.pools;
         let mut backends = pools.iter().flat_map(|pool| &pool.backends);
@@ -223,8 +316,8 @@ impl Agent {
     }
 
     /// How much of each service another desired state would move.
-    fn would_move(&self, next: &crate::state::Desired) -> Vec<Moved> {
-        let mut compiler = crate::compile::Compiler::default();
+    pub(super) fn would_move(&self, next: &crate::state::Desired) -> Vec<Moved> {
+        let mut compiler = self.compiler.clone();
         let world = self.world();
         let mut moved = Vec::new();
         for service in &next.config.services {

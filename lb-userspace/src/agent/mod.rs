@@ -7,41 +7,54 @@
 
 mod change;
 mod control;
+mod departures;
 mod diff;
 mod explain;
+mod history;
+mod rates;
+mod reload;
+mod rollout;
 mod start;
+mod undo;
 mod view;
 mod world;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::Context;
 use lb_common::hash::Seed;
 use lb_common::settle::SweepReport;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use crate::compile::{Compiled, Compiler};
 use crate::config::ServiceName;
 use crate::dataplane::{Attached, Capacities};
-use crate::events::EventLog;
+use crate::events::{EventLog, Occurrence};
 use crate::health::{HealthEvent, Scheduler, TargetId};
 use crate::netlink::{Links, NextHop, NextHopEvent, NextHops, Resolver, Unreachable, Vips};
 use crate::publish::Publisher;
 use crate::state::{Desired, Journal};
 use crate::sweep;
 
-pub use change::{Request, RollbackDone, Target};
+pub use change::{Remembered, Request, RollbackDone, Target};
 pub use start::{Places, start};
 
 /// Owner of the desired state.
 pub struct Agent {
     places: Places,
     desired: Desired,
+    /// Fingerprint of the configuration file as it was last read.
+    file: Option<String>,
     journal: Journal,
+    /// Services whose last change the journal could not take.
+    owed: BTreeMap<ServiceName, change::Owed>,
+    /// Rollbacks that were heard of.
+    rollbacks: u64,
     publisher: Publisher,
     compiler: Compiler,
     compiled: BTreeMap<ServiceName, Compiled>,
@@ -58,6 +71,9 @@ pub struct Agent {
     resolver: Resolver,
     scheduler: Scheduler,
     swept: SweepReport,
+    follows: rollout::Follows,
+    rates: rates::Rates,
+    books: sweep::Books,
     log: Arc<EventLog>,
     shared: Arc<Shared>,
 }
@@ -67,6 +83,7 @@ struct KernelFacts {
     attached: Vec<Attached>,
     capacities: Capacities,
     verified_instructions: Option<u32>,
+    jited: bool,
     program_id: u32,
     started: jiff::Timestamp,
 }
@@ -77,6 +94,8 @@ pub struct Shared {
     pub maps: Arc<crate::dataplane::Maps>,
     /// The services' indexes by name.
     pub indexes: arc_swap::ArcSwap<BTreeMap<String, u32>>,
+    /// Rollbacks that were begun. The agent hears of each after its store.
+    pub rollbacks: AtomicU64,
 }
 
 /// Which check belongs to which backend.
@@ -84,9 +103,13 @@ pub struct Shared {
 struct Targets {
     next: u64,
     ids: HashMap<(ServiceName, SocketAddr), TargetId>,
+    /// Of agent checks.
+    agents: HashMap<(ServiceName, SocketAddr), TargetId>,
     backends: HashMap<TargetId, (ServiceName, SocketAddr)>,
     /// Backends that took flows before this agent started are taken for healthy until their first check is over.
     presumed_up: std::collections::HashSet<(ServiceName, SocketAddr)>,
+    /// What runs when health has taken a backend out.
+    hooks: crate::health::Hooks,
 }
 
 type Call = Box<dyn FnOnce(&mut Agent) + Send>;
@@ -136,8 +159,11 @@ impl Agent {
     async fn run(mut self, mut inbox: Inbox) {
         let mut sweep = tokio::time::interval(self.desired.config.dataplane.sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rollouts = tokio::time::interval(rollout::PERIOD);
+        rollouts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut links = self.links.subscribe();
         loop {
+            let next = self.next_step();
             tokio::select! {
                 call = inbox.calls.recv() => match call {
                     Some(call) => call(&mut self),
@@ -155,20 +181,56 @@ impl Agent {
                 Ok(()) = links.changed() => self.links_changed(),
                 neighbours = inbox.wanted.next() => self.neighbours_wanted(neighbours),
                 _ = sweep.tick() => self.sweep(),
+                _ = rollouts.tick() => self.follow_rollouts(),
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.step(),
             }
         }
+    }
+
+    /// When time alone changes what the tables should hold.
+    fn next_step(&self) -> Option<Instant> {
+        self.compiled.values().filter_map(|compiled| compiled.next).min().map(Instant::from_std)
+    }
+
+    /// Does what time has brought about: the next step of a slow start, the end of a drain.
+    fn step(&mut self) {
+        let now = std::time::Instant::now();
+        let mut due = Vec::new();
+        for (name, compiled) in &mut self.compiled {
+            // Once: what cannot be published now is tried again when something else changes.
+            if compiled.next.take_if(|next| *next <= now).is_some() {
+                due.push(name.clone());
+            }
+        }
+        self.converge(due);
     }
 
     /// Closes what changes have opened.
     fn sweep(&mut self) {
         let patience = sweep::patience(&self.desired.config.dataplane);
-        match tokio::task::block_in_place(|| sweep::sweep(&mut self.publisher, &patience)) {
+        match tokio::task::block_in_place(|| sweep::sweep(&mut self.publisher, &patience, &mut self.books)) {
             Ok(report) => {
+                if self.books.lately() > 0 {
+                    warn!(flows = self.books.lately(), "forgotten for want of room: see `lbctl status`");
+                }
                 self.swept = report;
+                self.measure();
                 self.free_what_nobody_uses();
             }
             Err(error) => error!("the sweep failed: {error}"),
         }
+        tokio::task::block_in_place(|| self.tend_journal());
+    }
+
+    /// Notes how fast packets go through the backends.
+    fn measure(&mut self) {
+        let (registry, maps) = (&self.publisher.registry, &self.publisher.maps);
+        let ids = registry.services.keys().flat_map(|&index| registry.backends_of(index));
+        let counters = ids.filter_map(|id| {
+            let traffic = crate::dataplane::maps::traffic(&maps.backend_traffic, id.into());
+            Some((id, traffic.ok()?))
+        });
+        self.rates.observe(std::time::Instant::now(), counters);
     }
 
     /// Brings the maps to what should be, for services by name.
@@ -199,8 +261,42 @@ impl Agent {
         if published.changed {
             info!(service = %name, slots = published.slots, "published");
         }
-        self.compiled.insert(name.clone(), compiled);
+        let before = self.compiled.insert(name.clone(), compiled);
+        self.note_drains(name, before.as_ref());
         Ok(())
+    }
+
+    /// Tells of drains whose time has come to an end since `before`.
+    fn note_drains(&self, name: &ServiceName, before: Option<&Compiled>) {
+        let over = |compiled: &Compiled| -> Vec<(String, SocketAddr, bool)> {
+            let backends = compiled.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
+            backends
+                .filter_map(|(pool, backend)| {
+                    let drain = backend.drain.filter(|drain| drain.over)?;
+                    Some((pool.name.clone(), backend.address, drain.reset))
+                })
+                .collect()
+        };
+        let known = before.map(over).unwrap_or_default();
+        let now = self.compiled.get(name).map(over).unwrap_or_default();
+        for (pool, address, reset) in now.into_iter().filter(|one| !known.contains(one)) {
+            let service = self.desired.service(name.as_str());
+            let flows = service
+                .and_then(|service| {
+                    let index = self.publisher.registry.service_index(&crate::compile::key_of(service))?;
+                    crate::compile::id_of(service, address, index, &self.publisher.registry)
+                })
+                .map_or(0, |id| self.swept.load(id).flows);
+            let done = if reset { "what was left of its flows is reset" } else { "its flows may stay" };
+            self.log.push(Occurrence {
+                code: "drain_over",
+                service: Some(name.as_str().to_owned()),
+                pool: Some(pool),
+                backend: Some(address.to_string()),
+                message: format!("the time that {address} had to drain is over with {flows} tracked flows: {done}"),
+                ..Occurrence::default()
+            });
+        }
     }
 
     /// What is known beside what is configured.

@@ -6,12 +6,12 @@ use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::Context;
 use lb_common::abi;
 use lb_common::hash::Seed;
 use lb_common::settle::SweepReport;
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -24,7 +24,9 @@ use crate::events::{EventLog, Occurrence};
 use crate::health::Scheduler;
 use crate::netlink::{Links, NextHops, Resolver, Vips};
 use crate::publish::{Publisher, split};
-use crate::state::{Author, Change, Desired, Entry, Journal};
+use crate::state::journal::Lost;
+use crate::state::{Author, Change, Desired, Entry, Journal, JournalError, file_of, fingerprint};
+use crate::sweep::Books;
 use crate::wanted::Wanted;
 
 /// Where things are.
@@ -48,13 +50,24 @@ const BACKLOG: usize = 4096;
 /// Starts the agent, as a task of the runtime that this is called in. It ends when the last handle is dropped; the data
 /// path goes on.
 ///
-/// `text` is the configuration file as `config` was read from it. `log_level` is for the kernel program: 0 is silence.
+/// `text` is the configuration file as `config` was read from it. `log_level` is for the kernel program: 0 is silence. With
+/// `recover` a corrupt journal is kept aside, and its good records are gone on with.
 ///
 /// # Errors
 ///
 /// Says what is in the way. What an earlier agent left in the kernel goes on working.
-pub async fn start(places: Places, config: Config, text: &str, log_level: u8) -> anyhow::Result<Handle> {
-    let (mut journal, entries) = Journal::open(&places.state_dir)?;
+pub async fn start(
+    places: Places,
+    config: Config,
+    text: &str,
+    log_level: u8,
+    recover: bool,
+) -> anyhow::Result<Handle> {
+    let log = Arc::new(EventLog::default());
+    let (mut journal, entries) = match recover {
+        true => recovered(&places.state_dir, &log)?,
+        false => Journal::open(&places.state_dir)?,
+    };
     let mut desired = recall(&mut journal, &entries, config, text)?;
     let seed = seed(&desired.config.dataplane, &places.state_dir)?;
 
@@ -67,13 +80,13 @@ pub async fn start(places: Places, config: Config, text: &str, log_level: u8) ->
     let maps = Arc::new(loaded.maps);
     let publisher =
         Publisher::adopt(Arc::clone(&maps), clock::ticks()).context("cannot read the pinned maps")?;
-    let log = Arc::new(EventLog::default());
     adopt_splits(&mut desired, &publisher, &mut journal, &log)?;
 
     let (calls_sender, calls) = mpsc::channel(BACKLOG);
     let (health_sender, health) = mpsc::channel(BACKLOG);
     let (hops_sender, hops) = mpsc::channel(BACKLOG);
-    let shared = Arc::new(Shared { maps, indexes: arc_swap::ArcSwap::default() });
+    let shared =
+        Arc::new(Shared { maps, indexes: arc_swap::ArcSwap::default(), rollbacks: AtomicU64::new(0) });
     let mut agent = Agent {
         targets: presume_up(&desired, &publisher),
         adopted_hops: adopted_hops(&publisher),
@@ -85,12 +98,16 @@ pub async fn start(places: Places, config: Config, text: &str, log_level: u8) ->
         resolver: Resolver::new()?,
         scheduler: Scheduler::new(health_sender),
         swept: SweepReport::default(),
+        follows: HashMap::new(),
+        rates: super::rates::Rates::default(),
+        books: Books::default(),
         compiler: Compiler::default(),
         compiled: BTreeMap::new(),
         kernel: KernelFacts {
             attached: loaded.attached,
             capacities: options.capacities,
             verified_instructions: loaded.verified_instructions,
+            jited: loaded.jited,
             program_id: loaded.program_id,
             started: jiff::Timestamp::now(),
         },
@@ -98,7 +115,11 @@ pub async fn start(places: Places, config: Config, text: &str, log_level: u8) ->
         shared: Arc::clone(&shared),
         places,
         desired,
+        // Whatever it was before: `recall` has seen to it that it is in the journal.
+        file: Some(fingerprint(text)),
         journal,
+        owed: BTreeMap::new(),
+        rollbacks: 0,
         publisher,
         seed,
     };
@@ -122,6 +143,8 @@ impl Agent {
         self.follow_config();
         let known: Vec<_> = self.publisher.registry.services.values().map(|record| record.key).collect();
         let failures = self.converge(self.names());
+        // An agent that died between the record of a lower split and its store has left the higher one.
+        self.lower_splits();
         self.raise_splits_except(&known);
         self.log.push(Occurrence {
             code: "agent_started",
@@ -173,40 +196,47 @@ impl Agent {
     }
 }
 
+/// The journal, without what was corrupt in it. What that was goes into the log.
+fn recovered(state_dir: &Path, log: &EventLog) -> Result<(Journal, Vec<Entry>), JournalError> {
+    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ").to_string();
+    let (journal, entries, lost) = Journal::recover(state_dir, &time)?;
+    let Some(Lost { kept_as, line, problem, bytes, last_good, legible }) = lost else {
+        info!("the journal is good: there was nothing to recover");
+        return Ok((journal, entries));
+    };
+    let mut message = format!(
+        "the journal was corrupt in line {line} ({problem}); it is kept as {}, and revision {last_good} is the last one that \
+         holds: {bytes} bytes behind it are lost",
+        kept_as.display()
+    );
+    for entry in legible {
+        let Entry { sequence, time, author, summary, .. } = entry;
+        message += &format!("\nlost: revision {sequence} by {} at {time}: {summary}", author.name);
+    }
+    log.push(Occurrence { code: "journal_recovered", severe: true, message, ..Occurrence::default() });
+    Ok((journal, entries))
+}
+
 /// What was desired when the last agent ended, under the file as it is now.
 ///
 /// What was applied stands until the file itself changes: then the file wins.
 fn recall(journal: &mut Journal, entries: &[Entry], config: Config, text: &str) -> anyhow::Result<Desired> {
-    let sum: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut desired: Option<Desired> = None;
-    let mut read_before = None;
-    for entry in entries {
-        if let Change::Config { file: Some(sum), .. } = &entry.change {
-            read_before = Some(sum);
-        }
-        match (&mut desired, &entry.change) {
-            (Some(desired), change) => desired.replay(change),
-            (none, Change::Config { config, .. }) => *none = Some(Desired::of((**config).clone())),
-            (None, Change::Service { .. }) => {
-                warn!(sequence = entry.sequence, "a change before any configuration: left out")
-            }
-        }
+    let file = fingerprint(text);
+    let before = Desired::replayed(entries);
+    if let Some(desired) = &before
+        && file_of(entries) == Some(&file)
+    {
+        return Ok(desired.clone());
     }
-    match desired {
-        Some(desired) if read_before == Some(&sum) => Ok(desired),
-        before => {
-            let next =
-                before.map_or_else(|| Desired::of(config.clone()), |before| before.under(config.clone()));
-            journal.append(
-                clock::timestamp(),
-                Author::agent("start"),
-                None,
-                "the configuration file was read".to_owned(),
-                Change::Config { config: Box::new(config), file: Some(sum) },
-            )?;
-            Ok(next)
-        }
-    }
+    let next = before.map_or_else(|| Desired::of(config.clone()), |before| before.under(config.clone()));
+    journal.append(
+        clock::timestamp(),
+        Author::agent("start"),
+        None,
+        "the configuration file was read".to_owned(),
+        Change::Config { config: Box::new(config), file: Some(file) },
+    )?;
+    Ok(next)
 }
 
 /// The secret of the hashes: configured, or made once and kept.
@@ -304,12 +334,13 @@ fn adopt_splits(
             let (before, now) = (intent.split, split::percent(kernel));
             intent.split = now;
             let message = format!(
-                "the split of {} is {now} %, not {before} %: it was taken back while there was no agent",
+                "the split of {} is {now} %, not {before} %: it was taken back while there was no agent, or the last one \
+                 died before it had raised it",
                 service.name
             );
             let change = Change::Service { name: service.name.clone(), intent: intent.clone() };
             journal.append(clock::timestamp(), Author::agent("start"), None, message.clone(), change)?;
-            *desired.revisions.entry(service.name.clone()).or_default() += 1;
+            desired.count(&service.name);
             log.push(Occurrence {
                 code: "split_adopted",
                 severe: true,

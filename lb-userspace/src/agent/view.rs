@@ -7,19 +7,14 @@ use lb_common::abi::{self, LAYOUT};
 use lb_common::verdict::{Action, Reason};
 
 use super::Agent;
-use crate::api::{
-    Answer, Api, ApiError, BackendPath, BackendStatus, Change, DataplaneStatus, Finding, FlowInfo, FlowKind,
-    FlowQuery, Flows, HealthState, HealthStatus, History, InterfaceStatus, NextHop, Override, PoolRole,
-    PoolStatus, ProgramStatus, Revision, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status,
-    Traffic, XdpMode,
-};
+use crate::api::{Answer, Api, ApiError, BackendPath, BackendStatus, DataplaneStatus, DrainStatus, Finding, FlowInfo, FlowKind, FlowQuery, Flows, HealthState, HealthStatus, InterfaceStatus, KeepOrReset, NextHop, Override, PoolRole, PoolStatus, PriorityStatus, ProgramStatus, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status, Traffic, XdpMode};
 use crate::clock;
-use crate::compile::{BackendView, Compiled, Health, key_of};
+use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
 use crate::config::{self, Mode, Service};
 use crate::dataplane::{Native, maps};
-use crate::health::Miss;
+use crate::health::{Advice, Miss};
 use crate::publish::split;
-use crate::state::{Author, Change as JournalChange, Journal, Overrides};
+use crate::state::{Author, Overrides};
 
 impl Agent {
     /// The whole at a glance.
@@ -147,6 +142,24 @@ impl Agent {
                         PoolRole::Idle => 0.0,
                     },
                     panic: pool.panic,
+                    failed: pool.failed,
+                    spills_to: match role {
+                        PoolRole::Canary if compiled.canary_spills => Some(compiled.plan.stable.name.clone()),
+                        PoolRole::Stable if compiled.stable_spills => {
+                            compiled.plan.canary.as_ref().map(|canary| canary.name.clone())
+                        }
+                        PoolRole::Stable | PoolRole::Canary | PoolRole::Idle => None,
+                    },
+                    priorities: pool
+                        .priorities
+                        .iter()
+                        .map(|level| PriorityStatus {
+                            priority: level.priority,
+                            healthy: level.fit,
+                            backends: level.of,
+                            share_percent: level.share * 100.0,
+                        })
+                        .collect(),
                     backends,
                     traffic: pool_index
                         .and_then(|pool| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).ok())
@@ -174,10 +187,18 @@ impl Agent {
             name: BackendPath::name_of(view.address),
             weight: view.weight,
             configured_weight: configured.map_or(view.weight, |backend| backend.weight.get()),
+            priority: view.priority,
             state: view.state,
+            drain: view.drain.map(|drain| DrainStatus {
+                deadline: drain.deadline.to_string(),
+                then: if drain.reset { KeepOrReset::Reset } else { KeepOrReset::Keep },
+                over: drain.over,
+            }),
+            slow_start_percent: view.slow_start.map(|part| part * 100.0),
             health: self.health_status(service, view),
             takes_new: view.why_not.is_none(),
             why_not: view.why_not.map(|why| why.words().to_owned()),
+            standby: view.why_not == Some(WhyNot::Standby),
             next_hop: self.next_hop(view.address.ip()),
             terminating: false,
             ..self.of_id(id, slots)
@@ -193,7 +214,10 @@ impl Agent {
             id,
             weight: 0,
             configured_weight: 0,
+            priority: 0,
             state: config::AdminState::Drain,
+            drain: None,
+            slow_start_percent: None,
             health: HealthStatus {
                 status: HealthState::Unchecked,
                 reason: None,
@@ -202,6 +226,7 @@ impl Agent {
             },
             takes_new: false,
             why_not: Some("it is gone from the configuration, and finishes the flows that it has".to_owned()),
+            standby: false,
             slots: if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) },
             tracked_flows: self.swept.load(id).flows,
             next_hop: self.next_hop(ip),
@@ -209,6 +234,7 @@ impl Agent {
             traffic: maps::traffic(&self.publisher.maps.backend_traffic, id.into())
                 .map(traffic)
                 .unwrap_or_default(),
+            rate: self.rates.of(id),
         }
     }
 
@@ -258,7 +284,14 @@ impl Agent {
                 Health::Up => HealthState::Up,
                 Health::Down => HealthState::Down,
             },
-            reason: if view.health_is_forced { Some("set by hand".to_owned()) } else { reason },
+            reason: match view.advice {
+                _ if view.health_is_forced => Some("set by hand".to_owned()),
+                Advice::NONE => reason,
+                advice => {
+                    let said = format!("its agent check says {advice}");
+                    Some(reason.map_or(said.clone(), |reason| format!("{reason}; {said}")))
+                }
+            },
             since_seconds: report
                 .as_ref()
                 .and_then(|report| report.since)
@@ -318,17 +351,28 @@ impl Agent {
                 .collect(),
             flows: count(entries(maps.flows.count()), maps.flows.capacity()),
             udp_flows: count(entries(maps.udp_flows.count()), maps.udp_flows.capacity()),
-            half_open: count(entries(maps.half_open.count()), maps.half_open.capacity()),
+            half_open: count(self.handshakes(), maps.half_open.capacity()),
             slots: SlotRoom {
                 used: self.publisher.registry.slot_count().into(),
                 capacity: maps.slots.len().into(),
                 unsettled: self.swept.unsettled,
             },
-            backends: count(self.publisher.registry.backend_count() as u64, maps.backends.len()),
+            backends: count(self.publisher.registry.backend_count() as u64, maps.backend_room()),
             drops: drops
                 .map(|&reason| (reason.name().to_owned(), counters.reasons[reason as usize]))
                 .collect(),
         }
+    }
+
+    /// Handshakes that may still end. (Nobody deletes the others; they are the first to go when room is wanted.)
+    fn handshakes(&self) -> u64 {
+        let (now, mut count) = (clock::ticks(), 0);
+        let mut add = |_: &abi::FlowKey, note: &abi::HalfOpen| {
+            count += u64::from(now.saturating_sub(note.at) <= abi::HANDSHAKE_TICKS);
+        };
+        // As for the other tables: what cannot be read shows nothing.
+        let _ = self.publisher.maps.half_open.for_each(&mut add);
+        count
     }
 
     fn findings(&self, services: &[ServiceStatus], dataplane: &DataplaneStatus) -> Vec<Finding> {
@@ -351,12 +395,21 @@ impl Agent {
                     .iter()
                     .filter(|b| b.health.status == HealthState::Down && !b.terminating)
                     .count();
-                if takers == 0 && pool.role == PoolRole::Stable {
+                let few = if pool.failed { " (fewer are healthy than min_healthy says)" } else { "" };
+                if let (PoolRole::Stable, Some(other)) = (pool.role, &pool.spills_to) {
+                    find(
+                        Severity::Error,
+                        "LB1013",
+                        &subject,
+                        format!("no stable backend takes new flows{few}: the canary {other} gets them"),
+                        "`lbctl get backends` says why not; spill_to_canary = false ends it",
+                    );
+                } else if takers == 0 && pool.role == PoolRole::Stable {
                     find(
                         Severity::Error,
                         "LB1001",
                         &subject,
-                        "no backend takes new flows".to_owned(),
+                        format!("no backend takes new flows{few}"),
                         "`lbctl get backends` says why not",
                     );
                 } else if takers == 0 && pool.role == PoolRole::Canary && pool.share_percent > 0.0 {
@@ -364,7 +417,7 @@ impl Agent {
                         Severity::Error,
                         "LB1002",
                         &subject,
-                        "no canary backend takes new flows: the stable pool gets them".to_owned(),
+                        format!("no canary backend takes new flows{few}: the stable pool gets them"),
                         "`lbctl get backends` says why not; `lbctl rollback` ends the canary",
                     );
                 } else if down > 0 && pool.role != PoolRole::Idle {
@@ -412,6 +465,15 @@ impl Agent {
                 }
             }
         }
+        if !self.kernel.jited {
+            find(
+                Severity::Warning,
+                "LB1012",
+                "kernel",
+                "the kernel interprets BPF programs, which is several times slower".to_owned(),
+                "sysctl -w net.core.bpf_jit_enable=1, and start lbd again",
+            );
+        }
         for interface in dataplane.interfaces.iter().filter(|interface| interface.mode == XdpMode::Generic) {
             find(
                 Severity::Warning,
@@ -436,6 +498,19 @@ impl Agent {
                     room.used, room.capacity
                 ),
                 "raise it in [dataplane]; `lbctl detach` and a restart make the table anew",
+            );
+        }
+        if self.books.forgotten() > 0 {
+            find(
+                if self.books.lately() > 0 { Severity::Error } else { Severity::Warning },
+                "LB1011",
+                "flows",
+                format!(
+                    "at least {} tracked flows were forgotten for want of room since lbd started: what comes of them goes \
+                     where old flows of their slots go",
+                    self.books.forgotten()
+                ),
+                "raise flows and udp_flows in [dataplane]; `lbctl detach` and a restart make the tables anew",
             );
         }
         let made = [
@@ -535,49 +610,6 @@ impl Agent {
             ids.into_iter().filter(|&id| self.publisher.maps.backends.read(id.into()).pool == canary);
         Some(in_canary.map(|id| self.swept.load(id).flows).sum())
     }
-
-    /// A service's revisions, the newest first.
-    pub(super) fn history(&self, name: &str) -> Answer<History> {
-        let service = self.known(name)?.name.clone();
-        let entries = Journal::read(&self.places.state_dir)
-            .map_err(|error| ApiError::new(crate::api::ErrorCode::Journal, error.to_string()))?;
-        let mut revisions = Vec::new();
-        let mut desired: Option<crate::state::Desired> = None;
-        for entry in entries {
-            let before = desired.clone();
-            match (&mut desired, &entry.change) {
-                (Some(desired), change) => desired.replay(change),
-                (none, JournalChange::Config { config, .. }) => {
-                    *none = Some(crate::state::Desired::of((**config).clone()))
-                }
-                (None, JournalChange::Service { .. }) => {}
-            }
-            let Some(after) = &desired else { continue };
-            let revision = |state: Option<&crate::state::Desired>| {
-                state.and_then(|s| s.revisions.get(&service)).copied()
-            };
-            if revision(Some(after)) == revision(before.as_ref()) {
-                continue;
-            }
-            revisions.push(Revision {
-                revision: revision(Some(after)).unwrap_or_default(),
-                time: entry.time,
-                actor: author(&entry.author),
-                reason: entry.reason,
-                hash: after.service(name).map(|s| s.hash().to_string()).unwrap_or_default(),
-                changes: vec![Change { path: entry.summary, from: None, to: None }],
-            });
-        }
-        revisions.reverse();
-        Ok(History { api: Api::V1, service: name.to_owned(), revisions })
-    }
-}
-
-fn author(author: &Author) -> String {
-    match author.pid {
-        Some(pid) => format!("{} (pid {pid})", author.name),
-        None => author.name.clone(),
-    }
 }
 
 fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overrides>) -> Vec<Override> {
@@ -611,6 +643,11 @@ fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overri
                 &state.since,
                 &state.author,
             );
+        }
+        if let (Some(deadline), Some(state)) = (&held.deadline, &held.state) {
+            let then = if deadline.reset { "reset" } else { "keep" };
+            let words = format!("{:.0}, then {then}", deadline.at);
+            add("drain_deadline", "none".to_owned(), words, &state.since, &state.author);
         }
         if let Some(health) = &held.health {
             let now = if health.value { "up" } else { "down" };

@@ -5,13 +5,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use lb_common::abi;
+use tokio_rustls::rustls::pki_types::InvalidDnsNameError;
 use tracing::{info, warn};
 
 use super::{Agent, Targets};
-use crate::compile::{Health, World};
-use crate::config::{self, Service, ServiceName};
+use crate::api::BackendPath;
+use crate::compile::{Health, WhyNot, World};
+use crate::config::{
+    self, AgentCheck, Backend, CommandLine, HealthCheck, HttpHost, Pool, Probe, Question, Service,
+    ServiceName, TlsName, Verify,
+};
 use crate::events::Occurrence;
-use crate::health::{self, Check, CheckKind, HealthEvent, HttpCheck, Scheduler, Target, TargetId, Timing};
+use crate::health::{
+    self, Advice, Alpn, Check, CheckKind, Command, GrpcCheck, HealthEvent, HttpCheck, Report, Scheduler,
+    StatusRangesError, Target, TargetId, Timing, TimingError, Tls, Trust, UdpCheck,
+};
 use crate::netlink::{NextHop, NextHopEvent, Unreachable, Vip};
 
 /// The agent's view, for the compiler.
@@ -25,18 +33,29 @@ pub(super) struct View<'a> {
 
 impl World for View<'_> {
     fn health(&self, service: &Service, backend: SocketAddr) -> Health {
-        if matches!(service.health, config::Health::None) {
+        let key = (service.name.clone(), backend);
+        let was_up = self.targets.presumed_up.contains(&key);
+        match self.agent(&key) {
+            Some(report) if report.advice.down => return Health::Down,
+            // Whether it wants any flows is not known before it was asked.
+            Some(report) if report.last.is_none() && !was_up => return Health::Unknown,
+            _ => {}
+        }
+        if service.health.check.is_none() {
             return Health::Unchecked;
         }
-        let key = (service.name.clone(), backend);
         let state =
             self.targets.ids.get(&key).and_then(|&id| self.scheduler.report(id)).map(|report| report.health);
         match state {
             Some(health::Health::Up) => Health::Up,
             Some(health::Health::Down) => Health::Down,
-            Some(health::Health::Unknown) | None if self.targets.presumed_up.contains(&key) => Health::Up,
+            Some(health::Health::Unknown) | None if was_up => Health::Up,
             Some(health::Health::Unknown) | None => Health::Unknown,
         }
+    }
+
+    fn advice(&self, service: &Service, backend: SocketAddr) -> Advice {
+        self.agent(&(service.name.clone(), backend)).map_or(Advice::NONE, |report| report.advice)
     }
 
     fn next_hop(&self, backend: SocketAddr) -> abi::NextHop {
@@ -51,78 +70,232 @@ impl World for View<'_> {
     }
 }
 
+impl View<'_> {
+    fn agent(&self, key: &(ServiceName, SocketAddr)) -> Option<Report> {
+        self.scheduler.report(*self.targets.agents.get(key)?)
+    }
+}
+
 impl Targets {
-    /// Gives every backend that is checked an id of its own, and forgets those that are gone.
+    /// Gives every check of a backend an id of its own, and forgets those that are gone.
     pub(super) fn update(&mut self, services: &[Service]) -> Vec<Target> {
         let mut targets = Vec::new();
-        let mut living = HashSet::new();
+        let (ids, agents) = (std::mem::take(&mut self.ids), std::mem::take(&mut self.agents));
+        let mut next = self.next;
+        let mut id_of = |known: &HashMap<_, TargetId>, key: &(ServiceName, SocketAddr)| {
+            known.get(key).copied().unwrap_or_else(|| {
+                next += 1;
+                TargetId(next)
+            })
+        };
         for service in services {
-            let Some(check) = check_of(service) else { continue };
-            let port = service.health.probe().and_then(|probe| probe.port);
-            for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
+            let check = check_of(service);
+            let agent = agent_check_of(service);
+            for (pool, backend) in
+                service.pools.iter().flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
+            {
                 let key = (service.name.clone(), backend.address);
-                let id = *self.ids.entry(key.clone()).or_insert_with(|| {
-                    self.next += 1;
-                    TargetId(self.next)
-                });
-                self.backends.insert(id, key.clone());
-                living.insert(key);
-                let mut address = backend.address;
-                address.set_port(port.unwrap_or(address.port()));
-                targets.push(Target { id, address, check: check.clone(), mark: None });
+                if let Some((check, port)) = &check {
+                    let id = id_of(&ids, &key);
+                    self.ids.insert(key.clone(), id);
+                    let port = backend.health_port.or(*port).unwrap_or(backend.address.port());
+                    let check = check.of(service, pool, backend);
+                    targets.push(Target { id, address: at(backend, port), check, mark: None });
+                }
+                if let Some((agent, port)) = &agent
+                    && let Some(port) = backend.agent_port.or(*port)
+                {
+                    let id = id_of(&agents, &key);
+                    self.agents.insert(key, id);
+                    targets.push(Target { id, address: at(backend, port), check: agent.clone(), mark: None });
+                }
             }
         }
-        self.ids.retain(|key, _| living.contains(key));
-        self.backends.retain(|_, key| living.contains(key));
-        self.presumed_up.retain(|key| living.contains(key));
+        self.next = next;
+        self.backends = self.ids.iter().chain(&self.agents).map(|(key, &id)| (id, key.clone())).collect();
+        let (ids, agents) = (&self.ids, &self.agents);
+        self.presumed_up.retain(|key| ids.contains_key(key) || agents.contains_key(key));
+        self.hooks.retain(|name| services.iter().any(|service| service.name.as_str() == name));
         targets
     }
 }
 
-fn check_of(service: &Service) -> Option<Check> {
-    let probe = service.health.probe()?;
-    let timing = Timing::new(probe.interval, probe.timeout, probe.healthy, probe.unhealthy).ok()?;
-    let kind = match &service.health {
-        config::Health::None => return None,
-        config::Health::Tcp(_) => CheckKind::Tcp,
-        config::Health::Http(_, request) => CheckKind::Http(Arc::new(http_check(request)?)),
-    };
-    Some(Check { kind, timing })
+fn at(backend: &Backend, port: u16) -> SocketAddr {
+    (backend.address.ip(), port).into()
 }
 
-fn http_check(request: &config::HttpRequest) -> Option<HttpCheck> {
-    let host = request.host.as_ref().map(config::HttpHost::as_str);
-    let expect = request.expect_status.to_string().parse().ok()?;
-    match HttpCheck::new(request.path.as_str(), host, expect) {
-        Ok(check) => Some(check),
+/// What is asked of the backends of a service.
+enum Asked {
+    /// The same of all.
+    Same(Check),
+    /// A command, which is told which one it is about.
+    Each(CommandLine, Timing),
+}
+
+impl Asked {
+    fn of(&self, service: &Service, pool: &Pool, backend: &Backend) -> Check {
+        match self {
+            Self::Same(check) => check.clone(),
+            Self::Each(command, timing) => {
+                let command = command_about(command, &service.name, pool.name.as_str(), backend.address);
+                Check { kind: CheckKind::Exec(Arc::new(command)), timing: *timing }
+            }
+        }
+    }
+}
+
+/// With the environment that commands of the operator get.
+fn command_about(line: &CommandLine, service: &ServiceName, pool: &str, backend: SocketAddr) -> Command {
+    Command {
+        program: line.program().to_owned(),
+        arguments: line.arguments().to_owned(),
+        environment: vec![
+            ("LB_SERVICE", service.as_str().to_owned()),
+            ("LB_POOL", pool.to_owned()),
+            ("LB_BACKEND", BackendPath::name_of(backend)),
+        ],
+    }
+}
+
+/// The check, and the port of backends that have none of their own for it.
+fn check_of(service: &Service) -> Option<(Asked, Option<u16>)> {
+    let HealthCheck { question, probe } = service.health.check.as_ref()?;
+    let check = timing(probe).map_err(|error| error.to_string()).and_then(|timing| {
+        let same = |kind| Asked::Same(Check { kind, timing });
+        Ok(match question {
+            Question::Tcp => same(CheckKind::Tcp),
+            Question::Http(request) => same(CheckKind::Http(Arc::new(http_check(request)?))),
+            Question::Https(request, tls) => {
+                let tls = tls_of(service, tls, request.host.as_ref(), Alpn::Http1)?;
+                same(CheckKind::Http(Arc::new(http_check(request)?.within(tls))))
+            }
+            Question::Grpc(request) => same(CheckKind::Grpc(Arc::new(grpc_check(request)?))),
+            Question::Grpcs(request, tls) => {
+                let tls = tls_of(service, tls, request.host.as_ref(), Alpn::Http2)?;
+                same(CheckKind::Grpc(Arc::new(grpc_check(request)?.within(tls))))
+            }
+            Question::Udp(exchange) => {
+                let expect = exchange.expect.as_ref().map(|expect| expect.bytes().into());
+                same(CheckKind::Udp(Arc::new(UdpCheck { send: exchange.send.bytes().into(), expect })))
+            }
+            Question::Exec(command) => Asked::Each(command.clone(), timing),
+        })
+    });
+    match check {
+        Ok(check) => Some((check, probe.port)),
         Err(error) => {
-            warn!("a check cannot be made as configured: {error}");
+            warn!(service = %service.name, "the health check cannot be made as configured: {error}");
+            None
+        }
+    }
+}
+
+fn timing(probe: &Probe) -> Result<Timing, TimingError> {
+    Timing::new(probe.interval, probe.timeout, probe.healthy, probe.unhealthy)?
+        .with_intervals(probe.fast_interval, probe.down_interval)
+}
+
+fn http_check(request: &config::HttpRequest) -> Result<HttpCheck, String> {
+    let host = request.host.as_ref().map(HttpHost::as_str);
+    let expect =
+        request.expect_status.to_string().parse().map_err(|error: StatusRangesError| error.to_string())?;
+    let check = HttpCheck::new(request.path.as_str(), host, expect).map_err(|error| error.to_string())?;
+    Ok(match &request.expect_body {
+        Some(text) => check.expecting_body(text.as_str()),
+        None => check,
+    })
+}
+
+fn grpc_check(request: &config::GrpcRequest) -> Result<GrpcCheck, String> {
+    let service = request.service.as_ref().map_or("", config::Phrase::as_str);
+    GrpcCheck::new(service, request.host.as_ref().map(HttpHost::as_str)).map_err(|error| error.to_string())
+}
+
+fn tls_of(service: &Service, tls: &config::Tls, host: Option<&HttpHost>, alpn: Alpn) -> Result<Tls, String> {
+    let trust = match (&tls.verify, &tls.ca_file) {
+        (Verify::None, _) => Trust::Anyone,
+        (Verify::Required, Some(file)) => Trust::File(file.as_path().to_owned()),
+        (Verify::Required, None) => Trust::Host,
+    };
+    // Without its port, if it is a name that a certificate can be for.
+    let of_host = || {
+        let host = host?.as_str();
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        Some(name).filter(|name| TlsName::is_name(name))
+    };
+    let name = tls.sni.as_ref().map(TlsName::as_str).or_else(of_host);
+    let name = name.map(|name| name.to_owned().try_into()).transpose();
+    let tls = Tls::new(trust, name.map_err(|error: InvalidDnsNameError| error.to_string())?, alpn);
+    if let Some(trouble) = tls.trouble() {
+        warn!(service = %service.name, "no health check can be run: {trouble}");
+    }
+    Ok(tls)
+}
+
+/// The agent check, and the port of backends that have none of their own for it.
+fn agent_check_of(service: &Service) -> Option<(Check, Option<u16>)> {
+    let agent = &service.health.agent;
+    let interval = agent.interval.unwrap_or(AgentCheck::INTERVAL);
+    match Timing::new(interval, AgentCheck::TIMEOUT, 1, 3) {
+        Ok(timing) => Some((Check { kind: CheckKind::Agent, timing }, agent.port)),
+        Err(error) => {
+            warn!(service = %service.name, "the agent check cannot be made as configured: {error}");
             None
         }
     }
 }
 
 impl Agent {
-    /// A check's verdict on a backend has changed.
+    /// A check's verdict on a backend, or what a backend says of itself, has changed.
     pub(super) fn health_changed(&mut self, event: HealthEvent) {
-        let Some((name, backend)) = self.targets.backends.get(&event.id).cloned() else { return };
-        self.targets.presumed_up.remove(&(name.clone(), backend));
+        let Some(key) = self.targets.backends.get(&event.id).cloned() else { return };
+        let (name, backend) = key.clone();
         let why = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        let (code, words, severe) = match event.state {
-            health::Health::Up => ("backend_up", "is healthy", false),
-            health::Health::Down => ("backend_down", "is down", true),
-            health::Health::Unknown => return,
+        let (code, message, severe) = if self.targets.agents.get(&key) == Some(&event.id) {
+            match event.state {
+                health::Health::Down => {
+                    let stands = event.advice;
+                    (
+                        "agent_check_failed",
+                        format!("the agent check of {backend} fails{why}; {stands} stands"),
+                        true,
+                    )
+                }
+                _ => ("agent_check", format!("{backend} says {}", event.advice), !event.advice.takes_new()),
+            }
+        } else {
+            self.targets.presumed_up.remove(&key);
+            match event.state {
+                health::Health::Up => ("backend_up", format!("{backend} is healthy{why}"), false),
+                health::Health::Down => ("backend_down", format!("{backend} is down{why}"), true),
+                health::Health::Unknown => return,
+            }
         };
+        let pool = self.pool_of(&name, backend);
         self.log.push(Occurrence {
             code,
             severe,
             service: Some(name.as_str().to_owned()),
-            pool: self.pool_of(&name, backend),
+            pool: pool.clone(),
             backend: Some(backend.to_string()),
-            message: format!("{backend} {words}{why}"),
+            message,
             ..Occurrence::default()
         });
-        self.converge([name]);
+        let why_not = |agent: &Self| {
+            let pools = agent.compiled.get(&name).map(|compiled| &compiled.pools);
+            let mut backends = pools.into_iter().flatten().flat_map(|pool| &pool.backends);
+            backends.find(|view| view.address == backend).and_then(|view| view.why_not)
+        };
+        let before = why_not(self);
+        self.converge([name.clone()]);
+        if before.is_none()
+            && why_not(self) == Some(WhyNot::Down)
+            && let Some(service) = self.desired.service(name.as_str())
+            && let (Some(line), Some(pool)) = (&service.health.on_down_command, pool)
+        {
+            let command = command_about(line, &name, &pool, backend);
+            self.targets.hooks.run(name.as_str(), command);
+        }
     }
 
     /// The way to some backends has changed.

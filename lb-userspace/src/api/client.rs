@@ -14,10 +14,12 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{
-    ApiError, Applied, Apply, BackendPath, Backends, Detached, Event, EventQuery, Explain, Explanation,
-    FlowQuery, Flows, History, Rollback, RolledBack, ServiceQuery, Services, SetHealth, SetSplit, SetState,
-    SetWeight, Status, Validate, Validated,
+    ApiError, Applied, Apply, BackendPath, Backends, Detached, Diff, DiffQuery, Event, EventQuery, Explain, Explanation,
+    FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery, Services, StartRollout, SetHealth, SetSplit, SetState,
+    SetWeight, Status, Undo, Validate, Validated,
 };
+
+use crate::rollout::engine::Order;
 
 /// Calls an agent. Each call has a connection of its own, so that a client may outlive the agent.
 #[derive(Clone, Debug)]
@@ -111,6 +113,37 @@ impl Client {
     /// `GET /v1/services/{service}/history`
     pub async fn history(&self, service: &str) -> Result<History> {
         self.get(format!("{}/history", of_service(service))).await
+    }
+
+    /// `GET /v1/services/{service}/diff`
+    pub async fn diff(&self, service: &str, query: &DiffQuery) -> Result<Diff> {
+        self.get(asking(&format!("{}/diff", of_service(service)), query)).await
+    }
+
+    /// `POST /v1/services/{service}/undo`
+    pub async fn undo(&self, service: &str, request: &Undo) -> Result<Applied> {
+        self.call(Method::POST, format!("{}/undo", of_service(service)), request).await
+    }
+
+    /// `POST /v1/services/{service}/rollout`
+    pub async fn start_rollout(&self, service: &str, request: &StartRollout) -> Result<RolloutStatus> {
+        self.call(Method::POST, format!("{}/rollout", of_service(service)), request).await
+    }
+
+    /// `GET /v1/services/{service}/rollout`
+    pub async fn rollout(&self, service: &str) -> Result<RolloutStatus> {
+        self.get(format!("{}/rollout", of_service(service))).await
+    }
+
+    /// `POST /v1/services/{service}/rollout/{order}`
+    pub async fn order_rollout(
+        &self,
+        service: &str,
+        order: Order,
+        request: &OrderRollout,
+    ) -> Result<RolloutStatus> {
+        let path = format!("{}/rollout/{}", of_service(service), order.as_str());
+        self.call(Method::POST, path, request).await
     }
 
     /// `POST /v1/validate`

@@ -5,10 +5,12 @@ use std::time::Instant;
 use tokio::sync::broadcast;
 
 use super::{
-    Actor, ApiError, Applied, Apply, BackendPath, Detached, Event, Explain, Explanation, FlowQuery, Flows,
-    History, Rollback, RolledBack, ServiceStatus, SetHealth, SetSplit, SetState, SetWeight, Status,
+    Actor, ApiError, Applied, Apply, BackendPath, Detached, Diff, DiffQuery, Event, Explain, Explanation, FlowQuery, Flows,
+    History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState,
+    SetWeight, StartRollout, Status, Undo,
 };
 use crate::config::Loaded;
+use crate::rollout::engine::Order;
 
 /// What every operation gives.
 pub type Answer<T> = Result<T, ApiError>;
@@ -43,6 +45,17 @@ pub trait Control: Send + Sync + 'static {
 
     /// A service's revisions, the newest first.
     fn history(&self, service: String) -> impl Future<Output = Answer<History>> + Send;
+
+    /// What differs between two of a service's revisions.
+    fn diff(&self, service: String, query: DiffQuery) -> impl Future<Output = Answer<Diff>> + Send;
+
+    /// Makes a service what it was at an earlier revision.
+    fn undo(
+        &self,
+        call: Call,
+        service: String,
+        request: Undo,
+    ) -> impl Future<Output = Answer<Applied>> + Send;
 
     /// Converges on a configuration. `loaded` is `request.text`, parsed.
     fn apply(
@@ -91,6 +104,26 @@ pub trait Control: Send + Sync + 'static {
         service: String,
         request: Rollback,
     ) -> impl Future<Output = Answer<RolledBack>> + Send;
+
+    /// Begins to roll a pool out.
+    fn start_rollout(
+        &self,
+        call: Call,
+        service: String,
+        request: StartRollout,
+    ) -> impl Future<Output = Answer<RolloutStatus>> + Send;
+
+    /// Where the rollout of a service stands, or how the last one ended.
+    fn rollout(&self, service: String) -> impl Future<Output = Answer<RolloutStatus>> + Send;
+
+    /// Has a say in the rollout that is under way.
+    fn order_rollout(
+        &self,
+        call: Call,
+        service: String,
+        order: Order,
+        request: OrderRollout,
+    ) -> impl Future<Output = Answer<RolloutStatus>> + Send;
 
     /// Says where a flow goes, and why.
     fn explain(&self, request: Explain) -> impl Future<Output = Answer<Explanation>> + Send;

@@ -76,6 +76,10 @@ codes! {
     503 Stopping = "LB0516", "an agent that is about to end";
     503 TooManyFollowers = "LB0517", "too many clients that follow events";
     507 Journal = "LB0518", "a journal that cannot be written";
+    404 NoRevision = "LB0519", "a revision that a service does not have";
+    404 NoRollout = "LB0520", "a service without a rollout";
+    409 RolloutUnderWay = "LB0521", "something that a rollout under way decides";
+    409 RolloutOrder = "LB0522", "an order that makes no sense at this point of a rollout";
 }
 
 impl ErrorCode {

@@ -14,6 +14,7 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/services[?service=S]` | [`Services`] |
 //! | `GET /v1/services/{s}/history` | [`History`] |
+//! | `GET /v1/services/{s}/diff?from=A&to=B` | [`Diff`] |
 //! | `GET /v1/backends[?service=S]` | [`Backends`] |
 //! | `GET /v1/flows[?service=S&limit=N]` | [`Flows`] |
 //! | `GET /v1/events[?after=SEQ&service=S&follow=true]` | [`Event`]s, one JSON object a line |
@@ -25,6 +26,7 @@
 //! | `PUT /v1/services/{s}/pools/{p}/backends/{b}/weight` | [`SetWeight`] -> [`Applied`] |
 //! | `PUT …/state`, `PUT …/health` | [`SetState`], [`SetHealth`] -> [`Applied`] |
 //! | `POST /v1/services/{s}/rollback` | [`Rollback`] -> [`RolledBack`] |
+//! | `POST /v1/services/{s}/undo` | [`Undo`] -> [`Applied`] |
 //!
 //! Whatever fails is answered with an [`ApiError`] and the status of its [`ErrorCode`].
 

@@ -15,12 +15,18 @@ fn main() -> ExitCode {
 struct PinnedMaps;
 
 impl Offline for PinnedMaps {
-    fn rollback(&self, places: &Places, service: &str, flows: KeepOrReset) -> anyhow::Result<RolledBack> {
+    fn rollback(
+        &self,
+        places: &Places,
+        service: &str,
+        flows: KeepOrReset,
+        reason: Option<String>,
+    ) -> anyhow::Result<RolledBack> {
         let flows = match flows {
             KeepOrReset::Keep => Flows::Keep,
             KeepOrReset::Reset => Flows::Reset,
         };
-        offline::rollback(&places.pin_dir, &places.state_dir, service, flows)
+        offline::rollback(&places.pin_dir, &places.state_dir, service, flows, reason)
     }
 
     fn detach(&self, places: &Places) -> anyhow::Result<Detached> {

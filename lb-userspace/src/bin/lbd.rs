@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 #[command(
     name = "lbd",
     version,
-    after_help = "Stopping lbd stops no traffic: `lbctl detach` takes the data path off."
+    after_help = "SIGHUP has it read its configuration file again. Stopping lbd stops no traffic: `lbctl detach` takes the data path off."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -41,6 +41,10 @@ struct Arguments {
     /// statements at all.
     #[arg(long)]
     log_packets: bool,
+    /// Start although the journal is corrupt: keep the corrupt file beside it, go on with the good records before the bad one,
+    /// and say what is lost.
+    #[arg(long)]
+    recover: bool,
 }
 
 #[derive(Subcommand)]
@@ -96,11 +100,20 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let handle =
-        agent::start(places, loaded.config, &text, if arguments.log_packets { 5 } else { 0 }).await?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let log_level = if arguments.log_packets { 5 } else { 0 };
+    let handle = agent::start(places, loaded.config, &text, log_level, arguments.recover).await?;
     let stop = std::sync::Arc::clone(&handle.stop);
+    let reloader = handle.clone();
+    let reload = async {
+        while hangup.recv().await.is_some() {
+            reloader.reload().await?;
+        }
+        anyhow::Ok(())
+    };
     tokio::select! {
         served = api::serve(&arguments.socket, handle) => served?,
+        reloaded = reload => reloaded?,
         () = stop.notified() => info!("the data path was taken off"),
         _ = terminate.recv() => info!("stopped; the data path goes on"),
         _ = interrupt.recv() => info!("stopped; the data path goes on"),

@@ -86,7 +86,13 @@ pub trait Offline {
     ///
     /// # Errors
     /// If there is no such service or its maps cannot be used.
-    fn rollback(&self, places: &Places, service: &str, flows: KeepOrReset) -> anyhow::Result<RolledBack>;
+    fn rollback(
+        &self,
+        places: &Places,
+        service: &str,
+        flows: KeepOrReset,
+        reason: Option<String>,
+    ) -> anyhow::Result<RolledBack>;
 
     /// Takes programs, maps and addresses off the host.
     ///

@@ -133,7 +133,7 @@ fn path(row: &BackendRow) -> BackendPath {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{BackendStatus, HealthState, HealthStatus, NextHop, PoolRole, Traffic};
+    use crate::api::{BackendStatus, HealthState, HealthStatus, NextHop, PoolRole, Rate, Traffic};
     use crate::config::AdminState;
 
     fn row(pool: &str, name: &str) -> BackendRow {
@@ -142,7 +142,10 @@ mod tests {
             id: 1,
             weight: 100,
             configured_weight: 100,
+            priority: 0,
             state: AdminState::Ready,
+            drain: None,
+            slow_start_percent: None,
             health: HealthStatus {
                 status: HealthState::Up,
                 reason: None,
@@ -151,11 +154,13 @@ mod tests {
             },
             takes_new: true,
             why_not: None,
+            standby: false,
             slots: 0,
             tracked_flows: 0,
             next_hop: NextHop::Unreachable { unreachable: String::new() },
             terminating: false,
             traffic: Traffic::default(),
+            rate: Rate::default(),
         };
         BackendRow { service: "s".to_owned(), pool: pool.to_owned(), role: PoolRole::Stable, backend }
     }

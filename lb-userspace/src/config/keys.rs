@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::health::Health;
+use super::rollout::Rollout;
 use super::read::{Field, List, Maybe, Place, Table, Tables, draft, table};
 use super::value::*;
 
@@ -92,8 +93,15 @@ table! {
         on_empty: OnEmpty as OnEmpty = OnEmpty::Reset,
         /// Percent of a pool's backends that are healthy below which health is ignored; 0 is never.
         panic_threshold: Percent as Percent = Percent::HALF,
+        /// Whether new flows of the stable pool go to the canary when no stable backend takes any, and the canary has a share
+        /// of the clients.
+        spill_to_canary: bool as Truth = false,
+        /// How a backend that comes up or is added is given its share. Without it, all at once.
+        slow_start: Option<SlowStart> as Maybe<SlowStart> = None,
         /// How the backends' health is asked for. Without it they are never asked.
         health: Health as Health = HealthDraft::unchecked(),
+        /// How a new version takes over.
+        rollout: Option<Rollout> as Maybe<Rollout> = None,
         /// The backends of one version each; the first one is the stable pool at first start.
         pools @ "pool": Vec<Pool> as Tables<Pool>,
     }
@@ -104,6 +112,11 @@ table! {
     Pool from PoolDraft "[[service.pool]]" {
         /// Name, unique in the service.
         name: PoolName as PoolName,
+        /// Backends that must be healthy, a number or a percentage such as "50%"; with fewer the pool counts as failed and takes
+        /// no new flow. Without it, one is enough.
+        min_healthy: Option<Least> as Maybe<Least> = None,
+        /// Backends that must be healthy before a pool that failed takes new flows again; `min_healthy` if it is left out.
+        min_healthy_recover: Option<Least> as Maybe<Least> = None,
         /// Who serves.
         backends @ "backend": Vec<Backend> as Tables<Backend> = Vec::new(),
     }
@@ -118,6 +131,24 @@ table! {
         weight: Weight as Weight = Weight::DEFAULT,
         /// What the operator wants of it.
         state: AdminState as AdminState = AdminState::Ready,
+        /// Whose turn it is: 0 first. Those of the next priority take what the healthy ones of this one cannot.
+        priority: u32 as Count<0, 127> = 0,
+        /// Port that its health check asks, if not the one that the others are asked at.
+        health_port: Option<u16> as Maybe<Port<1>> = None,
+        /// Port of its agent check, if not the one of the others.
+        agent_port: Option<u16> as Maybe<Port<1>> = None,
+    }
+}
+
+table! {
+    /// How a backend that comes up or is added is given its share: its weight times max(floor, (time / window)^(1 / aggression)).
+    SlowStart from SlowStartDraft "[service.slow_start]" {
+        /// How long it takes until it has its whole weight.
+        window: Duration as Time<SECOND, HOUR>,
+        /// How steeply it begins: 1 is a straight line, more is faster at first.
+        aggression: Aggression as Aggression = Aggression::LINEAR,
+        /// Percent of its weight that it has from the first moment on.
+        floor: u32 as Count<1, 99> = 10,
     }
 }
 
@@ -136,12 +167,40 @@ draft! {
         unhealthy: Count<1, 1_000> = 3,
         /// Port to ask, if not the backend's own.
         port: Maybe<Port<1>> = None,
+        /// Interval instead, while the last results contradict the backend's state but are too few to change it.
+        fast_interval: Maybe<Time<100, HOUR>> = None,
+        /// Interval instead, while the backend is down.
+        down_interval: Maybe<Time<100, HOUR>> = None,
         /// What an HTTP check asks for.
         path: Maybe<HttpPath> = None,
-        /// The Host header of an HTTP check, if not the backend's address.
+        /// The Host header of an HTTP check, the authority of a gRPC check, if not the backend's address.
         host: Maybe<HttpHost> = None,
         /// The status codes of an HTTP check that mean health.
         expect_status: StatusRanges = StatusRanges::success(),
+        /// What the first 64 KiB of the body of an HTTP check's answer have to contain.
+        expect_body: Maybe<Phrase> = None,
+        /// Whether a check within TLS verifies the backend's certificate.
+        verify: Verify = Verify::Required,
+        /// PEM file with the authorities that a check within TLS trusts, if not those of this host.
+        ca_file: Maybe<FilePath> = None,
+        /// The name that a certificate has to be for, and that is asked for; if not `host`, nor the backend's address.
+        sni: Maybe<TlsName> = None,
+        /// The service that a gRPC check asks about, if not the server as a whole.
+        grpc_service: Maybe<Phrase> = None,
+        /// The datagram of a UDP check; any byte can be written as `\xNN`.
+        send: Maybe<Payload> = None,
+        /// What the first 4 KiB of the answer to a UDP check have to contain, if anything.
+        expect: Maybe<Payload> = None,
+        /// The program that a check of type `exec` runs, by its absolute path, and its arguments. It gets LB_SERVICE,
+        /// LB_POOL and LB_BACKEND, and is killed at the timeout with its process group.
+        command: Maybe<CommandLine> = None,
+        /// Port at which backends say by a line of words how they want to be treated: up, down, ready, drain, maint, 75%.
+        agent_port: Maybe<Port<1>> = None,
+        /// Time from the start of one agent check to the start of the next, if not 5s.
+        agent_interval: Maybe<Time<1_000, HOUR>> = None,
+        /// A program, by its absolute path, and its arguments, that is run when health has taken a backend out, with the
+        /// environment of `command`.
+        on_down_command: Maybe<CommandLine> = None,
     }
 }
 
@@ -203,9 +262,22 @@ impl HealthDraft {
             healthy: absent(None),
             unhealthy: absent(None),
             port: absent(None),
+            fast_interval: absent(None),
+            down_interval: absent(None),
             path: absent(None),
             host: absent(None),
             expect_status: absent(None),
+            expect_body: absent(None),
+            verify: absent(None),
+            ca_file: absent(None),
+            sni: absent(None),
+            grpc_service: absent(None),
+            send: absent(None),
+            expect: absent(None),
+            command: absent(None),
+            agent_port: absent(Some(None)),
+            agent_interval: absent(Some(None)),
+            on_down_command: absent(Some(None)),
         }
     }
 }
@@ -226,5 +298,6 @@ pub(super) fn table_with(key: &str) -> Option<&'static str> {
         .or_else(|| has::<ServiceDraft>(key))
         .or_else(|| has::<HealthDraft>(key))
         .or_else(|| has::<DataplaneDraft>(key))
+        .or_else(|| has::<SlowStartDraft>(key))
         .or_else(|| has::<PoolDraft>(key))
 }

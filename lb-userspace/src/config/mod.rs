@@ -8,6 +8,7 @@ mod health;
 mod keys;
 mod read;
 mod report;
+mod rollout;
 mod rules;
 mod schema;
 mod value;
@@ -19,17 +20,18 @@ use std::{fs, io};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-pub use health::{Health, HttpRequest, Probe};
-pub use keys::{Backend, Config, Dataplane, Pool, Service};
+pub use health::{AgentCheck, Exchange, GrpcRequest, Health, HealthCheck, HttpRequest, Probe, Question, Tls};
+pub use keys::{Backend, Config, Dataplane, Pool, Service, SlowStart};
 pub use read::Invalid;
 pub use report::{
     Code, Diagnostic, Diagnostics, Label, Position, Report, Severity, Spot, Style, UnknownCode,
 };
+pub use rollout::{AnalysisMode, Preset, Rollout, RolloutStep};
 pub use schema::json_schema;
 pub use value::{
-    AdminState, BackendKey, Check, HttpHost, HttpPath, InterfaceName, Mode, OnDown, OnEmpty, Percent,
-    PoolName, Protocol, Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, Tracking, Weight,
-    XdpMode,
+    AdminState, Aggression, BackendKey, Check, CommandLine, FilePath, HttpHost, HttpPath, InterfaceName,
+    Least, Mode, OnDown, OnEmpty, Payload, Percent, Phrase, PoolName, Protocol, Schema, Seed, ServiceName,
+    SplitKey, StatusRanges, TableSize, TlsName, Tracking, Verify, Weight, XdpMode,
 };
 
 use keys::{ConfigDraft, ServiceDraft};

@@ -19,14 +19,11 @@ use lb_common::abi::LAYOUT;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use super::bpf;
 use super::maps::{self, Maps};
+use super::{bpf, kernel};
 
 /// The kernel programs.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
-
-/// The oldest kernel that the program is tested on.
-const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 /// The name of the program, and of its pin.
 pub const PROGRAM: &str = "lb";
@@ -118,6 +115,8 @@ pub struct Loaded {
     pub program_id: u32,
     /// Instructions that the verifier went through, where the kernel says so.
     pub verified_instructions: Option<u32>,
+    /// Whether the program is machine code; the kernel interprets it otherwise.
+    pub jited: bool,
     /// For its log, if asked for.
     pub object: Ebpf,
 }
@@ -126,11 +125,21 @@ pub struct Loaded {
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// An old kernel.
-    #[error("this kernel is {found}, but the data path needs {}.{} or newer", OLDEST_KERNEL.0, OLDEST_KERNEL.1)]
+    #[error(
+        "this kernel is {found}, but the data path needs Linux {}.{} or newer; boot a newer one (Debian 12 has 6.1)",
+        kernel::OLDEST.0, kernel::OLDEST.1
+    )]
     Kernel {
         /// What `uname` says.
         found: String,
     },
+    /// The verifier has no types to go by.
+    #[error(
+        "cannot load the program: this kernel shows no types of its own (there is no /sys/kernel/btf/vmlinux), which its \
+         verifier needs; use one that was built with CONFIG_DEBUG_INFO_BTF, as distributions build theirs. It says: {}",
+        with_log(.0)
+    )]
+    NoBtf(ProgramError),
     /// No bpffs.
     #[error(
         "{} is not on a BPF file system, where programs and maps outlive the agent; mount one: mount -t bpf bpf /sys/fs/bpf{}",
@@ -226,16 +235,22 @@ fn with_log(error: &ProgramError) -> String {
 /// Says what is in the way and how to clear it. What was there before stays as it was, except that a link may have got the
 /// new program already.
 pub fn load(options: &Options) -> Result<Loaded, LoadError> {
-    check_kernel()?;
+    kernel::check()?;
     let directory = maps::directory(&options.pin_dir);
     make_directory(&directory)?;
     let adopted = directory.join("SETTINGS").exists();
 
     let mut object = load_object(options, &directory)?;
     let program: &mut Xdp = xdp(&mut object)?;
-    program.load().map_err(|error| permission(error, "load the program"))?;
+    program.load().map_err(|error| refused(error, "load the program"))?;
     let info = program.info()?;
     let (program_id, verified_instructions) = (info.id(), info.verified_instruction_count());
+    let jited = info.size_jitted() > 0;
+    if !jited {
+        warn!(
+            "the kernel interprets BPF programs, which is several times slower: sysctl -w net.core.bpf_jit_enable=1"
+        );
+    }
     pin_program(program, &directory)?;
     let maps = Maps::open(&directory)?;
 
@@ -244,19 +259,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         attached.push(attach(program, name, options.mode, &directory)?);
     }
     forget_other_links(&directory, &attached);
-    Ok(Loaded { maps, attached, adopted, program_id, verified_instructions, object })
-}
-
-fn check_kernel() -> Result<(), LoadError> {
-    // SAFETY: an all-zero structure of character arrays is valid, and is filled in.
-    let release = unsafe {
-        let mut name: libc::utsname = std::mem::zeroed();
-        libc::uname(&raw mut name);
-        std::ffi::CStr::from_ptr(name.release.as_ptr()).to_string_lossy().into_owned()
-    };
-    let mut parts = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    if version < OLDEST_KERNEL { Err(LoadError::Kernel { found: release }) } else { Ok(()) }
+    Ok(Loaded { maps, attached, adopted, program_id, verified_instructions, jited, object })
 }
 
 fn make_directory(directory: &Path) -> Result<(), LoadError> {
@@ -290,12 +293,13 @@ fn load_object(options: &Options, directory: &Path) -> Result<Ebpf, LoadError> {
         .map_max_entries("UDP_FLOWS", room.udp_flows)
         .map_max_entries("HALF_OPEN", room.half_open)
         .map_max_entries("SLOTS", room.slots)
-        .map_max_entries("BACKENDS", room.backends)
-        .map_max_entries("BACKEND_TRAFFIC", room.backends)
+        // Backend 0 and pool 0 are nobody's.
+        .map_max_entries("BACKENDS", room.backends + 1)
+        .map_max_entries("BACKEND_TRAFFIC", room.backends + 1)
         .map_max_entries("REPLIES", room.backends)
         .map_max_entries("SERVICES", room.services)
         .map_max_entries("VIPS", room.services)
-        .map_max_entries("POOL_TRAFFIC", room.services * 2);
+        .map_max_entries("POOL_TRAFFIC", room.services * 2 + 1);
     for name in maps::NAMES {
         loader.map_pin_path(name, directory.join(name));
     }
@@ -319,11 +323,12 @@ fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
     object.program_mut(PROGRAM).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }
 
-fn permission(error: ProgramError, what: &str) -> LoadError {
+fn refused(error: ProgramError, what: &str) -> LoadError {
     match &error {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             LoadError::Permission { what: what.to_owned() }
         }
+        ProgramError::LoadError { .. } if !kernel::has_btf() => LoadError::NoBtf(error),
         _ => error.into(),
     }
 }

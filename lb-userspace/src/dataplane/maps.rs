@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use lb_common::abi::{
     Backend, Device, FlowEntry, FlowKey, HalfOpen, LAYOUT, Replier, Service, Settings, Traffic, VipKey,
 };
+use lb_common::measure::Measure;
 use lb_common::verdict::Counters;
 use thiserror::Error;
 
@@ -44,6 +45,8 @@ pub struct Maps {
     pub udp_flows: Hash<FlowKey, FlowEntry>,
     /// Handshakes under way.
     pub half_open: Hash<FlowKey, HalfOpen>,
+    /// By the measure's index.
+    pub measures: Mapped<Measure>,
     /// One element.
     pub counters: PerCpu<Counters>,
     /// By pool index.
@@ -78,6 +81,8 @@ pub const NAMES: &[&str] = &[
     "FLOWS",
     "UDP_FLOWS",
     "HALF_OPEN",
+    "HANDSHAKES",
+    "MEASURES",
     "WANTED",
     "COUNTERS",
     "POOL_TRAFFIC",
@@ -112,11 +117,18 @@ impl Maps {
             flows: at(directory, "FLOWS", Hash::open)?,
             udp_flows: at(directory, "UDP_FLOWS", Hash::open)?,
             half_open: at(directory, "HALF_OPEN", Hash::open)?,
+            measures: at(directory, "MEASURES", Mapped::open)?,
             counters: at(directory, "COUNTERS", PerCpu::open)?,
             pool_traffic: at(directory, "POOL_TRAFFIC", PerCpu::open)?,
             backend_traffic: at(directory, "BACKEND_TRAFFIC", PerCpu::open)?,
             wanted: at(directory, "WANTED", open_pin)?,
         })
+    }
+
+    /// How many backends there is room for: id 0 is nobody's.
+    #[must_use]
+    pub const fn backend_room(&self) -> u32 {
+        self.backends.len().saturating_sub(1)
     }
 
     /// The counters, summed over CPUs.

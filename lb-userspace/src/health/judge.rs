@@ -81,6 +81,15 @@ impl Judge {
         self.streak
     }
 
+    /// If the last results contradict the state, but are too few to change it.
+    pub(super) fn is_pending(&self) -> bool {
+        match self.state {
+            Health::Unknown => false,
+            Health::Up => !self.passing,
+            Health::Down => self.passing,
+        }
+    }
+
     /// Takes one result in. The first ever decides alone; later ones need to come `healthy` or `unhealthy` times in a
     /// row, and a single result of the other kind starts the count again.
     pub fn observe(
@@ -194,6 +203,21 @@ mod tests {
                 prop_assert_eq!(told, (before != now).then_some((before, now)));
                 before = now;
             }
+        }
+
+        #[test]
+        fn a_transition_is_pending_while_the_last_result_contradicts_the_state(
+            results in prop::collection::vec(any::<bool>(), 0..40),
+            healthy in 1u32..6,
+            unhealthy in 1u32..6,
+        ) {
+            let (judge, _) = run(&results, thresholds(healthy, unhealthy));
+            let last = match results.last() {
+                None => Health::Unknown,
+                Some(true) => Health::Up,
+                Some(false) => Health::Down,
+            };
+            prop_assert_eq!(judge.is_pending(), last != judge.state());
         }
     }
 }

@@ -1,8 +1,8 @@
 //! When which target is checked, and what is known of it. No clock and no sockets: time is an argument.
 //!
 //! A check is due one interval after the one before was, less a jitter: shortened only, so that the promise of
-//! [`Timing::detection_bound`] stands with something in hand for a late timer. What is late is done once, not caught
-//! up.
+//! [`Timing::detection_bound`] stands with something in hand for a late timer. Which interval follows from what the
+//! results so far amount to. What is late is done once, not caught up.
 //!
 //! [`Timing::detection_bound`]: super::Timing::detection_bound
 
@@ -14,6 +14,7 @@ use std::{
 };
 
 use super::{
+    advice::{Advice, Words},
     check::{Check, Target, TargetId},
     judge::{Judge, Transition},
     probe::{FailureKind, Miss, ProbeResult, Trouble},
@@ -47,7 +48,8 @@ struct Entry {
     epoch: u64,
     first: bool,
     judge: Judge,
-    told: super::Health,
+    advice: Advice,
+    told: (super::Health, Advice),
     transition: Option<Transition>,
     last: Option<ProbeResult>,
     counters: Counters,
@@ -80,6 +82,16 @@ impl Ticket {
     }
 }
 
+/// What there is to tell of a target.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub id: TargetId,
+    pub transition: Transition,
+    pub advice: Advice,
+    /// How long the last check took.
+    pub duration: Duration,
+}
+
 /// What is known of a target.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -89,6 +101,8 @@ pub struct Report {
     pub since: Option<Instant>,
     /// How many of the last results were of one kind.
     pub streak: u32,
+    /// What it says of itself.
+    pub advice: Advice,
     /// The last check that ended.
     pub last: Option<ProbeResult>,
     /// Counts since the target was added.
@@ -164,7 +178,8 @@ impl Schedule {
                 epoch,
                 first: true,
                 judge: Judge::new(),
-                told: super::Health::Unknown,
+                advice: Advice::NONE,
+                told: (super::Health::Unknown, Advice::NONE),
                 transition: None,
                 last: None,
                 counters: Counters::default(),
@@ -193,7 +208,7 @@ impl Schedule {
         self.drop_obsolete_head();
         let Reverse(due) = *self.due.peek()?;
         let target = &self.entries.get(&due.id)?.target;
-        let early = MAX_EARLY.min(target.check.timing.interval() / 128);
+        let early = MAX_EARLY.min(target.check.timing.shortest() / 128);
         if due.at > now + early {
             return None;
         }
@@ -227,7 +242,7 @@ impl Schedule {
             self.untold.push_back(due.id);
         }
 
-        let interval = entry.target.check.timing.interval();
+        let interval = entry.target.check.timing.interval_after(&entry.judge);
         // New targets are checked at nearly the same time. Their second check goes anywhere in the interval.
         let shortened = match std::mem::take(&mut entry.first) {
             true => self.jitter.below(interval),
@@ -240,7 +255,7 @@ impl Schedule {
     /// The check neither passed nor failed: its task died.
     pub(super) fn abandon(&mut self, ticket: Ticket, now: Instant) {
         let outcome = Err(Miss::NotRun(Trouble::Crashed));
-        self.finish(ticket, ProbeResult { outcome, duration: Duration::ZERO }, now);
+        self.finish(ticket, ProbeResult { outcome, duration: Duration::ZERO, words: Words::default() }, now);
     }
 
     /// If [`Self::next_event`] may have something to tell.
@@ -248,9 +263,9 @@ impl Schedule {
         !self.untold.is_empty()
     }
 
-    /// The next target whose state is not what was told last, with the transition that brought it there. A target
-    /// that came back in the meantime is not mentioned.
-    pub(super) fn next_event(&mut self) -> Option<(TargetId, Transition, Duration)> {
+    /// The next target whose state or advice is not what was told last, with the transition that brought it there. A
+    /// target that came back in the meantime is not mentioned.
+    pub(super) fn next_event(&mut self) -> Option<Told> {
         while let Some(id) = self.untold.pop_front() {
             let Some(entry) = self.entries.get_mut(&id).filter(|e| !e.is_told()) else {
                 continue;
@@ -258,9 +273,13 @@ impl Schedule {
             let Some(transition) = entry.transition.clone() else {
                 continue;
             };
-            let previous = std::mem::replace(&mut entry.told, entry.judge.state());
-            let duration = entry.last.as_ref().map_or(Duration::ZERO, |last| last.duration);
-            return Some((id, Transition { previous, ..transition }, duration));
+            let (previous, _) = std::mem::replace(&mut entry.told, (entry.judge.state(), entry.advice));
+            return Some(Told {
+                id,
+                transition: Transition { previous, ..transition },
+                advice: entry.advice,
+                duration: entry.last.as_ref().map_or(Duration::ZERO, |last| last.duration),
+            });
         }
         None
     }
@@ -280,7 +299,7 @@ fn is_current(entries: &HashMap<TargetId, Entry>, due: &Due) -> bool {
 
 impl Entry {
     fn is_told(&self) -> bool {
-        self.told == self.judge.state()
+        self.told == (self.judge.state(), self.advice)
     }
 
     fn observe(&mut self, result: ProbeResult, now: Instant) {
@@ -307,6 +326,11 @@ impl Entry {
             }
             self.transition = Some(transition);
         }
+        let advice = self.advice.after(result.words);
+        if std::mem::replace(&mut self.advice, advice) != advice {
+            let (state, consecutive) = (self.judge.state(), self.judge.streak());
+            self.transition = Some(Transition { previous: state, state, reason: None, consecutive, at: now });
+        }
         self.last = Some(result);
     }
 
@@ -315,6 +339,7 @@ impl Entry {
             health: self.judge.state(),
             since: self.judge.since(),
             streak: self.judge.streak(),
+            advice: self.advice,
             last: self.last.clone(),
             counters: self.counters.clone(),
         }

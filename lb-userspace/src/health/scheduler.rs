@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    future,
+    future::{self, Future},
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -15,16 +15,17 @@ use tokio::{
 };
 
 use super::{
+    advice::Advice,
     check::{Target, TargetId},
     judge::{Health, Transition},
     probe::{Failure, ProbeResult, probe},
-    schedule::{Job, Report, Schedule, Ticket},
+    schedule::{Job, Report, Schedule, Ticket, Told},
 };
 
 /// A check that starts later than this after its time is counted as late.
 const LATE: Duration = Duration::from_millis(100);
 
-/// A target changed its state.
+/// A target changed its state, or what it says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthEvent {
     /// Which target.
@@ -33,6 +34,8 @@ pub struct HealthEvent {
     pub state: Health,
     /// The state that the last event told (unknown before the first).
     pub previous: Health,
+    /// What it says of itself: [`Advice::NONE`] of all but agents.
+    pub advice: Advice,
     /// What the deciding check met; `None` if it passed.
     pub reason: Option<Failure>,
     /// When the deciding result came.
@@ -85,12 +88,24 @@ impl Scheduler {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn new(events: mpsc::Sender<HealthEvent>) -> Self {
+        Self::with(
+            events,
+            |Job { address, check, mark, .. }| async move { probe(address, &check, mark).await },
+        )
+    }
+
+    /// With something else than a probe.
+    fn with<P, F>(events: mpsc::Sender<HealthEvent>, probe: P) -> Self
+    where
+        P: Fn(Job) -> F + Send + 'static,
+        F: Future<Output = ProbeResult> + Send + 'static,
+    {
         let inner = Inner {
             schedule: Schedule::new(RandomState::new().hash_one(0)),
             load: Load { limit: limit_in_flight(), ..Load::default() },
         };
         let shared = Arc::new(Shared { inner: Mutex::new(inner), changed: Notify::new() });
-        let driver = tokio::spawn(drive(Arc::clone(&shared), events)).abort_handle();
+        let driver = tokio::spawn(drive(Arc::clone(&shared), events, probe)).abort_handle();
         Self { shared, driver }
     }
 
@@ -100,7 +115,7 @@ impl Scheduler {
     /// once; one whose address or mark changed starts as unknown. New ones are checked at once, many of them spread
     /// over a second (over their interval, if that is shorter). Of targets with the same id the last counts.
     pub fn update(&self, targets: Vec<Target>) {
-        self.shared.lock().schedule.update(targets, Instant::now());
+        self.shared.lock().schedule.update(targets, now());
         self.shared.changed.notify_one();
     }
 
@@ -138,16 +153,20 @@ type Done = Result<(task::Id, ProbeResult), JoinError>;
 /// Kept outside of the tasks, so that a check whose task died is known and planned again.
 type Tickets = HashMap<task::Id, Ticket>;
 
-async fn drive(shared: Arc<Shared>, events: mpsc::Sender<HealthEvent>) {
+async fn drive<P, F>(shared: Arc<Shared>, events: mpsc::Sender<HealthEvent>, probe: P)
+where
+    P: Fn(Job) -> F,
+    F: Future<Output = ProbeResult> + Send + 'static,
+{
     let mut probes = Probes::new();
     let mut tickets = Tickets::new();
     loop {
         let (next, has_events) = {
             let mut inner = shared.lock();
-            let now = Instant::now();
+            let now = now();
             while let Some(job) = inner.next_job(now, probes.len()) {
                 let ticket = job.ticket;
-                tickets.insert(spawn(&mut probes, job), ticket);
+                tickets.insert(probes.spawn(probe(job)).id(), ticket);
             }
             inner.load.in_flight = probes.len();
             (inner.next_wake(probes.len()), inner.schedule.has_events())
@@ -172,9 +191,9 @@ async fn drive(shared: Arc<Shared>, events: mpsc::Sender<HealthEvent>) {
     }
 }
 
-fn spawn(probes: &mut Probes, job: Job) -> task::Id {
-    let Job { address, check, mark, .. } = job;
-    probes.spawn(async move { probe(address, &check, mark).await }).id()
+/// The runtime's time, which tests can stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 async fn until(next: Option<Instant>) {
@@ -201,7 +220,7 @@ impl Inner {
     }
 
     fn take_in(&mut self, done: Done, tickets: &mut Tickets) {
-        let now = Instant::now();
+        let now = now();
         let id = match &done {
             Ok((id, _)) => *id,
             Err(crashed) => crashed.id(),
@@ -219,10 +238,11 @@ impl Inner {
     }
 }
 
-fn event_of((id, transition, duration): (TargetId, Transition, Duration)) -> HealthEvent {
-    let Transition { previous, state, reason, consecutive, at } = transition;
-    let at = SystemTime::now() - at.elapsed();
-    HealthEvent { id, state, previous, reason, at, consecutive, duration }
+fn event_of(told: Told) -> HealthEvent {
+    let Told { id, transition: Transition { previous, state, reason, consecutive, at }, advice, duration } =
+        told;
+    let at = SystemTime::now() - now().saturating_duration_since(at);
+    HealthEvent { id, state, previous, advice, reason, at, consecutive, duration }
 }
 
 /// Half of the open files that this process may have: the other half is for everything else that it does.
@@ -233,3 +253,6 @@ fn limit_in_flight() -> usize {
     let files = if result == 0 { limit.rlim_cur } else { 1024 };
     usize::try_from(files / 2).unwrap_or(usize::MAX).max(1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -218,7 +218,12 @@ impl Publisher {
         Ok(published)
     }
 
-    fn check(&self, index: u32, plan: &ServicePlan) -> Result<(), PublishError> {
+    /// Whether a plan can be published while the service's flows go on.
+    ///
+    /// # Errors
+    ///
+    /// Says what is in the way.
+    pub fn check(&self, index: u32, plan: &ServicePlan) -> Result<(), PublishError> {
         let Some(record) = self.registry.services.get(&index) else { return Ok(()) };
         if let Some(table) = &record.stable
             && table.size() != plan.table_size
@@ -358,16 +363,21 @@ impl Publisher {
         word.try_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
     }
 
-    fn service(&self, index: u32, plan: &ServicePlan, pools: [u16; 2], seed: &Seed) -> bool {
+    fn service(&mut self, index: u32, plan: &ServicePlan, pools: [u16; 2], seed: &Seed) -> bool {
+        let wanted = plan.flags & Service::MEASURED != 0;
+        let measure = self.registry.measure(index, wanted.then(|| self.maps.measures.len()));
+        let flags = if measure == 0 { plan.flags & !Service::MEASURED } else { plan.flags };
         let Some(record) = self.registry.services.get(&index) else { return false };
-        let first = |table: &Option<Table>| table.as_ref().map_or(0, |table| table.first);
+        let stable_slots = record.stable.as_ref().map_or(0, |table| table.first);
+        // Without a canary nobody looks there. If somebody did, it should not be at another service's slots.
+        let canary = plan.canary.as_ref().and(record.canary.as_ref());
         let service = Service {
-            stable_slots: first(&record.stable),
-            canary_slots: first(&record.canary),
+            stable_slots,
+            canary_slots: canary.map_or(stable_slots, |table| table.first),
             table_size: plan.table_size,
             mode: plan.mode as u8,
             on_empty: plan.on_empty as u8,
-            flags: plan.flags,
+            flags,
             protocol: plan.key.protocol,
             backend_keys: Keys::derive(seed, &plan.key, Purpose::Backend),
             split_keys: Keys::derive(seed, &plan.key, Purpose::Split { salt: plan.salt }),
@@ -376,6 +386,7 @@ impl Publisher {
             port: plan.key.port,
             stable_pool: pools[0],
             canary_pool: pools[1],
+            measure,
             ..Service::default()
         };
         // What stands before the tables changes by its own rules (`split`).

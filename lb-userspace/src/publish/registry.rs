@@ -35,6 +35,8 @@ pub struct Registry {
     devices: HashMap<u32, u16>,
     /// First slot and size of the tables.
     regions: BTreeMap<u32, u32>,
+    /// Service -> index of its measure.
+    measures: HashMap<u32, u16>,
 }
 
 /// What a service has.
@@ -72,6 +74,11 @@ impl Table {
     }
 }
 
+/// The ids of an array's elements that somebody may have: 0 is nobody's, and an id has 16 bits.
+fn ids(length: u32) -> impl Iterator<Item = u16> {
+    (1..length).map_while(|id| u16::try_from(id).ok())
+}
+
 impl Registry {
     /// Reads the maps.
     pub(super) fn adopt(maps: &Maps, now: u32) -> io::Result<Self> {
@@ -83,13 +90,14 @@ impl Registry {
             pools: BTreeMap::new(),
             devices: HashMap::new(),
             regions: BTreeMap::new(),
+            measures: HashMap::new(),
         };
         for (key, index) in maps.vips.entries()? {
             if index < maps.services.len() {
                 registry.adopt_service(maps, key, index, now);
             }
         }
-        for id in 1..maps.backends.len().min(u32::from(u16::MAX)) as u16 {
+        for id in ids(maps.backends.len()) {
             let backend = maps.backends.read(id.into());
             if backend.address != Address::zeroed() && registry.services.contains_key(&backend.service) {
                 let key = (backend.service, backend.address, backend.port);
@@ -109,6 +117,9 @@ impl Registry {
 
     fn adopt_service(&mut self, maps: &Maps, key: VipKey, index: u32, now: u32) {
         let service = maps.services.read(index);
+        if service.has(Service::MEASURED) {
+            self.measures.insert(index, service.measure);
+        }
         let mut table = |pool: u16, first: u32| {
             let fits = first.checked_add(service.table_size).is_some_and(|end| end <= maps.slots.len());
             (pool != 0 && service.table_size != 0 && fits).then(|| {
@@ -179,6 +190,7 @@ impl Registry {
             self.regions.remove(&table.first);
         }
         self.pools.retain(|_, (service, _)| *service != index);
+        self.measures.remove(&index);
     }
 
     /// The index of a pool that is known: by its name, or, if an earlier agent made it, by its members.
@@ -199,13 +211,16 @@ impl Registry {
 
     pub(super) fn pool(&mut self, maps: &Maps, service: u32, pool: &PoolPlan) -> Result<u16, Full> {
         let known = self.known_pool(maps, service, pool);
-        let capacity = maps.pool_traffic.len();
         let index = match known {
             Some(index) => index,
             None => {
-                let index = (1..capacity.min(u32::from(u16::MAX)) as u16)
+                let index = ids(maps.pool_traffic.len())
                     .find(|index| !self.pools.contains_key(index))
-                    .ok_or(Full { what: "pools (two for each service)", setting: "services", capacity })?;
+                    .ok_or(Full {
+                        what: "pools (two for each service)",
+                        setting: "services",
+                        capacity: maps.services.len(),
+                    })?;
                 // Counters of an earlier pool are not this one's. (An error here means an index out of range, which it is not.)
                 let _ = maps.pool_traffic.clear(index.into());
                 index
@@ -219,6 +234,22 @@ impl Registry {
     #[must_use]
     pub fn is_closed(&self, service: u32) -> bool {
         self.services.get(&service).is_some_and(|record| record.split.closed)
+    }
+
+    /// The measure of a service that is measured, given `room` for so many; 0 if there is no room left, or none is wanted.
+    pub(super) fn measure(&mut self, service: u32, room: Option<u32>) -> u16 {
+        let Some(room) = room else {
+            self.measures.remove(&service);
+            return 0;
+        };
+        if let Some(&known) = self.measures.get(&service) {
+            return known;
+        }
+        let free = ids(room).find(|index| !self.measures.values().any(|taken| taken == index));
+        if let Some(index) = free {
+            self.measures.insert(service, index);
+        }
+        free.unwrap_or(0)
     }
 
     /// The name of a pool, where it is known.
@@ -262,11 +293,12 @@ impl Registry {
         if let Some(&id) = self.ids.get(&key) {
             return Ok(id);
         }
-        let capacity = maps.backends.len().min(u32::from(u16::MAX) + 1);
-        let id = (1..capacity)
-            .map(|id| id as u16)
-            .find(|id| !self.backends.contains_key(id))
-            .ok_or(Full { what: "backends", setting: "backends", capacity })?;
+        let capacity = maps.backend_room();
+        let id = ids(maps.backends.len()).find(|id| !self.backends.contains_key(id)).ok_or(Full {
+            what: "backends",
+            setting: "backends",
+            capacity,
+        })?;
         let before = maps.backends.read(id.into()).life();
         let fresh =
             Backend { life: Life::of(before.generation().wrapping_add(1), false).0, ..Backend::zeroed() };

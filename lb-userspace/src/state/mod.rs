@@ -1,15 +1,21 @@
 //! Desired state: what the operator wants, as configuration and as changes made at run time.
 
+pub mod history;
 pub mod journal;
+pub mod snapshot;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::config::{AdminState, Config, PoolName, Service, ServiceName};
+use crate::rollout::engine::Rollout;
 
 pub use journal::{Change, Entry, Journal, JournalError};
+pub use snapshot::Snapshot;
 
 /// Who asked for a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +37,13 @@ impl Author {
 }
 
 /// What the operator wants.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
     /// As configured.
     pub config: Config,
     /// What was changed at run time, for each service.
     pub intents: BTreeMap<ServiceName, Intent>,
-    /// How often each service has changed. A removed service keeps its count.
+    /// How often each service has changed, its removal included. A removed service keeps its count.
     pub revisions: BTreeMap<ServiceName, u64>,
 }
 
@@ -53,6 +59,9 @@ pub struct Intent {
     pub split: f64,
     /// Makes another set of clients the first of the canary.
     pub salt: u64,
+    /// The rollout that is under way, or the last one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rollout: Option<Rollout>,
     /// By backend.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub backends: BTreeMap<SocketAddr, Overrides>,
@@ -71,6 +80,19 @@ pub struct Overrides {
     /// Its health: `true` is up, whatever the checks say.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub health: Option<Override<bool>>,
+    /// How long it may drain; there only while it drains.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deadline: Option<Deadline>,
+}
+
+/// How long a backend may drain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deadline {
+    /// Until when.
+    pub at: Timestamp,
+    /// Whether the flows that are left then are reset.
+    pub reset: bool,
 }
 
 impl Overrides {
@@ -103,6 +125,7 @@ impl Intent {
             canary: pools.next(),
             split: 0.0,
             salt: 0,
+            rollout: None,
             backends: BTreeMap::new(),
         })
     }
@@ -125,6 +148,7 @@ impl Intent {
         let lost = self.canary.as_ref().is_none_or(|canary| !exists(canary) || *canary == self.stable);
         if lost {
             self.split = 0.0;
+            self.rollout.take_if(|rollout| !rollout.phase.is_over());
             self.canary =
                 service.pools.iter().map(|pool| &pool.name).find(|name| **name != self.stable).cloned();
         }
@@ -133,6 +157,8 @@ impl Intent {
             let Some(backend) = backends.find(|backend| backend.address == *address) else { return false };
             overrides.weight.take_if(|weight| weight.configured != Some(backend.weight.get()));
             overrides.state.take_if(|state| state.configured != Some(backend.state));
+            let state = overrides.state.as_ref().map_or(backend.state, |state| state.value);
+            overrides.deadline.take_if(|_| state != AdminState::Drain);
             !overrides.is_empty()
         });
         Some(self)
@@ -154,7 +180,7 @@ impl Desired {
         self.config.services.iter().find(|service| service.name.as_str() == name)
     }
 
-    /// What is left of this under another configuration. Services that differ get a new revision.
+    /// What is left of this under another configuration. Services that differ, are new or are gone get a new revision.
     #[must_use]
     pub fn under(&self, config: Config) -> Self {
         let mut next = Self { revisions: self.revisions.clone(), ..Self::of(config) };
@@ -164,13 +190,49 @@ impl Desired {
             {
                 next.intents.insert(service.name.clone(), intent);
             }
-            let same = self.service(service.name.as_str()) == Some(service)
-                && self.intents.get(&service.name) == next.intents.get(&service.name);
-            if !same {
-                *next.revisions.entry(service.name.clone()).or_default() += 1;
+        }
+        let before = self.config.services.iter();
+        let gone = before.filter(|service| next.service(service.name.as_str()).is_none());
+        let names: Vec<ServiceName> =
+            next.config.services.iter().chain(gone).map(|service| service.name.clone()).collect();
+        for name in names {
+            if self.snapshot(name.as_str()) != next.snapshot(name.as_str()) {
+                next.count(&name);
             }
         }
         next
+    }
+
+    /// All that holds of a service.
+    #[must_use]
+    pub fn snapshot(&self, name: &str) -> Snapshot {
+        let service = self.service(name).cloned();
+        let intent = service.as_ref().and_then(|service| self.intents.get(&service.name).cloned());
+        Snapshot { service, intent }
+    }
+
+    /// With a service as it was at another time. That is a new revision of it.
+    #[must_use]
+    pub fn with(&self, name: &ServiceName, snapshot: Snapshot) -> Self {
+        let mut next = self.clone();
+        let place = next.config.services.iter().position(|service| service.name == *name);
+        match (place, snapshot.service) {
+            (Some(place), Some(service)) => next.config.services[place] = service,
+            (None, Some(service)) => next.config.services.push(service),
+            (Some(place), None) => drop(next.config.services.remove(place)),
+            (None, None) => {}
+        }
+        match snapshot.intent {
+            Some(intent) => drop(next.intents.insert(name.clone(), intent)),
+            None => drop(next.intents.remove(name)),
+        }
+        next.count(name);
+        next
+    }
+
+    /// Counts a change of a service.
+    pub fn count(&mut self, name: &ServiceName) {
+        *self.revisions.entry(name.clone()).or_default() += 1;
     }
 
     /// Applies what the journal says.
@@ -179,10 +241,50 @@ impl Desired {
             Change::Config { config, .. } => *self = self.under((**config).clone()),
             Change::Service { name, intent } => {
                 self.intents.insert(name.clone(), intent.clone());
-                *self.revisions.entry(name.clone()).or_default() += 1;
+                self.count(name);
             }
+            Change::Restore { name, service, intent } => {
+                let service = service.as_deref().cloned();
+                *self = self.with(name, Snapshot { service, intent: intent.clone() });
+            }
+            Change::Base { desired, .. } => *self = (**desired).clone(),
         }
     }
+
+    /// What a change makes of what was there before. A change of a service that no configuration has is left out.
+    #[must_use]
+    pub fn after(before: Option<Self>, change: &Change) -> Option<Self> {
+        match (before, change) {
+            (Some(mut desired), change) => {
+                desired.replay(change);
+                Some(desired)
+            }
+            (None, Change::Config { config, .. }) => Some(Self::of((**config).clone())),
+            (None, Change::Base { desired, .. }) => Some((**desired).clone()),
+            (None, Change::Service { .. } | Change::Restore { .. }) => None,
+        }
+    }
+
+    /// What a journal comes to; `None` if it has no configuration.
+    #[must_use]
+    pub fn replayed(entries: &[Entry]) -> Option<Self> {
+        entries.iter().fold(None, |desired, entry| Self::after(desired, &entry.change))
+    }
+}
+
+/// SHA-256 of a configuration file's text.
+#[must_use]
+pub fn fingerprint(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The fingerprint of the configuration file when it was last read.
+#[must_use]
+pub fn file_of(entries: &[Entry]) -> Option<&str> {
+    entries.iter().rev().find_map(|entry| match &entry.change {
+        Change::Config { file, .. } | Change::Base { file, .. } => file.as_deref(),
+        Change::Service { .. } | Change::Restore { .. } => None,
+    })
 }
 
 #[cfg(test)]

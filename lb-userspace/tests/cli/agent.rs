@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lb_userspace::api::*;
 use lb_userspace::config::{AdminState, Loaded, Mode, Protocol};
+use lb_userspace::rollout::engine::{Order, Phase};
 use tokio::sync::broadcast;
 
 pub const REVISION: u64 = 17;
@@ -193,7 +194,17 @@ fn pool(name: &str, role: PoolRole, share_percent: f64, backends: Vec<BackendSta
         reply_packets: 1_200_000,
         reply_bytes: 0,
     };
-    PoolStatus { name: name.to_owned(), role, share_percent, panic: false, backends, traffic }
+    PoolStatus {
+        name: name.to_owned(),
+        role,
+        share_percent,
+        panic: false,
+        failed: false,
+        spills_to: None,
+        priorities: Vec::new(),
+        backends,
+        traffic,
+    }
 }
 
 fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
@@ -202,7 +213,10 @@ fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
         id,
         weight: 100,
         configured_weight: 100,
+        priority: 0,
         state: AdminState::Ready,
+        drain: None,
+        slow_start_percent: None,
         health: HealthStatus {
             status: HealthState::Up,
             reason: None,
@@ -211,6 +225,7 @@ fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
         },
         takes_new: true,
         why_not: None,
+        standby: false,
         slots,
         tracked_flows: 0,
         next_hop: NextHop::Known { interface: "eth0".to_owned(), mac: "02:00:00:00:01:0b".to_owned() },
@@ -222,6 +237,7 @@ fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
             reply_packets: 12_000,
             reply_bytes: 0,
         },
+        rate: Rate { connections_per_second: 0.5, packets_per_second: 1_234.5 },
     }
 }
 
@@ -237,7 +253,27 @@ pub fn event(severity: Severity) -> Event {
         message: "something happened".to_owned(),
         actor: None,
         revision: None,
+        service_revision: None,
     }
+}
+
+fn change(path: &str, from: Option<&str>, to: Option<&str>) -> Change {
+    Change { path: path.to_owned(), from: from.map(str::to_owned), to: to.map(str::to_owned) }
+}
+
+fn pools_changed() -> Vec<Change> {
+    vec![
+        change("pool.v40.backend.10.0.0.11:8443.weight", Some("100"), None),
+        change("pool.v41.backend.10.0.1.11:8443.weight", Some("100"), Some("50")),
+        change("pool.v42.backend.10.0.2.11:8443.weight", None, Some("100")),
+    ]
+}
+
+fn no_revision(service: &str, number: u64) -> ApiError {
+    let message = format!("service `{service}` has no revision {number}: the journal has 15 to 17");
+    ApiError::new(ErrorCode::NoRevision, message)
+        .about(service)
+        .remedy(format!("`lbctl history {service}` shows what each of them is"))
 }
 
 fn changed(
@@ -356,34 +392,50 @@ impl Control for Agent {
 
     async fn history(&self, service: String) -> Answer<History> {
         self.find(&service)?;
-        let change = |path: &str, from: Option<&str>, to: Option<&str>| Change {
-            path: path.to_owned(),
-            from: from.map(str::to_owned),
-            to: to.map(str::to_owned),
-        };
         let hash = "3f5a".repeat(16);
         let revisions = vec![
             Revision {
                 revision: 17,
+                agent_revision: 40,
                 time: "2026-11-21T04:00:01.9Z".to_owned(),
                 actor: "root".to_owned(),
                 reason: Some("ticket 4711".to_owned()),
+                summary: "split of checkout: 0 % -> 10 %".to_owned(),
                 hash: hash.clone(),
                 changes: vec![change("split", Some("0 %"), Some("10 %"))],
             },
             Revision {
                 revision: 16,
+                agent_revision: 38,
                 time: "2026-11-20T16:00:00Z".to_owned(),
                 actor: "alice".to_owned(),
                 reason: None,
+                summary: "a configuration was applied".to_owned(),
                 hash,
-                changes: vec![
-                    change("v42", None, Some("a pool of 1 backend")),
-                    change("v40", Some("a pool of 2 backends"), None),
-                ],
+                changes: pools_changed(),
             },
         ];
         Ok(History { api: Api::V1, service, revisions })
+    }
+
+    async fn diff(&self, service: String, query: DiffQuery) -> Answer<Diff> {
+        self.find(&service)?;
+        let DiffQuery { from, to } = query;
+        if let Some(unknown) = [from, to].into_iter().find(|number| !(15..=17).contains(number)) {
+            return Err(no_revision(&service, unknown));
+        }
+        let changes = if from == to { Vec::new() } else { pools_changed() };
+        Ok(Diff { api: Api::V1, service, from, to, changes })
+    }
+
+    async fn undo(&self, call: Call, service: String, request: Undo) -> Answer<Applied> {
+        self.find(&service)?;
+        self.asked(&call, format!("undo {service} {:?} {:?}", request.to, request.reason)).await?;
+        let to = request.to.unwrap_or(16);
+        if to != 16 {
+            return Err(no_revision(&service, to));
+        }
+        Ok(Applied { service_revision: Some(18), ..changed("split", "10 %", "0 %", 0.0, 10.0) })
     }
 
     async fn apply(&self, call: Call, loaded: Loaded, request: Apply) -> Answer<Applied> {
@@ -464,9 +516,40 @@ impl Control for Agent {
             established: Some(3),
             store_nanoseconds: 41_234,
             total_microseconds: 1_234,
-            revision: REVISION + 1,
+            revision: Some(REVISION + 1),
+            service_revision: Some(5),
             by_agent: true,
+            warnings: Vec::new(),
         })
+    }
+
+    async fn start_rollout(
+        &self,
+        call: Call,
+        service: String,
+        request: StartRollout,
+    ) -> Answer<RolloutStatus> {
+        self.find(&service)?;
+        let shares: Vec<String> = request.shares.iter().flatten().map(ToString::to_string).collect();
+        self.asked(&call, format!("rollout {service} to {} by {shares:?} {:?}", request.to, request.reason)).await?;
+        Ok(rollout(&service, Phase::Preparing))
+    }
+
+    async fn rollout(&self, service: String) -> Answer<RolloutStatus> {
+        self.find(&service)?;
+        Ok(rollout(&service, Phase::RolledBack))
+    }
+
+    async fn order_rollout(
+        &self,
+        call: Call,
+        service: String,
+        order: Order,
+        request: OrderRollout,
+    ) -> Answer<RolloutStatus> {
+        self.find(&service)?;
+        self.asked(&call, format!("rollout {service} {} {:?}", order.as_str(), request.reason)).await?;
+        Ok(rollout(&service, Phase::Holding))
     }
 
     async fn explain(&self, request: Explain) -> Answer<Explanation> {
@@ -501,5 +584,27 @@ impl Control for Agent {
             removed: vec!["the program on eth0".to_owned(), "/sys/fs/bpf/lb/v1".to_owned()],
             left: Vec::new(),
         })
+    }
+}
+
+fn rollout(service: &str, phase: Phase) -> RolloutStatus {
+    RolloutStatus {
+        api: Api::V1,
+        service: service.to_owned(),
+        from: "v41".to_owned(),
+        to: "v42".to_owned(),
+        phase,
+        paused: false,
+        step: 1,
+        plan: lb_userspace::config::Rollout::default().plan(None, None),
+        reason: "as in a test".to_owned(),
+        began: "2026-01-01T00:00:00Z".to_owned(),
+        elapsed_seconds: 1.0,
+        left_seconds: None,
+        desired_percent: 1.0,
+        observed: Observed::default(),
+        verdict: VerdictWord::NoData,
+        verdict_reason: "nobody came".to_owned(),
+        metrics: Vec::new(),
     }
 }

@@ -16,13 +16,21 @@ use crate::lab::Lab;
 struct Maps {
     calls: Mutex<Vec<String>>,
     missing: bool,
+    /// Whether the disk of the journal is full.
+    full: bool,
 }
 
 impl Offline for Maps {
-    fn rollback(&self, places: &Places, service: &str, flows: KeepOrReset) -> anyhow::Result<RolledBack> {
+    fn rollback(
+        &self,
+        places: &Places,
+        service: &str,
+        flows: KeepOrReset,
+        reason: Option<String>,
+    ) -> anyhow::Result<RolledBack> {
         anyhow::ensure!(!self.missing, "there is no data path pinned in {}", places.pin_dir.display());
         self.calls.lock().unwrap().push(format!(
-            "{service} {flows} {} {}",
+            "{service} {flows} {reason:?} {} {}",
             places.pin_dir.display(),
             places.state_dir.display()
         ));
@@ -32,7 +40,12 @@ impl Offline for Maps {
             flows,
             store_nanoseconds: 310,
             total_microseconds: 842,
-            revision: 18,
+            revision: (!self.full).then_some(18),
+            warnings: self
+                .full
+                .then(|| "it is not in the journal: No space left".to_owned())
+                .into_iter()
+                .collect(),
             ..RolledBack::default()
         })
     }
@@ -78,10 +91,11 @@ fn lbctl(lab: &Lab, maps: &Maps, arguments: &[&str]) -> (String, String, Exit) {
 #[test]
 fn without_an_agent_the_maps_are_changed_directly() {
     let (lab, maps) = (Lab::without_agent(), Maps::default());
-    let (out, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout", "--flows", "reset"]);
+    let (out, err, exit) =
+        lbctl(&lab, &maps, &["rollback", "checkout", "--flows", "reset", "--reason", "5xx"]);
     assert_eq!(
         out,
-        "canary of checkout: 12.5 % -> 0 % in 310 ns (store), 842 us in all; established connections are reset\n"
+        "canary of checkout: 12.5 % -> 0 % in 310 ns (store), 842 us from request to store; established connections are reset\n"
     );
     assert_eq!(
         err,
@@ -89,7 +103,19 @@ fn without_an_agent_the_maps_are_changed_directly() {
          rolled back without it, through the maps under /pins\n"
     );
     assert_eq!(exit, Exit::Done);
-    assert_eq!(*maps.calls.lock().unwrap(), ["checkout reset /pins /state"]);
+    assert_eq!(*maps.calls.lock().unwrap(), ["checkout reset Some(\"5xx\") /pins /state"]);
+}
+
+#[test]
+fn a_rollback_that_the_journal_does_not_have_says_so_and_its_json_stays_json() {
+    let (lab, maps) = (Lab::without_agent(), Maps { full: true, ..Maps::default() });
+    let (_, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout"]);
+    assert!(err.ends_with("\nwarning: it is not in the journal: No space left\n"), "{err}");
+    assert_eq!(exit, Exit::Done);
+    let (out, err, _) = lbctl(&lab, &maps, &["rollback", "checkout", "-o", "json"]);
+    let done: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&done["revision"], err.as_str()), (&serde_json::Value::Null, ""));
+    assert_eq!(done["warnings"], serde_json::json!(["it is not in the journal: No space left"]));
 }
 
 #[test]
@@ -143,7 +169,7 @@ fn an_agent_that_is_there_does_it_alone() {
     let (out, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout"]);
     assert_eq!(
         out,
-        "canary of checkout: 10 % -> 0 % in 41 us (store), 1.2 ms in all; 3 established connections finish where they are\n"
+        "canary of checkout: 10 % -> 0 % in 41 us (store), 1.2 ms from request to store; 3 established connections finish where they are\n"
     );
     assert_eq!((err.as_str(), exit), ("", Exit::Done));
     let (out, _, exit) = lbctl(&lab, &maps, &["detach"]);

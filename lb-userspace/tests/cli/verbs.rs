@@ -38,6 +38,12 @@ const SHOWN: &[(&str, &[&str])] = &[
     ("get_events_after", &["get", "events", "--after", "1"]),
     ("get_events_none", &["get", "events", "dns"]),
     ("history", &["history", "checkout"]),
+    ("history_wide", &["history", "checkout", "-o", "wide"]),
+    ("diff", &["diff", "checkout", "15", "17"]),
+    ("diff_same", &["diff", "checkout", "17", "17"]),
+    ("diff_no_revision", &["diff", "checkout", "3", "17"]),
+    ("undo", &["undo", "checkout", "--reason", "5xx"]),
+    ("undo_no_revision", &["undo", "checkout", "--to", "3"]),
     ("explain", &["explain", "--from", "198.51.100.7:40001", "--to", "203.0.113.10:443"]),
     ("explain_wide", &["explain", "--from", "198.51.100.7:40001", "--to", "203.0.113.10:443", "-o", "wide"]),
     ("set_weight", &["set", "weight", "checkout/v41/10.0.1.11:8443", "50"]),
@@ -141,12 +147,14 @@ fn shorthands_reach_the_agent_in_full_with_their_reason() {
     lab.run(&["set", "state", "checkout/10.0.1.11", "maint", "--reason", "disk"]);
     lab.run(&["set", "weight", "dns/main/[2001:db8:3::13]:53", "0"]);
     lab.run(&["rollback", "checkout", "--flows", "reset", "--reason", "5xx"]);
+    lab.run(&["undo", "checkout", "--to", "16", "--reason", "slow"]);
     assert_eq!(
         lab.calls(),
         [
             "state checkout/v41/10.0.1.11:8443 maint Some(\"disk\")",
             "weight dns/main/[2001:db8:3::13]:53 0",
             "rollback checkout reset Some(\"5xx\")",
+            "undo checkout Some(16) Some(\"slow\")",
         ]
     );
 }
@@ -177,7 +185,8 @@ fn exit_codes_are_those_of_the_contract() {
     assert_eq!(exit(&["rollback", "checkout", "--socket", "/nonexistent/lbd.sock"]), 6);
     lab.agent.degraded.store(false, Ordering::Relaxed);
     assert_eq!(exit(&["status"]), 0);
-    assert_eq!(exit(&["status", "--wait=settled", "--timeout", "300ms"]), 4);
+    assert_eq!(exit(&["status", "--wait=healthy", "--timeout", "300ms"]), 0);
+    assert_eq!(exit(&["status", "--wait", "--timeout", "300ms"]), 4);
     lab.agent.unsettled.store(0, Ordering::Relaxed);
     assert_eq!(exit(&["status", "--wait=settled", "--timeout", "300ms"]), 0);
 }
@@ -201,7 +210,7 @@ fn status_waits_for_an_agent_that_starts() {
     lab.agent.degraded.store(false, Ordering::Relaxed);
     lab.agent.starting.store(true, Ordering::Relaxed);
     let child = lab
-        .lbctl(&["status", "--wait", "--timeout", "20s", "-o", "json"])
+        .lbctl(&["status", "--wait=healthy", "--timeout", "20s", "-o", "json"])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();

@@ -3,10 +3,11 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
-use lb_userspace::health::{Check, Failure, Miss, Trouble, probe};
+use lb_userspace::health::{Check, CheckKind, Failure, HttpCheck, Miss, Trouble, probe};
 
 use crate::support::{Reply, deaf, http, listen, serve, tcp, timing};
 
@@ -99,6 +100,40 @@ async fn http_passes_on_an_expected_status_and_says_what_it_met_otherwise() {
         let result = probe(address, &check, None).await;
         assert_eq!(result.outcome, expected, "{name}");
         assert!(result.duration < Duration::from_millis(600), "{name} took {:?}", result.duration);
+    }
+}
+
+#[tokio::test]
+async fn http_looks_for_what_the_body_has_to_contain() {
+    let cases: [(&str, Reply, Result<(), Miss>); 6] = [
+        ("there", Reply::Text("HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\nall is ready.\n"), Ok(())),
+        (
+            "across two chunks",
+            Reply::Text(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nis re\r\n3\r\nady\r\n0\r\n\r\n",
+            ),
+            Ok(()),
+        ),
+        (
+            "elsewhere only",
+            Reply::Text("HTTP/1.1 200 is ready\r\nContent-Length: 6\r\n\r\nready?"),
+            failed(Failure::BadAnswer),
+        ),
+        ("no body", Reply::Text("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), failed(Failure::BadAnswer)),
+        ("an endless body", Reply::EndlessBody, failed(Failure::BadAnswer)),
+        (
+            "another status",
+            Reply::Text("HTTP/1.1 503 Busy\r\nContent-Length: 8\r\n\r\nis ready"),
+            failed(Failure::BadStatus(503)),
+        ),
+    ];
+    let check = HttpCheck::new("/", None, "200".parse().expect("a status")).expect("a path");
+    let check = CheckKind::Http(Arc::new(check.expecting_body("is ready")));
+    let check = Check { kind: check, timing: timing(1000, 400, 1, 1) };
+    for (name, reply, expected) in cases {
+        let (listener, address) = listen().await;
+        serve(listener, reply);
+        assert_eq!(outcome(address, &check).await, expected, "{name}");
     }
 }
 

@@ -1,11 +1,18 @@
 //! Health: who fails is taken out in time, and the others notice nothing.
 
+use std::fs;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use lb_tests::claim;
+use anyhow::{Context as _, Result, ensure};
 use lb_tests::scene::{Plan, SERVICE, Scene};
 use lb_tests::traffic::{Behaviour, Load, LoadSpec, Pool, PoolSpec, Sources};
+use lb_tests::{Host, Process, claim, private_dir};
 use libtest_mimic::Trial;
 
 pub fn claims() -> Vec<Trial> {
@@ -13,6 +20,8 @@ pub fn claims() -> Vec<Trial> {
         claim("a backend that stops answering gets no new flow after unhealthy * interval + timeout", silent),
         claim("a backend whose page says 503 is taken out and comes back", bad_status),
         claim("with every stable backend down new flows are refused at once", all_down),
+        claim("a backend whose certificate is for another name is taken out by an https check", certificate),
+        claim("a backend's own words scale its weight and take it out, and a command is told of it", words),
     ]
 }
 
@@ -81,4 +90,161 @@ fn all_down() -> Result<()> {
     ensure!(tally.failed.get("refused") == Some(&100), "the balancer resets them: {tally:?}");
     scene.servers[0].behave(Behaviour::Serve)?;
     Ok(())
+}
+
+fn certificate() -> Result<()> {
+    let scene = Scene::start(Plan { stable: 2, canary: 0, ..Plan::default() })?;
+    let home = private_dir("certificates")?;
+    let key = rcgen::KeyPair::generate()?;
+    let mut authority = rcgen::CertificateParams::new(vec![])?;
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let file = home.join("ca.pem");
+    fs::write(&file, authority.self_signed(&key)?.pem())?;
+    let issuer = rcgen::Issuer::new(authority, key);
+
+    let _first = nginx(scene.lab.backend(0), "shop.example", &issuer)?;
+    let mut second = nginx(scene.lab.backend(1), "shop.example", &issuer)?;
+    let check = format!(
+        "type = \"https\"\npath = \"/\"\nport = 8443\nhost = \"shop.example\"\nca_file = \"{}\"\nexpect_body = \"well\"\n\
+         interval = \"200ms\"\ntimeout = \"200ms\"\n",
+        file.display()
+    );
+    apply(&scene, &check)?;
+    scene.wait_taking(2, Duration::from_secs(10))?;
+
+    second.kill9();
+    let _other = nginx(scene.lab.backend(1), "mail.example", &issuer)?;
+    scene.wait_taking(1, Duration::from_secs(10))?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !reason(&scene, 1)?.contains("mail.example") {
+        ensure!(Instant::now() < deadline, "{}", reason(&scene, 1)?);
+        thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(reason(&scene, 0)?.is_empty(), "{}", reason(&scene, 0)?);
+    Ok(())
+}
+
+/// What the second column of a table would say: why a backend's health is what it is.
+fn reason(scene: &Scene, backend: usize) -> Result<String> {
+    let answer = scene.json(&["get", "backends", SERVICE])?;
+    let name = scene.backend(backend);
+    let rows = answer["backends"].as_array().context("a list")?;
+    let row = rows.iter().find(|row| row["name"].as_str().is_some_and(|it| name.ends_with(it)));
+    Ok(row.context("it is listed")?["health"]["reason"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Another `[service.health]`.
+fn apply(scene: &Scene, health: &str) -> Result<()> {
+    let plan =
+        Plan { health: format!("panic_threshold = 0\n[service.health]\n{health}"), ..scene.plan.clone() };
+    let path = private_dir("health")?.join("lb.toml");
+    fs::write(&path, plan.config(&scene.lab))?;
+    scene.lbctl(&["apply", "-f", &path.to_string_lossy()]).map(drop)
+}
+
+/// nginx with a certificate for that name, at port 8443.
+fn nginx(host: &Host, name: &str, issuer: &rcgen::Issuer<'_, rcgen::KeyPair>) -> Result<Process> {
+    let home = private_dir("nginx")?;
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = rcgen::CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, issuer)?;
+    fs::write(home.join("cert.pem"), certificate.pem())?;
+    fs::write(home.join("key.pem"), key.serialize_pem())?;
+    let config = format!(
+        "user root; worker_processes 1; daemon off; pid {0}/pid; error_log stderr error;\nevents {{ }}\n\
+         http {{ access_log off; client_body_temp_path {0}; proxy_temp_path {0};\n\
+         fastcgi_temp_path {0}; uwsgi_temp_path {0}; scgi_temp_path {0};\n\
+         server {{ listen 8443 ssl; ssl_certificate {0}/cert.pem; ssl_certificate_key {0}/key.pem;\n\
+         location / {{ return 200 \"all is well\\n\"; }} }} }}\n",
+        home.display()
+    );
+    let path = home.join("nginx.conf");
+    fs::write(&path, config)?;
+    let mut command = Command::new("nginx");
+    command.arg("-c").arg(&path);
+    host.spawn(command).context("nginx (Debian's package `nginx`)")
+}
+
+fn words() -> Result<()> {
+    const AGENT: u16 = 9999;
+    let scene = Scene::start(Plan { stable: 2, canary: 0, ..Plan::default() })?;
+    let says = [Says::start(scene.lab.backend(0), AGENT)?, Says::start(scene.lab.backend(1), AGENT)?];
+    let home = private_dir("hook")?;
+    let told = home.join("told");
+    let hook = format!("echo $LB_SERVICE $LB_POOL $LB_BACKEND >> {}; echo told", told.display());
+    apply(
+        &scene,
+        &format!(
+            "type = \"tcp\"\nagent_port = {AGENT}\nagent_interval = \"1s\"\n\
+             on_down_command = [\"/bin/sh\", \"-c\", \"{hook}\"]\n"
+        ),
+    )?;
+    scene.wait_taking(2, Duration::from_secs(10))?;
+
+    says[0].say("up 50%\n");
+    wait(&scene, |row| {
+        row["weight"] == 50 && row["slots"].as_u64().is_some_and(|slots| slots.abs_diff(5460) < 20)
+    })?;
+    says[0].say("drain\n");
+    wait(&scene, |row| row["takes_new"] == false && row["why_not"] == "its agent check says drain")?;
+    ensure!(!told.exists(), "nobody is down");
+    says[0].say("ready down # the disk is full\n");
+    wait(&scene, |row| row["health"]["status"] == "down" && row["takes_new"] == false)?;
+    says[0].say("up 100%\n");
+    wait(&scene, |row| row["takes_new"] == true && row["weight"] == 100)?;
+    // It was drained when it went down: health took nothing away.
+    ensure!(!told.exists(), "{:?}", fs::read_to_string(&told));
+
+    says[1].say("fail\n");
+    scene.wait_taking(1, Duration::from_secs(10))?;
+    let backend = scene.backend(1).replace('/', " ");
+    wait_for(&told, &format!("{backend}\n"))?;
+    let events = scene.lbctl(&["get", "events", SERVICE])?;
+    ensure!(events.contains("says down ready 100%"), "{events}");
+    Ok(())
+}
+
+/// Until the first backend is like that.
+fn wait(scene: &Scene, is: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let answer = scene.json(&["get", "backends", SERVICE])?;
+        let row = &answer["backends"][0];
+        if is(row) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{row:#}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn wait_for(path: &Path, text: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while fs::read_to_string(path).unwrap_or_default() != text {
+        ensure!(Instant::now() < deadline, "{:?}, not {text:?}", fs::read_to_string(path));
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// A port that says a line to whoever connects.
+struct Says(Arc<Mutex<String>>);
+
+impl Says {
+    fn start(host: &Host, port: u16) -> Result<Self> {
+        let listener = host.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+        let line = Arc::new(Mutex::new("up ready 100%\n".to_owned()));
+        let said = Arc::clone(&line);
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let line = said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                // Whoever asked may be gone.
+                let _ = stream.write_all(line.as_bytes());
+            }
+        });
+        Ok(Self(line))
+    }
+
+    fn say(&self, line: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = line.to_owned();
+    }
 }

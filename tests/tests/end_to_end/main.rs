@@ -3,7 +3,10 @@
 mod health;
 mod modes;
 mod operator;
+mod policy;
 mod refusals;
+mod revisions;
+mod rollout;
 mod split;
 mod survival;
 
@@ -16,7 +19,10 @@ fn main() -> ExitCode {
         survival::claims(),
         health::claims(),
         operator::claims(),
+        policy::claims(),
         refusals::claims(),
+        revisions::claims(),
+        rollout::claims(),
     ];
     lb_tests::run(claims.into_iter().flatten().collect())
 }

@@ -27,6 +27,12 @@ pub fn claims() -> Vec<Trial> {
             claims.push(claim(&name, move || forwards(Scene::start(plan.clone())?)));
         }
     }
+    for (family, inner) in [(V4, V4), (V4, V6), (V6, V4), (V6, V6)] {
+        let name = format!("lbd decap opens tunnels of {inner:?} with {family:?} inside");
+        let plan = Plan { mode: "dsr-ipip", family, inner, decap: Some(&[]), ..Plan::default() };
+        claims.push(claim(&name, move || forwards(Scene::start(plan.clone())?)));
+    }
+    claims.push(claim("lbd decap opens no tunnel that is not a balancer's", strangers_tunnel));
     claims.push(claim("nat forwards between two interfaces", || {
         forwards(Scene::start_in(Lab::builder().topology(Topology::Routed), Plan::default())?)
     }));
@@ -48,6 +54,16 @@ fn forwards(scene: Scene) -> Result<()> {
         // 4.4 sigma of a thousand coins.
         ensure!((0.43..0.57).contains(&share), "{name} has {share} of the clients: {tally:?}");
     }
+    Ok(())
+}
+
+/// Where another prefix than the balancer's is allowed, nothing comes out of the tunnel.
+fn strangers_tunnel() -> Result<()> {
+    let elsewhere = &["--allow", "192.0.2.0/24", "--allow", "2001:db8::/64"];
+    let scene = Scene::start(Plan { mode: "dsr-ipip", decap: Some(elsewhere), ..Plan::default() })?;
+    let load = LoadSpec::http(scene.target(), "/").flows(20).timeout(Duration::from_secs(2));
+    let tally = Load::run(scene.lab.client(0), load)?;
+    ensure!(tally.answered() == 0 && tally.failed() == 20, "{tally:?}");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! What established connections live through.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::claim;
@@ -13,6 +13,7 @@ pub fn claims() -> Vec<Trial> {
     vec![
         claim("10 000 connections live through ten changes, a kill -9 and a new program", ten_changes),
         claim("a kill -9 and a restart lose no packet and no backend id", kill9),
+        claim("a full table of flows breaks no connection by itself, and shows in the status", full_table),
         claim("a drained backend keeps its connections and gets no new ones", drain),
         claim("a backend in maintenance gets no packet at all", maint),
         claim("a removed backend finishes its connections", removal),
@@ -93,6 +94,40 @@ fn kill9() -> Result<()> {
     ensure!(ids(&scene)? == before);
     let rows = scene.json(&["get", "backends", SERVICE])?;
     ensure!(rows["backends"][0]["weight"] == 30, "the override outlives the agent: {rows:#}");
+    Ok(())
+}
+
+/// Connections of slots that changed are tracked; those for which there is no room are where they were, until the slots settle.
+fn full_table() -> Result<()> {
+    const CONNECTIONS: u32 = 600;
+    let scene =
+        Scene::start(Plan { flows: 64, canary: 0, dataplane: "sweep = \"200ms\"".to_owned(), ..lines() })?;
+    let finding = |code: &str| -> Result<Option<Value>> {
+        let status = scene.json(&["status"])?;
+        let findings = status["findings"].as_array().context("findings")?;
+        Ok(findings.iter().find(|finding| finding["code"] == code).cloned())
+    };
+    let clients = PoolSpec::new(scene.target(), CONNECTIONS).from(Sources::crowd(CONNECTIONS));
+    let pool = Pool::open(scene.lab.client(0), clients)?;
+    let before = pool.check()?;
+    ensure!(before.alive() == u64::from(CONNECTIONS) && finding("LB1011")?.is_none(), "{before:?}");
+
+    // All of its slots go to the other backend, and all of its connections want an entry.
+    scene.lbctl(&["set", "weight", &scene.backend(0), "0"])?;
+    for _ in 0..3 {
+        let after = pool.check()?;
+        ensure!(after.broken.is_empty() && after.alive == before.alive, "{after:?}");
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let found = loop {
+        if let Some(found) = finding("LB1011")? {
+            break found;
+        }
+        ensure!(Instant::now() < deadline, "no finding: {}", scene.lbctl(&["status"])?);
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let message = found["message"].as_str().context("a message")?;
+    ensure!(message.contains("were forgotten for want of room"), "{message}");
     Ok(())
 }
 

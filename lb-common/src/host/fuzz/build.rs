@@ -29,7 +29,8 @@ impl Choices<'_> {
     }
 }
 
-/// A frame and its headroom.
+/// A frame of one of the services in `tables`, to it or back, and its headroom.
+#[must_use]
 pub fn frame(data: &[u8], tables: &Tables) -> (Vec<u8>, usize) {
     let mut choices = Choices(data);
     let (source, destination, protocol) = ends(&mut choices, tables);
@@ -86,7 +87,8 @@ fn ends(choices: &mut Choices<'_>, tables: &Tables) -> (End, End, u8) {
     }
 }
 
-/// The address of a client.
+/// The address of client `n`.
+#[must_use]
 pub fn client(n: u8, v6: bool) -> IpAddr {
     if v6 { [0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, u16::from(n)].into() } else { [198, 51, 100, n].into() }
 }

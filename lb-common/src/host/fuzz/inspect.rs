@@ -76,12 +76,14 @@ pub fn inspect(frame: &[u8]) -> Option<Inspected> {
         return None;
     }
     let pair = &frame[addresses..addresses + 2 * width];
+    // A datagram may end before the packet does.
     let said =
-        if protocol == 17 { u16::from_be_bytes([segment[4], segment[5]]) } else { segment.len() as u16 };
-    let pseudo = sum(u32::from(protocol) + u32::from(said), pair);
+        if protocol == 17 { u16::from_be_bytes([segment[4], segment[5]]).into() } else { segment.len() };
+    let summed = segment.get(..said).filter(|summed| summed.len() >= header)?;
+    let pseudo = sum(u32::from(protocol) + said as u32, pair);
     let checksum = if protocol == 17 && segment[6..8] == [0, 0] {
         Checksum::None
-    } else if usize::from(said) == segment.len() && sum(u32::from(pseudo), segment) == 0xffff {
+    } else if sum(u32::from(pseudo), summed) == 0xffff {
         Checksum::Right
     } else {
         Checksum::Wrong

@@ -13,12 +13,14 @@ use futures_util::stream::{self, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 
 use super::super::{
-    Answer, Api, ApiError, Applied, Apply, BackendPath, Backends, Call, Control, Detached, ErrorCode, Event,
-    EventQuery, Explain, Explanation, FlowQuery, Flows, History, Rollback, RolledBack, ServiceQuery,
-    Services, SetHealth, SetSplit, SetState, SetWeight, Status, Validate, Validated,
+    Answer, Api, ApiError, Applied, Apply, BackendPath, Backends, Call, Control, Detached, Diff, DiffQuery,
+    ErrorCode, Event, EventQuery, Explain, Explanation, FlowQuery, Flows, History, OrderRollout, Rollback,
+    RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout,
+    Status, Undo, Validate, Validated,
 };
 use super::body::{Asked, Body, LARGEST};
 use crate::config::{self, Loaded};
+use crate::rollout::engine::Order;
 
 /// What every request needs.
 pub(super) struct App<C> {
@@ -37,8 +39,12 @@ pub(super) fn all<C: Control>(app: App<C>) -> Router {
         .route("/v1/status", get(status::<C>))
         .route("/v1/services", get(services::<C>))
         .route("/v1/services/{service}/history", get(history::<C>))
+        .route("/v1/services/{service}/diff", get(diff::<C>))
+        .route("/v1/services/{service}/undo", post(undo::<C>))
         .route("/v1/services/{service}/split", put(set_split::<C>))
         .route("/v1/services/{service}/rollback", post(rollback::<C>))
+        .route("/v1/services/{service}/rollout", get(rollout::<C>).post(start_rollout::<C>))
+        .route("/v1/services/{service}/rollout/{order}", post(order_rollout::<C>))
         .route("/v1/backends", get(backends::<C>))
         .route(&backend("weight"), put(set_weight::<C>))
         .route(&backend("state"), put(set_state::<C>))
@@ -81,6 +87,23 @@ async fn history<C: Control>(State(app): Shared<C>, Path(service): Path<String>)
     app.control.history(service).await.map(Json)
 }
 
+async fn diff<C: Control>(
+    State(app): Shared<C>,
+    Path(service): Path<String>,
+    Asked(query): Asked<DiffQuery>,
+) -> Reply<Diff> {
+    app.control.diff(service, query).await.map(Json)
+}
+
+async fn undo<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Path(service): Path<String>,
+    Body(request): Body<Undo>,
+) -> Reply<Applied> {
+    app.control.undo(call, service, request).await.map(Json)
+}
+
 async fn explain<C: Control>(State(app): Shared<C>, Body(request): Body<Explain>) -> Reply<Explanation> {
     app.control.explain(request).await.map(Json)
 }
@@ -92,6 +115,33 @@ async fn rollback<C: Control>(
     Body(request): Body<Rollback>,
 ) -> Reply<RolledBack> {
     app.control.rollback(call, service, request).await.map(Json)
+}
+
+async fn rollout<C: Control>(State(app): Shared<C>, Path(service): Path<String>) -> Reply<RolloutStatus> {
+    app.control.rollout(service).await.map(Json)
+}
+
+async fn start_rollout<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Path(service): Path<String>,
+    Body(request): Body<StartRollout>,
+) -> Reply<RolloutStatus> {
+    app.control.start_rollout(call, service, request).await.map(Json)
+}
+
+async fn order_rollout<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Path((service, order)): Path<(String, String)>,
+    Body(request): Body<OrderRollout>,
+) -> Reply<RolloutStatus> {
+    let order = Order::ALL.iter().copied().find(|known| known.as_str() == order).ok_or_else(|| {
+        let known: Vec<&str> = Order::ALL.iter().map(|order| order.as_str()).collect();
+        ApiError::new(ErrorCode::NoSuchRoute, format!("a rollout takes no order `{order}`"))
+            .remedy(format!("it takes {}", known.join(", ")))
+    })?;
+    app.control.order_rollout(call, service, order, request).await.map(Json)
 }
 
 async fn set_split<C: Control>(

@@ -29,9 +29,12 @@ pub struct Event {
     /// Who did it: a user, or a part of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
-    /// The revision it made.
+    /// The agent's revision that it made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
+    /// The service's revision that it made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_revision: Option<u64>,
 }
 
 impl Event {

@@ -9,6 +9,7 @@ mod event;
 mod explain;
 mod flow;
 mod request;
+mod rollout;
 mod service;
 mod share;
 mod status;
@@ -17,18 +18,18 @@ mod words;
 use serde::{Deserialize, Serialize};
 
 pub use actor::Actor;
-pub use change::{Applied, Change, Detached, History, Moved, Revision, RolledBack, Validated};
+pub use change::{Applied, Change, Detached, Diff, History, Moved, Revision, RolledBack, Validated};
 pub use event::Event;
 pub use explain::{Explanation, Step};
 pub use flow::{FlowInfo, FlowKind, Flows};
 pub use request::{
-    Apply, BackendPath, EventQuery, Explain, FlowQuery, KeepOrReset, Rollback, ServiceQuery, SetHealth,
-    SetSplit, SetState, SetWeight, Validate,
+    Apply, BackendPath, DiffQuery, EventQuery, Explain, FlowQuery, KeepOrReset, Rollback, ServiceQuery,
+    SetHealth, SetSplit, SetState, SetWeight, Undo, Validate,
 };
-pub use service::{
-    BackendRow, BackendStatus, Backends, HealthState, HealthStatus, HealthWord, NextHop, Override, PoolRole,
-    PoolStatus, ServiceStatus, Services, SplitStatus, Traffic,
+pub use rollout::{
+    ClientCount, MetricStatus, Observation, Observed, OrderRollout, RolloutStatus, StartRollout, VerdictWord,
 };
+pub use service::{BackendRow, BackendStatus, Backends, DrainStatus, HealthState, HealthStatus, HealthWord, NextHop, Override, PoolRole, PoolStatus, PriorityStatus, Rate, ServiceStatus, Services, SplitStatus, Traffic};
 pub use share::{Share, ShareError};
 pub use status::{
     DataplaneStatus, Finding, InterfaceStatus, ProgramStatus, Room, Severity, SlotRoom, Status, XdpMode,

@@ -72,6 +72,12 @@ pub struct SetSplit {
 pub struct SetState {
     /// What is wanted of the backend.
     pub state: AdminState,
+    /// How long it may drain; without it, for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_seconds: Option<u64>,
+    /// What happens then to the flows that it still has.
+    #[serde(default)]
+    pub then: KeepOrReset,
     /// Why, for the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -95,6 +101,18 @@ pub struct Rollback {
     /// What happens to the canary's established flows.
     #[serde(default)]
     pub flows: KeepOrReset,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Body of `POST /v1/services/{s}/undo`; may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Undo {
+    /// The revision of the service that is wanted back; the one before the newest if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
     /// Why, for the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -141,6 +159,16 @@ pub struct ServiceQuery {
     /// This service only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+}
+
+/// Query of `GET /v1/services/{s}/diff`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffQuery {
+    /// One revision of the service.
+    pub from: u64,
+    /// The other one.
+    pub to: u64,
 }
 
 /// Query of `GET /v1/flows`.

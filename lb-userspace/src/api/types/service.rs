@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Api;
 use super::words::words;
+use super::{Api, KeepOrReset};
 use crate::config::{AdminState, Mode, Protocol};
 
 /// Answer to `GET /v1/services`.
@@ -30,7 +30,7 @@ pub struct ServiceStatus {
     pub protocol: Protocol,
     /// How packets reach its backends.
     pub mode: Mode,
-    /// How often it has changed.
+    /// The service's revision: how often it has changed.
     pub revision: u64,
     /// Name of the stable pool.
     pub stable: String,
@@ -85,10 +85,32 @@ pub struct PoolStatus {
     pub share_percent: f64,
     /// Whether so few of its backends are healthy that health is ignored.
     pub panic: bool,
+    /// Whether fewer of its backends are healthy than `min_healthy` says, so that none of them takes new flows.
+    #[serde(default)]
+    pub failed: bool,
+    /// The pool that gets its new flows, because it has no backend that takes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spills_to: Option<String>,
+    /// What each priority of its backends takes, the first one first.
+    #[serde(default)]
+    pub priorities: Vec<PriorityStatus>,
     /// Every backend.
     pub backends: Vec<BackendStatus>,
     /// What went through it.
     pub traffic: Traffic,
+}
+
+/// The backends of one priority of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PriorityStatus {
+    /// Which one; 0 is the first.
+    pub priority: u32,
+    /// Backends that can take new flows.
+    pub healthy: u32,
+    /// Backends that should.
+    pub backends: u32,
+    /// Percent of the pool's new flows that it takes.
+    pub share_percent: f64,
 }
 
 words! {
@@ -136,15 +158,27 @@ pub struct BackendStatus {
     pub weight: u16,
     /// Its weight, as the file says.
     pub configured_weight: u16,
+    /// Whose turn it is: 0 first.
+    #[serde(default)]
+    pub priority: u32,
     /// What the operator wants of it.
     pub state: AdminState,
+    /// How long it may drain, if somebody said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainStatus>,
     /// What is known of its health.
     pub health: HealthStatus,
+    /// Percent of its weight that it has so far, while it starts slowly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start_percent: Option<f64>,
     /// Whether new flows go to it.
     pub takes_new: bool,
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_not: Option<String>,
+    /// Whether it only waits for those of better priorities to fail.
+    #[serde(default)]
+    pub standby: bool,
     /// How many slots of its pool's table lead to it.
     pub slots: u32,
     /// How many tracked flows it has. Flows of settled slots are not counted, because nothing tracks them.
@@ -155,6 +189,29 @@ pub struct BackendStatus {
     pub terminating: bool,
     /// What went through it.
     pub traffic: Traffic,
+    /// How fast it went lately, between the last two sweeps.
+    #[serde(default)]
+    pub rate: Rate,
+}
+
+/// How long a backend may drain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Until when (RFC 3339).
+    pub deadline: String,
+    /// What happens then to the flows that it still has.
+    pub then: KeepOrReset,
+    /// Whether that time is over.
+    pub over: bool,
+}
+
+/// What goes through a backend in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Flows that begin.
+    pub connections_per_second: f64,
+    /// Packets from clients.
+    pub packets_per_second: f64,
 }
 
 /// What is known of a backend's health.

@@ -38,6 +38,13 @@ impl Share {
     const SCALE: u32 = 1_000_000;
     const DECIMALS: usize = 6;
 
+    /// So many whole percent, 100 at most.
+    #[must_use]
+    pub const fn whole(percent: u8) -> Self {
+        let percent = if percent > 100 { 100 } else { percent };
+        Self { millionths_of_a_percent: percent as u32 * Self::SCALE }
+    }
+
     /// In percent.
     pub fn percent(self) -> f64 {
         f64::from(self.millionths_of_a_percent) / f64::from(Self::SCALE)

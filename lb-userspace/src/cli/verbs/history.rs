@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::Outcome;
+use crate::api::Change;
 use crate::cli::Context;
 use crate::cli::changes::in_words;
 use crate::cli::failure::Exit;
@@ -32,10 +33,10 @@ impl History {
             column("BY"),
             column("HASH").wide(),
             column("REASON").if_room(1),
-            column("CHANGES").text(),
+            column("WHAT").text(),
+            column("CHANGES").wide().text(),
         ]);
         for revision in &history.revisions {
-            let changes: Vec<String> = revision.changes.iter().map(in_words).collect();
             let short = revision.hash.get(..12).unwrap_or(&revision.hash);
             table.row(
                 "",
@@ -45,11 +46,22 @@ impl History {
                     &revision.actor,
                     short,
                     revision.reason.as_deref().unwrap_or("-"),
-                    changes.join("\n"),
+                    &revision.summary,
+                    listed(&revision.changes),
                 ],
             );
         }
         screen.table(&table, "there are no revisions")?;
         Ok(Exit::Done)
     }
+}
+
+/// The first changes in words, a line each: a service that begins changes all its values.
+fn listed(changes: &[Change]) -> String {
+    const FEW: usize = 8;
+    let mut lines: Vec<String> = changes.iter().take(FEW).map(in_words).collect();
+    if changes.len() > FEW {
+        lines.push(format!("and {} more, see `lbctl diff`", changes.len() - FEW));
+    }
+    lines.join("\n")
 }

@@ -3,13 +3,16 @@
 mod apply;
 mod completions;
 mod detach;
+mod diff;
 mod explain;
 mod get;
 mod history;
 mod man;
 mod rollback;
+mod rollout;
 mod set;
 mod status;
+mod undo;
 mod validate;
 
 use clap::Subcommand;
@@ -30,7 +33,11 @@ pub(super) enum Verb {
     #[command(subcommand)]
     Set(set::Set),
     Rollback(rollback::Rollback),
+    #[command(subcommand)]
+    Rollout(rollout::Rollout),
     History(history::History),
+    Diff(diff::Diff),
+    Undo(undo::Undo),
     Explain(explain::Explain),
     Detach(detach::Detach),
     Completions(completions::Completions),
@@ -47,7 +54,10 @@ impl Verb {
             Self::Get(verb) => verb.doing(),
             Self::Set(verb) => verb.doing(),
             Self::Rollback(verb) => format!("roll back {}", verb.service),
+            Self::Rollout(verb) => verb.doing(),
             Self::History(verb) => format!("show the history of {}", verb.service),
+            Self::Diff(verb) => format!("compare revisions of {}", verb.service),
+            Self::Undo(verb) => format!("undo a change of {}", verb.service),
             Self::Explain(verb) => format!("explain {} -> {}", verb.from, verb.to),
             Self::Detach(_) => "detach".to_owned(),
             Self::Completions(_) => "write the completions".to_owned(),
@@ -63,7 +73,10 @@ impl Verb {
             Self::Get(verb) => verb.run(context).await,
             Self::Set(verb) => verb.run(context).await,
             Self::Rollback(verb) => verb.run(context).await,
+            Self::Rollout(verb) => verb.run(context).await,
             Self::History(verb) => verb.run(context).await,
+            Self::Diff(verb) => verb.run(context).await,
+            Self::Undo(verb) => verb.run(context).await,
             Self::Explain(verb) => verb.run(context).await,
             Self::Detach(verb) => verb.run(context).await,
             Self::Completions(verb) => verb.run(context),

@@ -34,12 +34,12 @@ pub(in crate::cli) struct Rollback {
 impl Rollback {
     pub async fn run(self, context: &mut Context<'_>) -> Outcome {
         let Self { service, flows, reason } = self;
-        let request = api::Rollback { flows, reason };
+        let request = api::Rollback { flows, reason: reason.clone() };
         let asked = context.client.with_patience(PATIENCE).rollback(&service, &request).await;
         let done = match asked {
             Ok(done) => done,
             Err(ClientError::Refused(error)) if is_final(&error) => return Err(error.into()),
-            Err(error) => past_the_agent(&service, flows, error, context)?,
+            Err(error) => past_the_agent(&service, flows, reason, error, context)?,
         };
         show(&done, &mut context.screen)?;
         Ok(Exit::Done)
@@ -54,10 +54,11 @@ fn is_final(error: &ApiError) -> bool {
 fn past_the_agent(
     service: &str,
     flows: KeepOrReset,
+    reason: Option<String>,
     agent: ClientError,
     context: &mut Context<'_>,
 ) -> Result<RolledBack, Failure> {
-    match context.offline.rollback(&context.places, service, flows) {
+    match context.offline.rollback(&context.places, service, flows, reason) {
         Ok(done) => {
             let pins = context.places.pin_dir.display();
             context
@@ -99,6 +100,7 @@ fn show(done: &RolledBack, screen: &mut Screen) -> io::Result<()> {
         Some(n) => format!("{} {many}", counted(*n, "established connection")),
     };
     screen.say(&format!(
-        "canary of {service}: {before} -> 0 % in {store} (store), {total} in all; {connections}\n"
-    ))
+        "canary of {service}: {before} -> 0 % in {store} (store), {total} from request to store; {connections}\n"
+    ))?;
+    done.warnings.iter().try_for_each(|warning| screen.remark(&format!("warning: {warning}")))
 }

@@ -1,10 +1,12 @@
 //! `lbctl set`
 
+use std::time::Duration;
+
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
 use super::Outcome;
-use crate::api::{HealthWord, SetHealth, SetSplit, SetState, SetWeight, Share};
+use crate::api::{HealthWord, KeepOrReset, SetHealth, SetSplit, SetState, SetWeight, Share};
 use crate::cli::failure::Exit;
 use crate::cli::target::Target;
 use crate::cli::{Context, changes};
@@ -44,6 +46,12 @@ pub(in crate::cli) enum Set {
         /// ready, drain or maint.
         #[arg(value_name = "STATE", value_parser = state_parser())]
         state: AdminState,
+        /// How long it may drain, such as 10m; what happens then, --then says. Without it, for ever.
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        deadline: Option<Duration>,
+        /// What happens at the deadline to the flows that are left: they stay, or are reset so that their clients connect anew.
+        #[arg(long, value_name = "WHAT", value_parser = then_parser(), requires = "deadline", default_value = "keep")]
+        then: KeepOrReset,
         #[command(flatten)]
         why: Why,
     },
@@ -88,9 +96,11 @@ impl Set {
             Self::Split { service, percent, why: Why { reason } } => {
                 client.set_split(&service, &SetSplit { percent, reason }).await?
             }
-            Self::State { backend, state, why: Why { reason } } => {
+            Self::State { backend, state, deadline, then, why: Why { reason } } => {
                 let backend = backend.resolve(client).await?;
-                client.set_state(&backend, &SetState { state, reason }).await?
+                // A part of a second is a second: the flows have the time that was said.
+                let deadline_seconds = deadline.map(|time| time.as_millis().div_ceil(1_000) as u64);
+                client.set_state(&backend, &SetState { state, deadline_seconds, then, reason }).await?
             }
             Self::Health { backend, health, why: Why { reason } } => {
                 let backend = backend.resolve(client).await?;
@@ -104,6 +114,10 @@ impl Set {
 
 fn state_parser() -> impl TypedValueParser<Value = AdminState> {
     one_of(AdminState::ALL, AdminState::as_str)
+}
+
+fn then_parser() -> impl TypedValueParser<Value = KeepOrReset> {
+    one_of(KeepOrReset::ALL, KeepOrReset::as_str)
 }
 
 fn health_parser() -> impl TypedValueParser<Value = HealthWord> {

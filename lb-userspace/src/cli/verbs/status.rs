@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
 use super::Outcome;
-use crate::api::{self, ClientError, DataplaneStatus, PoolStatus, ServiceStatus, Severity};
+use crate::api::{self, ClientError, DataplaneStatus, PoolStatus, PriorityStatus, ServiceStatus, Severity};
 use crate::cli::Context;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::human::{age, count, percent, ratio, second, vip};
@@ -17,8 +17,8 @@ use crate::cli::table::{Cell, Table, Tone, cells, column};
 /// Shows the whole at a glance; exits with 3 if something does not work as it should.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Status {
-    /// Waits until the agent is there and nothing is degraded, or until every change has settled as well.
-    #[arg(long, value_enum, value_name = "FOR", num_args = 0..=1, require_equals = true, default_missing_value = "healthy")]
+    /// Waits until the agent is there, nothing is degraded and every change has settled; =healthy does not wait for the last.
+    #[arg(long, value_enum, value_name = "FOR", num_args = 0..=1, require_equals = true, default_missing_value = "settled")]
     wait: Option<For>,
     /// How long to wait; exits with 4 when it is over.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration, requires = "wait")]
@@ -205,7 +205,7 @@ fn service(service: &ServiceStatus, screen: &mut Screen) -> io::Result<()> {
     ]);
     for pool in &service.pools {
         let flows: u64 = pool.backends.iter().map(|backend| backend.tracked_flows).sum();
-        let note = if pool.panic { Tone::Bad.cell("panic: health is ignored") } else { "".into() };
+        let note = note(pool);
         let (connections, packets) = (count(pool.traffic.connections), count(pool.traffic.packets));
         pools.row(
             "",
@@ -235,12 +235,33 @@ fn service(service: &ServiceStatus, screen: &mut Screen) -> io::Result<()> {
     Ok(())
 }
 
-/// How many backends take new flows, of those that are to stay.
+/// What is odd about a pool, the gravest first.
+fn note(pool: &PoolStatus) -> Cell {
+    let mut notes = Vec::new();
+    if pool.panic {
+        notes.push("panic: health is ignored".to_owned());
+    }
+    if pool.failed {
+        notes.push("failed: fewer are healthy than min_healthy says".to_owned());
+    }
+    if let Some(other) = &pool.spills_to {
+        notes.push(format!("its new flows go to {other}"));
+    }
+    let tone = if notes.is_empty() { Tone::Plain } else { Tone::Bad };
+    if pool.priorities.len() > 1 && !pool.failed {
+        let share = |level: &PriorityStatus| format!("{} of priority {}", percent(level.share_percent), level.priority);
+        let shares = pool.priorities.iter().filter(|level| level.share_percent > 0.0).map(share);
+        notes.push(shares.collect::<Vec<_>>().join(", "));
+    }
+    tone.cell(notes.join("; "))
+}
+
+/// How many backends take new flows or stand by, of those that are to stay.
 pub(super) fn ready(pools: &[PoolStatus]) -> Cell {
     let backends = pools.iter().flat_map(|pool| &pool.backends);
     let (ready, all) = backends
         .filter(|backend| !backend.terminating)
-        .fold((0, 0), |(ready, all), backend| (ready + u32::from(backend.takes_new), all + 1));
+        .fold((0, 0), |(ready, all), backend| (ready + u32::from(backend.takes_new || backend.standby), all + 1));
     let tone = match ready {
         _ if ready == all => Tone::Good,
         0 => Tone::Bad,

@@ -146,7 +146,8 @@ impl Node {
         read.map_err(|invalid| findings.add(invalid.at(self))).ok()
     }
 
-    fn wrong(&self, expected: &str) -> Invalid {
+    /// Something of another type belongs here.
+    pub fn wrong(&self, expected: &str) -> Invalid {
         Invalid::new(
             Code::WrongType,
             format!("{} where {expected} belongs", self.what()),

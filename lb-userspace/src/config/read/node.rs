@@ -17,8 +17,8 @@ pub(in crate::config) enum Shape {
     Text(String),
     /// Saturated: no key takes a number anywhere near the limits.
     Whole(i128),
-    Fraction,
-    Truth,
+    Fraction(f64),
+    Truth(bool),
     Time,
     Null,
     List(Vec<Node>),
@@ -51,9 +51,12 @@ impl Node {
         use serde_json::Value;
         let shape = match value {
             Value::Null => Shape::Null,
-            Value::Bool(_) => Shape::Truth,
+            Value::Bool(truth) => Shape::Truth(truth),
             Value::String(text) => Shape::Text(text),
-            Value::Number(number) => number.as_i128().map_or(Shape::Fraction, Shape::Whole),
+            Value::Number(number) => match number.as_i128() {
+                Some(whole) => Shape::Whole(whole),
+                None => Shape::Fraction(number.as_f64().unwrap_or(f64::NAN)),
+            },
             Value::Array(list) => {
                 let nodes = list.into_iter().enumerate();
                 Shape::List(nodes.map(|(index, value)| Self::of_json(value, at.index(index, 0..0))).collect())
@@ -74,8 +77,8 @@ impl Node {
         match self.shape {
             Shape::Text(_) => "text",
             Shape::Whole(_) => "a whole number",
-            Shape::Fraction => "a fraction",
-            Shape::Truth => "true or false",
+            Shape::Fraction(_) => "a fraction",
+            Shape::Truth(_) => "true or false",
             Shape::Time => "a date or time",
             Shape::Null => "null",
             Shape::List(_) => "a list",
@@ -91,8 +94,8 @@ impl Node {
                 let limit = if digits.as_str().starts_with('-') { i128::MIN } else { i128::MAX };
                 Shape::Whole(whole.unwrap_or(limit))
             }
-            DeValue::Float(_) => Shape::Fraction,
-            DeValue::Boolean(_) => Shape::Truth,
+            DeValue::Float(number) => Shape::Fraction(number.as_str().parse().unwrap_or(f64::NAN)),
+            DeValue::Boolean(truth) => Shape::Truth(*truth),
             DeValue::Datetime(_) => Shape::Time,
             DeValue::Array(list) => {
                 let nodes = list.iter().enumerate();

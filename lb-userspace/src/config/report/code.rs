@@ -92,6 +92,14 @@ codes! {
         "The balancer looks at packets where they arrive. Without an interface it sees none.";
     Error DuplicateInterface = "LB0217", "an interface that is listed twice",
         "A program is attached to an interface once.";
+    Error BadCommand = "LB0218", "a command that cannot be run",
+        "A command is a list of words: a program by its absolute path, and its arguments. There is no shell; name one if you need it: [\"/bin/sh\", \"-c\", \"…\"].";
+    Error BadPayload = "LB0219", "text that cannot be sent or expected",
+        "What a check sends or expects is not empty. In `send` and `expect` any byte can be written as `\\xNN`, best in TOML's single quotes.";
+    Error BadFilePath = "LB0220", "text that is not the path of a file",
+        "Files are named by their absolute paths.";
+    Error BadTlsName = "LB0221", "a name that no certificate is for",
+        "It is a host name or an address, without a port (RFC 6125).";
     Error NoPool = "LB0301", "a service without a pool",
         "The first pool of a service is its stable one: without it there is nowhere to send a client.";
     Error DuplicatePool = "LB0302", "two pools of one name in a service",
@@ -109,11 +117,23 @@ codes! {
     Error TrackingTcp = "LB0308", "a TCP service without tracking",
         "Established TCP connections must not change their backend, so they are tracked wherever they would. Only UDP can go without.";
     Error TimeoutTooLong = "LB0309", "a health check that may last longer than its interval",
-        "A check ends before the next one begins, so `timeout` is at most `interval`.";
+        "A check ends before the next one begins, so `timeout` is at most `interval`, `fast_interval` and `down_interval`.";
     Error HttpPathMissing = "LB0310", "an HTTP check without a path",
         "Say which resource answers for the backend's health.";
     Error HealthPortMissing = "LB0311", "a health check that has no port to go to",
         "The backends of a service of every port have no port, so the check needs one of its own.";
+    Error CheckIncomplete = "LB0312", "a health check that lacks what it asks with",
+        "A check of type `udp` needs a datagram to send, one of type `exec` a command to run.";
+    Error FastTooSlow = "LB0313", "a fast interval that is longer than the usual one",
+        "`fast_interval` is for knowing sooner what a first contradicting result has announced, so it is at most `interval`.";
+    Error MinHealthy = "LB0320", "a pool that can never be healthy enough",
+        "`min_healthy` and `min_healthy_recover` ask for more backends than the pool has that take flows at all (weight above 0), so that it would count as failed for ever.";
+    Error MinHealthyOrder = "LB0321", "a pool that would come back before it falls",
+        "A pool fails below `min_healthy` and comes back at `min_healthy_recover`: the second one is at least the first one, and nothing without it.";
+    Error RolloutSteps = "LB0330", "steps of a rollout that contradict each other",
+        "Each step gives the canary more than the one before: growing it only adds clients, and going back is for when it is bad. Steps are given in short (`shares`) or in full (`[[service.rollout.step]]`), not both.";
+    Error GateIncomplete = "LB0331", "a gate that does not say whom to ask",
+        "A gate of type `command` needs a `command`, one of type `http` a `url`, one of type `file` a `file`.";
     Error DuplicateService = "LB0401", "two services of one name",
         "Commands, metrics and revisions name a service by its name.";
     Error DuplicateVip = "LB0402", "two services at one address, port and protocol",
@@ -136,8 +156,10 @@ codes! {
         "No backend takes a new flow; what `on_empty` says is done with every new client of the pool.";
     Warning Unchecked = "LB0904", "a service without health checks",
         "A backend that is dead keeps getting its share of the clients. Say `type = \"none\"` if that is meant.";
+    Warning RolloutAlone = "LB0930", "a rollout in a service of one pool",
+        "A rollout takes clients from one pool to another.";
     Warning NoEffect = "LB0905", "a key that has no effect here",
-        "The key belongs to another type of health check than the one chosen.";
+        "The key belongs to another type of health check than the one chosen, or to a feature that is not in use.";
 }
 
 impl std::fmt::Display for Code {

@@ -6,6 +6,7 @@
 mod capacity;
 mod fleet;
 mod health;
+mod rollout;
 mod service;
 
 use super::keys::{ConfigDraft, ServiceDraft};
@@ -30,4 +31,5 @@ pub(super) fn check(config: &ConfigDraft, findings: &mut Findings) {
 pub(super) fn check_service(service: &ServiceDraft, findings: &mut Findings) {
     service::check(service, findings);
     health::check(service, findings);
+    rollout::check(service, findings);
 }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use crate::config::keys::{BackendDraft, PoolDraft, ServiceDraft};
-use crate::config::read::{Findings, Place, Table};
+use crate::config::read::{Field, Findings, Place, Table};
 use crate::config::report::{Code, Diagnostic};
-use crate::config::value::{Mode, Protocol, Tracking};
+use crate::config::value::{Least, Mode, Protocol, Tracking};
 
 /// Below it, a weight is kept to no better than a percent.
 const SLOTS_PER_BACKEND: u32 = 100;
@@ -20,6 +20,7 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     }
     for pool in service.pools() {
         weights(service, pool, findings);
+        min_healthy(service, pool, findings);
     }
 }
 
@@ -132,21 +133,14 @@ fn weights(service: &ServiceDraft, pool: &PoolDraft, findings: &mut Findings) {
     if pool.backends.value.is_none() {
         return;
     }
-    let title = match &pool.name.value {
-        Some(name) => format!("pool `{name}` of {}", service.title()),
-        None => format!("a pool of {}", service.title()),
-    };
+    let title = title(service, pool);
     if pool.backends().is_empty() {
         let found = Diagnostic::new(Code::EmptyPool, format!("{title} has no backends"));
         findings.add(found.at(pool.at(), "no client of this pool can be served"));
         return;
     }
-    let weighed: Vec<&BackendDraft> = pool
-        .backends()
-        .iter()
-        .filter(|backend| backend.weight.value.is_none_or(|weight| !weight.is_zero()))
-        .collect();
-    if weighed.is_empty() {
+    let weighed = weighed(pool);
+    if weighed == 0 {
         let found = Diagnostic::new(Code::AllZero, format!("every backend of {title} has weight 0"));
         findings.add(found.at(pool.at(), "no backend of this pool takes a new flow"));
         return;
@@ -154,11 +148,11 @@ fn weights(service: &ServiceDraft, pool: &PoolDraft, findings: &mut Findings) {
     let Some((size, at)) = service.table_size.get() else {
         return;
     };
-    let needed = u32::try_from(weighed.len()).unwrap_or(u32::MAX).saturating_mul(SLOTS_PER_BACKEND);
+    let needed = weighed.saturating_mul(SLOTS_PER_BACKEND);
     if size.get() < needed {
         let mut found = Diagnostic::new(
             Code::FewSlots,
-            format!("the table is small for the {} backends of {title}", weighed.len()),
+            format!("the table is small for the {weighed} backends of {title}"),
         );
         let label = format!("{size} slots, expected {needed} or more");
         found = if service.table_size.written {
@@ -168,4 +162,63 @@ fn weights(service: &ServiceDraft, pool: &PoolDraft, findings: &mut Findings) {
         };
         findings.add(found.help("with fewer than 100 slots a backend, weights are coarse and changes move more flows than they need to"));
     }
+}
+
+fn min_healthy(service: &ServiceDraft, pool: &PoolDraft, findings: &mut Findings) {
+    // Of an empty pool, or one whose backends were lost, there is nothing to ask.
+    let all = weighed(pool);
+    if pool.backends.value.is_none() || all == 0 {
+        return;
+    }
+    let written = |field: &Field<Option<Least>>| field.value.flatten();
+    let (least, recover) = (written(&pool.min_healthy), written(&pool.min_healthy_recover));
+    for (name, value, at) in [
+        ("min_healthy", least, &pool.min_healthy.at),
+        ("min_healthy_recover", recover, &pool.min_healthy_recover.at),
+    ] {
+        if let Some(value) = value
+            && value.of(all) > all
+        {
+            let found = Diagnostic::new(
+                Code::MinHealthy,
+                format!("{} can never have {value} healthy backends", title(service, pool)),
+            );
+            findings.add(
+                found
+                    .at(at, format!("expected at most {all}, as many as take flows"))
+                    .help(format!("a percentage such as {name} = \"50%\" follows the number of backends")),
+            );
+            return;
+        }
+    }
+    let Some(recover) = recover else { return };
+    let found = match least {
+        None => Diagnostic::new(
+            Code::MinHealthyOrder,
+            format!("{} cannot come back from what it never falls below", title(service, pool)),
+        )
+        .at(&pool.min_healthy_recover.at, "`min_healthy` is missing"),
+        Some(least) if recover.of(all) < least.of(all) => Diagnostic::new(
+            Code::MinHealthyOrder,
+            format!("{} would come back with fewer backends than it fails with", title(service, pool)),
+        )
+        .at(&pool.min_healthy_recover.at, format!("expected {least} or more"))
+        .at(&pool.min_healthy.at, "below this it fails"),
+        Some(_) => return,
+    };
+    findings.add(found);
+}
+
+/// For messages.
+fn title(service: &ServiceDraft, pool: &PoolDraft) -> String {
+    match &pool.name.value {
+        Some(name) => format!("pool `{name}` of {}", service.title()),
+        None => format!("a pool of {}", service.title()),
+    }
+}
+
+/// Backends of a pool that are meant to take flows.
+fn weighed(pool: &PoolDraft) -> u32 {
+    let weighs = |backend: &&BackendDraft| backend.weight.value.is_none_or(|weight| !weight.is_zero());
+    u32::try_from(pool.backends().iter().filter(weighs).count()).unwrap_or(u32::MAX)
 }

@@ -1,22 +1,29 @@
 //! The values of the configuration: each is right by its type.
 
 mod addresses;
+mod checks;
 mod http;
 mod names;
 mod numbers;
+mod policy;
 mod seed;
+mod shares;
 mod times;
 mod words;
 
 pub(super) use addresses::{Prefix4, Prefix6, Target, Unicast};
+pub use checks::{CommandLine, FilePath, Payload, Phrase, TlsName};
 pub use http::{HttpHost, HttpPath, StatusRanges};
 pub use names::{InterfaceName, PoolName, ServiceName};
 pub(super) use numbers::{Count, Port};
 pub use numbers::{Percent, Schema, TableSize, Weight};
+pub use policy::{Aggression, Least};
 pub use seed::Seed;
+pub use shares::Factor;
+pub(super) use shares::{Text, Truth};
 pub(super) use times::Time;
 pub use words::{
-    AdminState, BackendKey, Check, Mode, OnDown, OnEmpty, Protocol, SplitKey, Tracking, XdpMode,
+    AdminState, BackendKey, Check, Mode, OnDown, OnEmpty, Protocol, SplitKey, Tracking, Verify, XdpMode,
 };
 
 /// Makes a scalar of a type whose text form is its [`FromStr`](std::str::FromStr) and `Display`, in the file and in JSON.

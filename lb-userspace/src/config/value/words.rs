@@ -120,8 +120,44 @@ words! {
         Tcp = "tcp",
         /// It asks for a resource and looks at the status.
         Http = "http",
+        /// The same within TLS.
+        Https = "https",
+        /// It asks `grpc.health.v1`, which says SERVING.
+        Grpc = "grpc",
+        /// The same within TLS.
+        Grpcs = "grpcs",
+        /// It sends a datagram and waits for another one.
+        Udp = "udp",
+        /// It runs a command, which exits with 0.
+        Exec = "exec",
         /// It doesn't: every backend counts as healthy.
         None = "none",
     }
-    later { "https", "grpc", "udp", "exec" }
+}
+
+impl Check {
+    /// Whether it asks over HTTP and looks at the answer.
+    pub const fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Https)
+    }
+
+    /// Whether it asks for the health of a gRPC service.
+    pub const fn is_grpc(self) -> bool {
+        matches!(self, Self::Grpc | Self::Grpcs)
+    }
+
+    /// Whether it speaks TLS.
+    pub const fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Grpcs)
+    }
+}
+
+words! {
+    /// Whether a check within TLS verifies the certificate.
+    Verify, "a way to verify certificates" {
+        /// It has to be for the name, and by an authority that is trusted.
+        Required = "required",
+        /// Any certificate will do.
+        None = "none",
+    }
 }

@@ -43,6 +43,39 @@ pub enum Failure {
     BadStatus(u16),
     /// What came is not the protocol.
     Protocol,
+    /// The answer lacks what is expected in it.
+    BadAnswer,
+    /// There is no TLS with it: its certificate is not trusted or for another name, or it speaks something else.
+    Tls(Box<str>),
+    /// gRPC: a status that is not SERVING.
+    NotServing(ServingStatus),
+    /// gRPC: the call itself failed, with this code.
+    GrpcStatus(u32),
+    /// The command exited with this code.
+    Exit(i32),
+    /// This signal ended the command.
+    Signal(i32),
+}
+
+/// `grpc.health.v1.HealthCheckResponse.ServingStatus`, as a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServingStatus(pub u64);
+
+impl ServingStatus {
+    /// The one that is healthy.
+    pub const SERVING: Self = Self(1);
+}
+
+impl fmt::Display for ServingStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("UNKNOWN"),
+            1 => f.write_str("SERVING"),
+            2 => f.write_str("NOT_SERVING"),
+            3 => f.write_str("SERVICE_UNKNOWN"),
+            other => write!(f, "status {other}"),
+        }
+    }
 }
 
 impl Failure {
@@ -57,6 +90,12 @@ impl Failure {
             Self::Closed => FailureKind::Closed,
             Self::BadStatus(_) => FailureKind::BadStatus,
             Self::Protocol => FailureKind::Protocol,
+            Self::BadAnswer => FailureKind::BadAnswer,
+            Self::Tls(_) => FailureKind::Tls,
+            Self::NotServing(_) => FailureKind::NotServing,
+            Self::GrpcStatus(_) => FailureKind::GrpcStatus,
+            Self::Exit(_) => FailureKind::Exit,
+            Self::Signal(_) => FailureKind::Signal,
         }
     }
 }
@@ -67,12 +106,30 @@ impl fmt::Display for Failure {
             Self::ConnectRefused => f.write_str("connection refused"),
             Self::ConnectTimeout => f.write_str("no answer to the handshake in time"),
             Self::Unreachable => f.write_str("unreachable"),
-            Self::Timeout => f.write_str("connected, but no answer in time"),
+            Self::Timeout => f.write_str("no answer in time"),
             Self::Reset => f.write_str("connection reset before the answer"),
             Self::Closed => f.write_str("connection closed before the answer"),
             Self::BadStatus(status) => write!(f, "status {status}"),
-            Self::Protocol => f.write_str("the answer is not HTTP"),
+            Self::Protocol => f.write_str("the answer is not of the protocol of the check"),
+            Self::BadAnswer => f.write_str("the answer lacks what is expected in it"),
+            Self::Tls(why) => write!(f, "no TLS: {why}"),
+            Self::NotServing(status) => write!(f, "gRPC health {status}"),
+            Self::GrpcStatus(code) => write!(f, "gRPC status {code}{}", grpc_name(*code)),
+            Self::Exit(code) => write!(f, "the command exited with {code}"),
+            Self::Signal(number) => write!(f, "the command was ended by signal {number}"),
         }
+    }
+}
+
+/// The codes that a health service answers with (gRPC, `doc/statuscodes.md`).
+fn grpc_name(code: u32) -> &'static str {
+    match code {
+        5 => " (the service is not known there)",
+        7 => " (permission denied)",
+        12 => " (there is no health service)",
+        14 => " (unavailable)",
+        16 => " (unauthenticated)",
+        _ => "",
     }
 }
 
@@ -96,11 +153,23 @@ pub enum FailureKind {
     BadStatus,
     /// [`Failure::Protocol`]
     Protocol,
+    /// [`Failure::BadAnswer`]
+    BadAnswer,
+    /// [`Failure::Tls`]
+    Tls,
+    /// [`Failure::NotServing`]
+    NotServing,
+    /// [`Failure::GrpcStatus`]
+    GrpcStatus,
+    /// [`Failure::Exit`]
+    Exit,
+    /// [`Failure::Signal`]
+    Signal,
 }
 
 impl FailureKind {
     /// Every kind, in the order of their discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::Unreachable,
@@ -109,6 +178,12 @@ impl FailureKind {
         Self::Closed,
         Self::BadStatus,
         Self::Protocol,
+        Self::BadAnswer,
+        Self::Tls,
+        Self::NotServing,
+        Self::GrpcStatus,
+        Self::Exit,
+        Self::Signal,
     ];
 
     /// The value of the label `reason` in metrics.
@@ -122,12 +197,18 @@ impl FailureKind {
             Self::Closed => "closed",
             Self::BadStatus => "bad_status",
             Self::Protocol => "protocol",
+            Self::BadAnswer => "bad_answer",
+            Self::Tls => "tls",
+            Self::NotServing => "not_serving",
+            Self::GrpcStatus => "grpc_status",
+            Self::Exit => "exit",
+            Self::Signal => "signal",
         }
     }
 }
 
 /// Why this host could not run a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// No socket to be had (EMFILE, ENFILE, ENOBUFS, ENOMEM …).
     Socket(io::ErrorKind),
@@ -135,6 +216,10 @@ pub enum Trouble {
     Mark,
     /// No free port, or no memory, to connect from.
     Connect(io::ErrorKind),
+    /// The check's TLS cannot be set up, such as for a file with certificates that is not there.
+    Tls(Box<str>),
+    /// The check's command cannot be started.
+    Command(io::ErrorKind),
     /// The probe itself broke: a bug.
     Crashed,
 }
@@ -145,6 +230,8 @@ impl fmt::Display for Trouble {
             Self::Socket(kind) => write!(f, "no socket for the probe: {kind}"),
             Self::Mark => f.write_str("the probe's mark could not be set (CAP_NET_ADMIN)"),
             Self::Connect(kind) => write!(f, "the probe could not connect from here: {kind}"),
+            Self::Tls(why) => f.write_str(why),
+            Self::Command(kind) => write!(f, "the check's command cannot be started: {kind}"),
             Self::Crashed => f.write_str("the probe crashed"),
         }
     }

@@ -39,7 +39,7 @@ pub(super) async fn connect(
     }
 }
 
-fn why_not_connected(error: &io::Error) -> Miss {
+pub(super) fn why_not_connected(error: &io::Error) -> Miss {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Failure::ConnectRefused.into(),
         io::ErrorKind::ConnectionReset => Failure::Reset.into(),

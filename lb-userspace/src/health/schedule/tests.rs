@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::health::{CheckKind, Failure, Health, Timing};
+use crate::health::{CheckKind, Failure, Health, Timing, Wish};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -23,11 +23,15 @@ fn targets(n: u64, timing: Timing) -> Vec<Target> {
 }
 
 fn passed() -> ProbeResult {
-    ProbeResult { outcome: Ok(()), duration: MS }
+    ProbeResult { outcome: Ok(()), duration: MS, words: Words::default() }
 }
 
 fn failed() -> ProbeResult {
-    ProbeResult { outcome: Err(Failure::ConnectTimeout.into()), duration: MS }
+    ProbeResult { outcome: Err(Failure::ConnectTimeout.into()), duration: MS, words: Words::default() }
+}
+
+fn said(line: &str) -> ProbeResult {
+    ProbeResult { words: line.parse().expect("the tests' words are known"), ..passed() }
 }
 
 /// Runs until `end`; each check takes no time and ends as `result` says. The checks, in order.
@@ -147,7 +151,7 @@ fn an_event_tells_the_way_from_what_was_told_to_what_is() {
     schedule.update(targets(1, timing(1000 * MS, 100 * MS, 1)), now);
     run(&mut schedule, now + 10 * MS, |_, _| failed());
     run(&mut schedule, now + 2000 * MS, |_, _| passed());
-    let (_, event, _) = schedule.next_event().expect("it came up");
+    let event = schedule.next_event().expect("it came up").transition;
     assert_eq!((event.previous, event.state), (Health::Unknown, Health::Up));
 
     run(&mut schedule, now + 4000 * MS, |_, _| failed());
@@ -163,11 +167,36 @@ fn what_this_host_could_not_run_says_nothing_about_a_target() {
     run(&mut schedule, now + 10 * MS, |_, _| passed());
     run(&mut schedule, now + 10_000 * MS, |_, _| ProbeResult {
         outcome: Err(Trouble::Mark.into()),
-        duration: Duration::ZERO,
+        ..passed()
     });
     let report = schedule.report(TargetId(0)).expect("it is there");
     assert_eq!((report.health, report.counters.checks), (Health::Up, 1));
     assert!(report.counters.not_run >= 9);
+}
+
+#[test]
+fn an_agents_words_are_told_when_what_stands_changes() {
+    let (mut schedule, now) = (Schedule::new(1), Instant::now());
+    let agent = Check { kind: CheckKind::Agent, timing: timing(1000 * MS, 100 * MS, 3) };
+    schedule.update(vec![Target { check: agent, ..target(0, timing(1000 * MS, 100 * MS, 3)) }], now);
+    let mut told = vec![];
+    let mut end = now + 10 * MS;
+    for result in [said("up"), said("75%"), said("75% up"), failed(), said("drain"), said("ready 100%")] {
+        run(&mut schedule, end, |_, _| result.clone());
+        end += 1000 * MS;
+        told.extend(schedule.next_event().map(|told| (told.transition.previous, told.advice.to_string())));
+    }
+    assert_eq!(
+        told,
+        [
+            (Health::Unknown, "up ready 100%".to_owned()),
+            (Health::Up, "up ready 75%".to_owned()),
+            (Health::Up, "up drain 75%".to_owned()),
+            (Health::Up, "up ready 100%".to_owned()),
+        ]
+    );
+    let report = schedule.report(TargetId(0)).expect("it is there");
+    assert_eq!((report.health, report.advice.wish), (Health::Up, Wish::Ready));
 }
 
 #[test]
@@ -181,19 +210,23 @@ fn changes_faster_than_intervals_do_not_pile_up() {
 }
 
 proptest! {
-    /// `unhealthy * interval + timeout`, with checks that start early, as far as they may, or late
+    /// `interval + (unhealthy - 1) * fast + timeout`, with checks that start early, as far as they may, or late
     /// by what is left of the jitter then.
     #[test]
     fn a_target_that_stops_answering_is_down_within_the_bound(
         seed: u64,
         interval_ms in 100u64..10_000,
         timeout_share in 1u64..=100,
+        fast_share in 10u32..=100,
         unhealthy in 1u32..6,
         stop_after in 0u64..1_000,
         starts in prop::collection::vec((any::<bool>(), 0u32..=100), 16),
     ) {
         let interval = Duration::from_millis(interval_ms);
-        let timing = timing(interval, interval * u32::try_from(timeout_share).expect("small") / 100, unhealthy);
+        let fast = interval * fast_share / 100;
+        let timeout = fast * u32::try_from(timeout_share).expect("small") / 100;
+        let timing = timing(interval, timeout, unhealthy);
+        let timing = timing.with_intervals(Some(fast), None).expect("it can be kept");
         let (mut schedule, start) = (Schedule::new(seed), Instant::now());
         schedule.update(vec![target(0, timing)], start);
         let stopped = start + interval / 2 + interval * u32::try_from(stop_after).expect("small") / 100;
@@ -202,8 +235,8 @@ proptest! {
             let (early, share) = starts[n % starts.len()];
             let due = schedule.next_due().expect("there is always a next check");
             let begun = match early {
-                true => due - MAX_EARLY.min(interval / 128) * share / 100,
-                false => due + interval / 129 * share / 100,
+                true => due - MAX_EARLY.min(fast / 128) * share / 100,
+                false => due + fast / 129 * share / 100,
             };
             let job = schedule.start_due(begun).expect("it is due");
             let (result, ended) = match begun < stopped {
@@ -211,7 +244,7 @@ proptest! {
                 false => (failed(), begun + timing.timeout()),
             };
             schedule.finish(job.ticket, result, ended);
-            let Some((_, event, _)) = schedule.next_event() else { continue };
+            let Some(event) = schedule.next_event().map(|told| told.transition) else { continue };
             if event.state == Health::Down {
                 let took = ended - stopped;
                 prop_assert!(took <= timing.detection_bound(), "{took:?} > {:?}", timing.detection_bound());

@@ -1,11 +1,12 @@
 //! `cargo xtask bench`: what a packet, a change and a rollback cost.
 //!
-//! `rows` says which packets; `packets`, `publish`, `rollback`, `programs` and `end_to_end` measure one thing each;
+//! `rows` says which packets; `packets`, `publish`, `rollback`, `programs`, `health` and `end_to_end` measure one thing each;
 //! `report` shows it.
 
 mod bed;
 mod driver;
 mod end_to_end;
+mod health;
 mod packets;
 mod programs;
 mod publish;
@@ -61,6 +62,7 @@ enum Part {
     Packets,
     Publish,
     Rollback,
+    Health,
     EndToEnd,
 }
 
@@ -101,6 +103,8 @@ struct Report {
     publish: Option<publish::Publishes>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rollback: Option<rollback::Rollbacks>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<health::Checks>,
     #[serde(skip_serializing_if = "Option::is_none")]
     end_to_end: Option<end_to_end::Requests>,
 }
@@ -152,6 +156,7 @@ fn run() -> Result<()> {
         packets: None,
         publish: None,
         rollback: None,
+        health: None,
         end_to_end: None,
     };
     let show = |section: &dyn Fn() -> String| {
@@ -174,6 +179,11 @@ fn run() -> Result<()> {
         let rollbacks = rollback::measure(effort, cpu).context("time to roll back")?;
         show(&|| titled(&rollbacks));
         report.rollback = Some(rollbacks);
+    }
+    if wants(Part::Health) {
+        let checks = health::measure(effort).context("cost of health checks")?;
+        show(&|| titled(&checks));
+        report.health = Some(checks);
     }
     if let Some(settling) = settling {
         let costs = settling.measure(effort, cpu, &others).context("cost of a packet")?;

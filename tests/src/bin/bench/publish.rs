@@ -183,7 +183,7 @@ fn candidates(service: &Service, seed: &Seed) -> Vec<Candidate> {
     let keys = Keys::derive(seed, &key_of(service), Purpose::Table);
     let of = |backend: &config::Backend| Candidate {
         hash: keys.backend(backend.address.ip().into(), backend.address.port()),
-        weight: backend.weight.get(),
+        weight: backend.weight.get().into(),
     };
     service.pools[0].backends.iter().map(of).collect()
 }

@@ -33,7 +33,7 @@ struct Way {
     way: &'static str,
     /// As the answer says: the store itself.
     store: Summary,
-    /// As the answer says: from the arrival of the request to the end of all work, journal included.
+    /// As the answer says: from the arrival of the request to the end of the store.
     agent: Option<Summary>,
     /// From before the request (or the start of `lbctl`) to the first new connection that goes to the stable pool.
     obeyed: Summary,
@@ -266,7 +266,7 @@ impl Section for Rollbacks {
 
     fn text(&self) -> String {
         let mut table =
-            Table::new(["by", "store", "agent, all in all", "first packet that obeys", "returned", "late"]);
+            Table::new(["by", "store", "request to store", "first packet that obeys", "returned", "late"]);
         for way in &self.ways {
             table.row(vec![
                 way.way.to_owned(),

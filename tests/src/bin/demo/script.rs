@@ -192,7 +192,7 @@ impl Show<'_> {
         let report = &mut self.report;
         report.figure("requests failed while v42 was bad", count(lost.len() as u64));
         report.promise("rollback: the store", Short(times.store).to_string(), times.store < MOST_FOR_A_STORE);
-        report.figure("  from request to answer, with journal", Short(times.agent).to_string());
+        report.figure("  from request to store", Short(times.agent).to_string());
         report.figure("  lbctl, from Enter to prompt", Short(times.lbctl).to_string());
         report.promise("  new connections to v42 after it", count(arrived), arrived == 0);
         report.promise("  requests failed after it", lost_after.to_string(), lost_after.part == 0);

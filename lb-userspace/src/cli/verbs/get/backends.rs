@@ -3,8 +3,8 @@
 use clap::Args;
 
 use super::Which;
-use crate::api::{self, BackendStatus, HealthState, NextHop};
-use crate::cli::human::{age, bytes, count};
+use crate::api::{self, BackendStatus, HealthState, KeepOrReset, NextHop};
+use crate::cli::human::{age, bytes, count, second};
 use crate::cli::table::{Cell, Table, Tone, cells, column};
 use crate::cli::verbs::Outcome;
 use crate::cli::{Context, watch};
@@ -31,6 +31,7 @@ fn table(answer: &api::Backends) -> Table {
         column("POOL"),
         column("ROLE").wide(),
         column("BACKEND"),
+        column("PRIO").right().wide(),
         column("WEIGHT").right(),
         column("STATE"),
         column("HEALTH"),
@@ -40,6 +41,8 @@ fn table(answer: &api::Backends) -> Table {
         column("FLOWS").right().if_room(1),
         column("ID").right().wide(),
         column("NEXT HOP").wide(),
+        column("CONN/S").right().wide(),
+        column("PKT/S").right().wide(),
         column("CONNECTIONS").right().wide(),
         column("PACKETS").right().wide(),
         column("BYTES").right().wide(),
@@ -57,6 +60,7 @@ fn table(answer: &api::Backends) -> Table {
                 &row.pool,
                 row.role,
                 &backend.name,
+                backend.priority,
                 weight(backend),
                 state(backend),
                 self::health(health.status),
@@ -66,6 +70,8 @@ fn table(answer: &api::Backends) -> Table {
                 count(backend.tracked_flows),
                 backend.id,
                 next_hop(&backend.next_hop),
+                rate(backend.rate.connections_per_second),
+                rate(backend.rate.packets_per_second),
                 count(traffic.connections),
                 count(traffic.packets),
                 bytes(traffic.bytes),
@@ -109,6 +115,15 @@ fn next_hop(next_hop: &NextHop) -> String {
     }
 }
 
+/// Below ten a second, a decimal counts.
+fn rate(per_second: f64) -> String {
+    match per_second {
+        0.0 => "0".to_owned(),
+        few if few < 9.95 => format!("{few:.1}"),
+        many => count(many.round() as u64),
+    }
+}
+
 /// Why it takes no new flows, or else what is odd about it.
 fn note(backend: &BackendStatus) -> String {
     let unreachable = match &backend.next_hop {
@@ -116,8 +131,14 @@ fn note(backend: &BackendStatus) -> String {
         NextHop::Unreachable { unreachable } => Some(format!("unreachable: {unreachable}")),
     };
     let unwell = backend.health.reason.clone().filter(|_| backend.health.status == HealthState::Down);
-    let mut notes: Vec<String> =
-        [backend.why_not.clone(), unreachable, unwell].into_iter().flatten().collect();
+    let drain = backend.drain.as_ref().map(|drain| match (drain.over, drain.then) {
+        (false, then) => format!("until {}, then {then}", second(&drain.deadline)),
+        (true, KeepOrReset::Keep) => format!("its time to drain was over at {}", second(&drain.deadline)),
+        (true, KeepOrReset::Reset) => format!("its flows were reset at {}", second(&drain.deadline)),
+    });
+    let slow = backend.slow_start_percent.map(|part| format!("slow start: {part:.0} % of its weight"));
+    let notes = [backend.why_not.clone(), drain, slow, unreachable, unwell];
+    let mut notes: Vec<String> = notes.into_iter().flatten().collect();
     notes.dedup();
     notes.join("; ")
 }

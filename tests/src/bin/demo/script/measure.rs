@@ -93,7 +93,7 @@ impl Show<'_> {
 pub struct Times {
     /// One word of the kernel's tables: from then on packets obey.
     pub store: Duration,
-    /// From the request to the answer, journal included.
+    /// From the arrival of the request at the agent to the end of the store; the journal comes after it.
     pub agent: Duration,
     /// From Enter to the prompt.
     pub lbctl: Duration,
@@ -118,7 +118,7 @@ impl Times {
 impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [store, agent, lbctl] = [self.store, self.agent, self.lbctl].map(Short);
-        write!(f, "store {store}, all done in {agent}, lbctl back after {lbctl}")
+        write!(f, "store {store}, {agent} from request to store, lbctl back after {lbctl}")
     }
 }
 

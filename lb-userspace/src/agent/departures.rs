@@ -1,0 +1,47 @@
+//! What a change of the configuration would take from under living flows.
+
+use super::Agent;
+use crate::api::BackendPath;
+use crate::compile::{id_of, key_of};
+use crate::state::Desired;
+
+impl Agent {
+    /// A warning for each backend and each service that would go while it may have flows.
+    pub(super) fn departures(&self, next: &Desired) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for service in &self.desired.config.services {
+            let key = key_of(service);
+            let Some(index) = self.publisher.registry.service_index(&key) else { continue };
+            let Some(then) = next.config.services.iter().find(|other| key_of(other) == key) else {
+                warnings.push(format!(
+                    "{} goes: its flows end at once, because the host gets their packets; to let them finish, set the state \
+                     of its backends to drain, wait, and apply again",
+                    service.name
+                ));
+                continue;
+            };
+            for pool in &service.pools {
+                for backend in &pool.backends {
+                    let mut stay = then.pools.iter().flat_map(|pool| &pool.backends);
+                    if stay.any(|other| other.address == backend.address) {
+                        continue;
+                    }
+                    let load = id_of(service, backend.address, index, &self.publisher.registry)
+                        .map(|id| self.swept.load(id))
+                        .unwrap_or_default();
+                    if load.flows == 0 && load.homes == 0 {
+                        continue;
+                    }
+                    let path =
+                        format!("{}/{}/{}", service.name, pool.name, BackendPath::name_of(backend.address));
+                    warnings.push(format!(
+                        "{path} goes while it may have flows: {} are tracked, those of {} slots are in no table; it finishes \
+                         them, and is gone when none are left",
+                        load.flows, load.homes
+                    ));
+                }
+            }
+        }
+        warnings
+    }
+}

@@ -1,0 +1,519 @@
+//! Rollouts, driven: looks at each one that is under way, asks the engine what comes next, and does it.
+//!
+//! A step is journaled before it is set. Going back is set first: it does not wait for the disk.
+
+use std::collections::HashMap;
+use std::mem::offset_of;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lb_common::abi::Traffic;
+use lb_common::measure::{BUCKETS, Measure, Outcome, PoolMeasure, counter};
+use tokio::sync::oneshot;
+
+use super::{Agent, Request};
+use crate::api::{
+    Api, ApiError, ClientCount, ErrorCode, MetricStatus, Observation, Observed, RolloutStatus,
+    StartRollout, VerdictWord,
+};
+use crate::clock;
+use crate::config::{Mode, PoolName, Protocol, Rollout as Configured, ServiceName};
+use crate::dataplane::maps;
+use crate::events::Occurrence;
+use crate::publish::split::{self, Flows};
+use crate::rollout::analysis::{Count, Watch};
+use crate::rollout::engine::{self, Answer, Facts, Order, Phase, Rollout, Verdict};
+use crate::rollout::evidence::Boundary;
+use crate::rollout::gate;
+use crate::state::{Author, Change, Intent};
+
+/// How often rollouts are looked at.
+pub(super) const PERIOD: Duration = Duration::from_millis(200);
+
+/// What the agent remembers of a rollout that is under way, and can do without.
+pub(super) struct Follow {
+    watch: Watch,
+    /// The step that was looked at last.
+    at: (Phase, usize),
+    /// Traffic when it began: the canary's, and the stable pool's.
+    before: [Traffic; 2],
+    /// Somebody at the gate is being asked.
+    asked: Option<oneshot::Receiver<Answer>>,
+    answer: Answer,
+}
+
+/// The pools of a rollout in the kernel's tables.
+#[derive(Clone, Copy)]
+struct Pools {
+    canary: u16,
+    stable: u16,
+    measure: u16,
+}
+
+impl Agent {
+    /// Brings every rollout that is under way one step further, if it is time.
+    pub(super) fn follow_rollouts(&mut self) {
+        for name in self.names() {
+            let under_way = |intent: &Intent| intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over());
+            if !self.desired.intents.get(&name).is_some_and(under_way) {
+                self.follows.remove(&name);
+                continue;
+            }
+            self.follow_rollout(&name);
+        }
+    }
+
+    fn follow_rollout(&mut self, name: &ServiceName) {
+        self.look(name);
+        // A step may be over as soon as it begins; each is journaled.
+        while let Some(rollout) = self.rollout_of(name) {
+            let facts = self.facts(name, &rollout);
+            let Some(next) = engine::advance(&rollout, &facts, Timestamp::now()) else { break };
+            let request = Request { author: Author::agent("rollout"), reason: None };
+            if let Err(error) = self.move_rollout(name, next, &request) {
+                tracing::warn!(service = %name, "the rollout stays where it is: {}", error.message);
+                return;
+            }
+        }
+        self.keep_up(name);
+    }
+
+    fn rollout_of(&self, name: &ServiceName) -> Option<Rollout> {
+        self.desired.intents.get(name)?.rollout.clone().filter(|rollout| !rollout.phase.is_over())
+    }
+
+    /// The kernel has what the rollout asks for, and believes that somebody is there.
+    fn keep_up(&mut self, name: &ServiceName) {
+        let Some(rollout) = self.rollout_of(name) else { return };
+        let Ok(index) = self.index(name.as_str()) else { return };
+        if let Some(lease) = rollout.plan.lease {
+            let until = clock::nanoseconds() + lease.as_nanos() as u64;
+            let word = self.publisher.maps.services.word(index, offset_of!(lb_common::abi::Service, lease_until));
+            word.store(until, Ordering::Release);
+        }
+        let now = self.publisher.maps.services.read(index).split();
+        let share = split::share(rollout.share());
+        // An agent that died between journal and store left it behind. (At zero somebody has rolled back.)
+        if now.new() != share && now.new() != 0 && self.may_raise(name.as_str(), now, share).is_ok() {
+            self.publisher.set_split(index, now, share, clock::ticks());
+        }
+    }
+
+    /// Takes in what the kernel has counted since the last look.
+    fn look(&mut self, name: &ServiceName) {
+        let (Some(rollout), Some(pools)) = (self.rollout_of(name), self.pools_of(name)) else { return };
+        let at = (rollout.phase, rollout.step);
+        let known = self.follows.get(name).map(|follow| follow.at);
+        if known != Some(at) {
+            self.begin_step(name, &rollout, pools, known.is_none());
+        }
+        let (canary, stable) = (self.count(pools, true), self.count(pools, false));
+        let Some(follow) = self.follows.get_mut(name) else { return };
+        follow.watch.look(canary, stable);
+        if let Some(asked) = &mut follow.asked
+            && let Ok(answer) = asked.try_recv()
+        {
+            follow.asked = None;
+            follow.answer = answer;
+        }
+        self.ask_at_gate(name, &rollout);
+    }
+
+    fn begin_step(&mut self, name: &ServiceName, rollout: &Rollout, pools: Pools, first: bool) {
+        self.clear_measure(pools.measure);
+        let traffic = |pool: u16| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
+        let before = [traffic(pools.canary), traffic(pools.stable)];
+        let at = (rollout.phase, rollout.step);
+        let follow = self.follows.entry(name.clone()).or_insert_with(|| Follow {
+            watch: Watch::new(&rollout.plan.analysis),
+            at,
+            before,
+            asked: None,
+            answer: Answer::None,
+        });
+        if !first {
+            follow.watch.next_step();
+        }
+        (follow.at, follow.before) = (at, before);
+        (follow.asked, follow.answer) = (None, Answer::None);
+        self.set_tripwire(rollout, pools.measure);
+    }
+
+    fn set_tripwire(&self, rollout: &Rollout, measure: u16) {
+        let line = rollout.plan.tripwire.and_then(|ratio| Boundary::new(ratio / 4.0, ratio, rollout.plan.analysis.alpha / 10.0));
+        let fixed = |value: f64| (value * 65_536.0).round() as u64;
+        let (start, slope) = line.map_or((0, 0), |line| (fixed(line.start).max(1), fixed(line.slope)));
+        let measures = &self.publisher.maps.measures;
+        // The slope first: a line without a slope would be crossed too early.
+        measures.word(measure.into(), offset_of!(Measure, trip_slope)).store(slope, Ordering::Release);
+        measures.word(measure.into(), offset_of!(Measure, trip_start)).store(start, Ordering::Release);
+    }
+
+    fn clear_measure(&self, measure: u16) {
+        for word in self.publisher.maps.measures.words(measure.into()) {
+            word.store(0, Ordering::Release);
+        }
+    }
+
+    fn count(&self, pools: Pools, canary: bool) -> Count {
+        let measures = &self.publisher.maps.measures;
+        let word = |offset: usize| measures.word(pools.measure.into(), offset).load(Ordering::Acquire);
+        let first = counter(canary, Outcome::ClientTried);
+        let outcomes = std::array::from_fn(|i| word(first + i * 8));
+        let histogram = first + offset_of!(PoolMeasure, first_byte);
+        let waits: [u64; BUCKETS] = std::array::from_fn(|i| word(histogram + i * 8));
+        Count::of(&outcomes, &waits)
+    }
+
+    fn pools_of(&self, name: &ServiceName) -> Option<Pools> {
+        let service = self.index(name.as_str()).ok()?;
+        let in_kernel = self.publisher.maps.services.read(service);
+        let (canary, stable, measure) = (in_kernel.canary_pool, in_kernel.stable_pool, in_kernel.measure);
+        (canary != 0 && measure != 0).then_some(Pools { canary, stable, measure })
+    }
+
+    fn ask_at_gate(&mut self, name: &ServiceName, rollout: &Rollout) {
+        let Some(follow) = self.follows.get_mut(name) else { return };
+        if rollout.phase != Phase::Gate || follow.asked.is_some() || follow.answer != Answer::None {
+            return;
+        }
+        let question = rollout.plan.steps.get(rollout.step).and_then(|step| step.gate.as_ref());
+        if let Some(question) = question {
+            follow.asked = gate::ask(&question.what, name.as_str(), rollout.to.as_str(), rollout.share());
+        }
+    }
+
+    fn facts(&self, name: &ServiceName, rollout: &Rollout) -> Facts {
+        let compiled = self.compiled.get(name);
+        let pool = |wanted: &str| compiled.and_then(|c| c.pools.iter().find(|pool| pool.name == wanted));
+        let stable = self.desired.intents.get(name).map(|intent| intent.stable.clone());
+        let canary = pool(rollout.to.as_str());
+        let (takers, wanted) = canary.map_or((0, 0), |pool| {
+            let wanted = pool.backends.iter().filter(|b| b.state == crate::config::AdminState::Ready && b.weight > 0);
+            let takers = pool.backends.iter().filter(|backend| backend.why_not.is_none());
+            (takers.count(), wanted.count())
+        });
+        // All of them to begin with; any of them to go on.
+        let needed = if rollout.phase == Phase::Preparing { wanted.max(1) } else { 1 };
+        let why = canary.and_then(|pool| pool.backends.iter().find_map(|backend| backend.why_not));
+        let not_ready = (takers < needed).then(|| match why {
+            Some(why) => format!("{takers} of {wanted} backends take new connections: {}", why.words()),
+            None => format!("{takers} of {wanted} backends take new connections"),
+        });
+        let index = self.index(name.as_str()).ok();
+        let in_kernel = index.map(|index| self.publisher.maps.services.read(index)).unwrap_or_default();
+        let follow = self.follows.get(name);
+        Facts {
+            not_ready,
+            stable_takes: stable.and_then(|stable| pool(stable.as_str())).is_some_and(|pool| pool.takes_new()),
+            taken_back: (rollout.share() > 0.0 && in_kernel.split().new() == 0).then(|| self.taken_back(name)),
+            settled: split::is_settled_at_all(&in_kernel)
+                && index.is_some_and(|index| self.publisher.registry.is_closed(index)),
+            verdict: self.verdict(name, rollout),
+            answer: follow.map_or(Answer::None, |follow| follow.answer.clone()),
+        }
+    }
+
+    fn verdict(&self, name: &ServiceName, rollout: &Rollout) -> Verdict {
+        if let Some(why) = self.not_measured(name) {
+            return Verdict::NoData(why.to_owned());
+        }
+        match self.follows.get(name) {
+            Some(follow) if follow.at == (rollout.phase, rollout.step) => follow.watch.verdict(),
+            _ => Verdict::NoData("the step has just begun".to_owned()),
+        }
+    }
+
+    /// Why nothing is counted, where nothing is.
+    fn not_measured(&self, name: &ServiceName) -> Option<&'static str> {
+        let service = self.desired.service(name.as_str())?;
+        (service.protocol == Protocol::Udp).then_some("UDP has no handshakes that could be counted")
+    }
+
+    /// Why the kernel's split is zero although the rollout's is not.
+    fn taken_back(&self, name: &ServiceName) -> String {
+        let tripped = self.pools_of(name).filter(|pools| {
+            let word = self.publisher.maps.measures.word(pools.measure.into(), offset_of!(Measure, tripped));
+            word.load(Ordering::Acquire) != 0
+        });
+        let lapsed = self.index(name.as_str()).is_ok_and(|index| self.swept.lapsed.contains(&index));
+        match (tripped, lapsed) {
+            (Some(pools), _) => {
+                let clients = self.count(pools, true).clients;
+                format!("the tripwire: {} of {} clients of the canary fared badly", clients.bad, clients.tried)
+            }
+            (None, true) => "the lease ran out: the agent was away for too long".to_owned(),
+            (None, false) => "rolled back by hand".to_owned(),
+        }
+    }
+
+    /// Writes down what a rollout becomes, and does it.
+    fn move_rollout(&mut self, name: &ServiceName, next: Rollout, request: &Request) -> Result<(), ApiError> {
+        let (_, mut intent) = self.intent(name.as_str())?;
+        let index = self.index(name.as_str())?;
+        let share = next.share();
+        let moved = intent.rollout.as_ref().is_none_or(|now| (now.phase, now.step) != (next.phase, next.step));
+        let summary = summary(name, &next);
+        if next.phase == Phase::RolledBack {
+            // Before anything is written: from the verdict to the next packet is one store.
+            let done = split::roll_back(&self.publisher.maps.services, &self.publisher.maps.backends, index, Flows::Keep);
+            self.publisher.split_changed(index, clock::ticks());
+            tracing::info!(service = %name, store = ?done.store, "rolled back");
+        }
+        intent.split = share;
+        if next.phase == Phase::Promoted {
+            intent.canary = Some(std::mem::replace(&mut intent.stable, next.to.clone()));
+            intent.split = 0.0;
+        }
+        let before = intent.rollout.replace(next.clone()).map_or(0.0, |rollout| rollout.share());
+        let expected = self.publisher.maps.services.read(index).split();
+        if share > before {
+            self.may_raise(name.as_str(), expected, split::share(share))?;
+        }
+        let change = Change::Service { name: name.clone(), intent: intent.clone() };
+        let written = self.record(request, summary.clone(), change);
+        if next.phase != Phase::RolledBack {
+            written?;
+        } else if let Err(error) = written {
+            // What is taken back stays so; the journal has it with the next change.
+            tracing::error!(service = %name, "the rollback is in force and not in the journal: {}", error.message);
+        }
+        self.settle_intent(name, intent);
+        if next.phase == Phase::Promoted {
+            for (_, error) in self.converge([name.clone()]) {
+                return Err(ApiError::new(ErrorCode::Dataplane, error.to_string()).about(name.as_str()));
+            }
+        } else if next.phase != Phase::RolledBack && share != before {
+            self.publisher.set_split(index, expected, split::share(share), clock::ticks());
+        }
+        if next.phase.is_over() {
+            self.follows.remove(name);
+            self.converge([name.clone()]);
+        }
+        if moved {
+            self.log.push(Occurrence {
+                code: code(next.phase),
+                severe: matches!(next.phase, Phase::RolledBack | Phase::Failed),
+                service: Some(name.as_str().to_owned()),
+                pool: Some(next.to.as_str().to_owned()),
+                message: summary,
+                actor: Some(request.author.name.clone()),
+                service_revision: self.desired.revisions.get(name).copied(),
+                ..Occurrence::default()
+            });
+        }
+        Ok(())
+    }
+
+    /// Begins a rollout.
+    pub(super) fn start_rollout(
+        &mut self,
+        service: &str,
+        body: &StartRollout,
+        request: &Request,
+    ) -> Result<RolloutStatus, ApiError> {
+        let (name, mut intent) = self.intent(service)?;
+        let found = self.desired.service(service).cloned().ok_or_else(|| {
+            ApiError::new(ErrorCode::Internal, "a service without a configuration").about(service)
+        })?;
+        let pools = || found.pools.iter().map(|pool| pool.name.as_str());
+        let to: PoolName = found
+            .pools
+            .iter()
+            .map(|pool| &pool.name)
+            .find(|pool| pool.as_str() == body.to)
+            .cloned()
+            .ok_or_else(|| ApiError::no_pool(service, &body.to, pools()))?;
+        if to == intent.stable {
+            return Err(ApiError::new(ErrorCode::InvalidValue, format!("{to} is the stable pool already"))
+                .about(service));
+        }
+        if intent.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over()) {
+            if !body.supersede {
+                return Err(under_way(service).remedy(
+                    "wait for it (`lbctl rollout status --watch`), abort it, or take it back with --supersede",
+                ));
+            }
+            self.order_rollout(service, Order::Abort, request)?;
+            (_, intent) = self.intent(service)?;
+        }
+        if intent.split > 0.0 {
+            let message = format!("the canary has {} % of the clients already", intent.split);
+            return Err(ApiError::new(ErrorCode::RolloutOrder, message)
+                .about(service)
+                .remedy("a rollout begins at 0 %: `lbctl rollback` first"));
+        }
+        let hold = body.hold_seconds.map(Duration::try_from_secs_f64).transpose().map_err(|error| {
+            ApiError::new(ErrorCode::InvalidValue, format!("hold_seconds: {error}")).about(service)
+        })?;
+        let configured = found.rollout.clone().unwrap_or_else(Configured::default);
+        let plan = configured.plan(body.shares.as_deref(), hold);
+        if !plan.steps.is_sorted_by(|a, b| a.weight < b.weight) {
+            return Err(ApiError::new(ErrorCode::InvalidValue, "each step gives the canary more than the one before")
+                .about(service));
+        }
+        if plan.steps.iter().any(|step| step.analyze) && found.protocol == Protocol::Udp {
+            return Err(ApiError::new(ErrorCode::InvalidValue, "UDP has no handshakes to analyse")
+                .about(service)
+                .remedy("say analysis = \"off\" in [service.rollout]"));
+        }
+        // Not the same clients first each time. Flows that are still tracked were placed by the old salt.
+        let index = self.index(service)?;
+        if self.publisher.registry.is_closed(index) {
+            intent.salt = self.journal.last() + 1;
+        }
+        intent.canary = Some(to.clone());
+        self.follows.remove(&name);
+        let rollout = Rollout::begin(to, plan, Timestamp::now());
+        intent.rollout = Some(rollout.clone());
+        let summary = summary(&name, &rollout);
+        self.record(request, summary.clone(), Change::Service { name: name.clone(), intent: intent.clone() })?;
+        self.settle_intent(&name, intent);
+        if let Some((_, error)) = self.converge([name.clone()]).into_iter().next() {
+            let message = format!("the rollout waits: {error}");
+            tracing::warn!(service = %name, "{message}");
+        }
+        self.note("rollout_started", Some(&name), request, summary);
+        self.follow_rollout(&name);
+        self.rollout_status(service)
+    }
+
+    /// Has a say in a rollout.
+    pub(super) fn order_rollout(
+        &mut self,
+        service: &str,
+        order: Order,
+        request: &Request,
+    ) -> Result<RolloutStatus, ApiError> {
+        let (name, intent) = self.intent(service)?;
+        let rollout = intent.rollout.ok_or_else(|| no_rollout(service))?;
+        let next = engine::obey(&rollout, order, Timestamp::now()).map_err(|why| {
+            ApiError::new(ErrorCode::RolloutOrder, format!("cannot {}: {why}", order.as_str())).about(service)
+        })?;
+        self.move_rollout(&name, next, request)?;
+        self.follow_rollout(&name);
+        self.rollout_status(service)
+    }
+
+    /// Takes note that somebody has rolled back by hand.
+    pub(super) fn rollout_after_rollback(&self, intent: &mut Intent) {
+        if let Some(rollout) = intent.rollout.take() {
+            intent.rollout = Some(engine::obey(&rollout, Order::Abort, Timestamp::now()).map_or(rollout, |aborted| {
+                Rollout { reason: "rolled back by hand".to_owned(), ..aborted }
+            }));
+        }
+    }
+
+    /// Refuses what a rollout under way decides itself.
+    pub(super) fn not_in_rollout(&self, service: &str, intent: &Intent) -> Result<(), ApiError> {
+        match &intent.rollout {
+            Some(rollout) if !rollout.phase.is_over() => Err(under_way(service)
+                .remedy("`lbctl rollout promote`, `pause` or `abort` have a say in it; `lbctl rollback` takes it back")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where a rollout stands.
+    pub(super) fn rollout_status(&self, service: &str) -> Result<RolloutStatus, ApiError> {
+        let (name, intent) = self.intent(service)?;
+        let rollout = intent.rollout.as_ref().ok_or_else(|| no_rollout(service))?;
+        let now = Timestamp::now();
+        let follow = self.follows.get(&name);
+        let elapsed = rollout.elapsed(now);
+        let lasts = match rollout.phase {
+            Phase::Preparing => None,
+            Phase::Holding => rollout.plan.steps.get(rollout.step).map(|step| step.hold),
+            Phase::Gate => None,
+            Phase::Soaking => Some(rollout.plan.soak),
+            Phase::Promoted | Phase::RolledBack | Phase::Failed => None,
+        };
+        let (verdict, verdict_reason) = match self.verdict(&name, rollout) {
+            Verdict::Fine => (VerdictWord::Fine, format!("clients of {} fare no worse", rollout.to)),
+            Verdict::Worse(why) => (VerdictWord::Worse, why),
+            Verdict::Unsure(why) => (VerdictWord::Unsure, why),
+            Verdict::NoData(why) => (VerdictWord::NoData, why),
+        };
+        let inferred = self.desired.service(service).is_some_and(|service| service.mode != Mode::Nat);
+        let metrics = follow.map_or(Vec::new(), |follow| {
+            let limit = follow.watch.limit();
+            let clients = |sample: crate::rollout::evidence::Sample| ClientCount { tried: sample.tried, bad: sample.bad };
+            let metric = |metric: crate::rollout::analysis::Metric| MetricStatus {
+                name: metric.name.to_owned(),
+                canary: clients(metric.canary),
+                stable: clients(metric.stable),
+                evidence: metric.evidence,
+                limit,
+                inferred,
+            };
+            follow.watch.metrics().into_iter().map(metric).collect()
+        });
+        let from = if rollout.phase == Phase::Promoted { intent.canary.as_ref() } else { Some(&intent.stable) };
+        Ok(RolloutStatus {
+            api: Api::V1,
+            service: service.to_owned(),
+            from: from.map_or_else(String::new, |pool| pool.as_str().to_owned()),
+            to: rollout.to.as_str().to_owned(),
+            phase: rollout.phase,
+            paused: rollout.paused.is_some(),
+            step: if rollout.phase == Phase::Preparing { 0 } else { rollout.step + 1 },
+            plan: rollout.plan.clone(),
+            reason: rollout.reason.clone(),
+            began: rollout.began.to_string(),
+            elapsed_seconds: elapsed.as_secs_f64(),
+            left_seconds: lasts.map(|lasts| lasts.saturating_sub(elapsed).as_secs_f64()),
+            desired_percent: rollout.share(),
+            observed: self.observed(&name, follow),
+            verdict,
+            verdict_reason,
+            metrics,
+        })
+    }
+
+    fn observed(&self, name: &ServiceName, follow: Option<&Follow>) -> Observed {
+        let (Some(follow), Some(pools)) = (follow, self.pools_of(name)) else { return Observed::default() };
+        let since = |pool: u16, before: &Traffic| {
+            let now = maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
+            (now.connections.saturating_sub(before.connections), now.bytes.saturating_sub(before.bytes))
+        };
+        let [canary, stable] = [(pools.canary, 0), (pools.stable, 1)].map(|(pool, i)| since(pool, &follow.before[i]));
+        let bytes = canary.1 + stable.1;
+        Observed {
+            connections: Observation::of(canary.0, canary.0 + stable.0),
+            bytes_percent: (bytes > 0).then(|| 100.0 * canary.1 as f64 / bytes as f64),
+        }
+    }
+}
+
+/// Follows by service.
+pub(super) type Follows = HashMap<ServiceName, Follow>;
+
+fn under_way(service: &str) -> ApiError {
+    ApiError::new(ErrorCode::RolloutUnderWay, "a rollout is under way").about(service)
+}
+
+fn no_rollout(service: &str) -> ApiError {
+    ApiError::new(ErrorCode::NoRollout, "it has no rollout")
+        .about(service)
+        .remedy("`lbctl rollout start SERVICE --to POOL` begins one")
+}
+
+fn summary(name: &ServiceName, rollout: &Rollout) -> String {
+    let Rollout { to, phase, reason, .. } = rollout;
+    match phase {
+        Phase::Holding => format!("rollout of {name} to {to}: {} % ({reason})", rollout.share()),
+        _ => format!("rollout of {name} to {to}: {} ({reason})", phase.name()),
+    }
+}
+
+const fn code(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Preparing => "rollout_preparing",
+        Phase::Holding => "rollout_step",
+        Phase::Gate => "rollout_gate",
+        Phase::Soaking => "rollout_soaking",
+        Phase::Promoted => "rollout_promoted",
+        Phase::RolledBack => "rollout_rolled_back",
+        Phase::Failed => "rollout_failed",
+    }
+}

@@ -1,0 +1,192 @@
+//! Rollouts.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Api, Share};
+use crate::rollout::engine::Phase;
+use crate::rollout::plan::Plan;
+
+/// Body of `POST /v1/services/{s}/rollout`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartRollout {
+    /// The pool that is rolled out.
+    pub to: String,
+    /// The canary's shares, one step each, instead of the configured ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<Vec<Share>>,
+    /// How long each step lasts at least, in seconds, instead of what is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_seconds: Option<f64>,
+    /// Takes back the rollout that is under way, if one is, and begins this one.
+    #[serde(default)]
+    pub supersede: bool,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Body of `POST /v1/services/{s}/rollout/{order}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderRollout {
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Answer to `GET /v1/services/{s}/rollout`, and to every order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RolloutStatus {
+    /// Version of the API.
+    pub api: Api,
+    /// The service.
+    pub service: String,
+    /// The pool that clients come from.
+    pub from: String,
+    /// The pool that is rolled out.
+    pub to: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// The step it is at, from 1; 0 before the first.
+    pub step: usize,
+    /// All of it, as it was when the rollout began.
+    pub plan: Plan,
+    /// Why it is where it is.
+    pub reason: String,
+    /// When it began (RFC 3339).
+    pub began: String,
+    /// How long the phase, or the step, has lasted; pauses do not count.
+    pub elapsed_seconds: f64,
+    /// How long it still lasts at least; absent where nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_seconds: Option<f64>,
+    /// The canary's share that the rollout asks for, in percent.
+    pub desired_percent: f64,
+    /// What the clients did since the step began.
+    pub observed: Observed,
+    /// What analysis says.
+    pub verdict: VerdictWord,
+    /// The same in a sentence.
+    pub verdict_reason: String,
+    /// What it says that from.
+    pub metrics: Vec<MetricStatus>,
+}
+
+/// What the clients did since the step began: the canary's part.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Observed {
+    /// Of new connections, in percent; absent without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Observation>,
+    /// Of bytes to the backends, in percent; absent without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_percent: Option<f64>,
+}
+
+/// A share that was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Observation {
+    /// In percent.
+    pub percent: f64,
+    /// Where the true one lies in 95 of 100 cases (Wilson 1927): the lower end, in percent.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+    /// Of how many.
+    pub of: u64,
+}
+
+impl Observation {
+    /// Of `part` among `whole`; nothing of nothing.
+    #[must_use]
+    pub fn of(part: u64, whole: u64) -> Option<Self> {
+        const Z: f64 = 1.959_964;
+        if whole == 0 {
+            return None;
+        }
+        let (n, p) = (whole as f64, part as f64 / whole as f64);
+        let scale = 1.0 + Z * Z / n;
+        let middle = (p + Z * Z / (2.0 * n)) / scale;
+        let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+        let percent = |part: f64| 100.0 * part.clamp(0.0, 1.0);
+        Some(Self {
+            percent: 100.0 * p,
+            low: percent(middle - half),
+            high: percent(middle + half),
+            of: whole,
+        })
+    }
+}
+
+/// What analysis says, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerdictWord {
+    /// Not worse, as far as enough clients can tell.
+    Fine,
+    /// Worse.
+    Worse,
+    /// Something, and not enough to be sure.
+    Unsure,
+    /// Too little to say anything.
+    NoData,
+}
+
+impl VerdictWord {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fine => "fine",
+            Self::Worse => "worse",
+            Self::Unsure => "unsure",
+            Self::NoData => "no data",
+        }
+    }
+}
+
+/// A figure of both pools.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricStatus {
+    /// Which, in words.
+    pub name: String,
+    /// The canary's clients that were seen, and of these, those that fared badly.
+    pub canary: ClientCount,
+    /// Likewise of the stable pool.
+    pub stable: ClientCount,
+    /// What a bet of 1 on "the canary is worse" has become; it is taken back at [`limit`](Self::limit).
+    pub evidence: f64,
+    /// How much evidence it takes.
+    pub limit: f64,
+    /// The figure comes from what clients send only (`dsr`), and leaves out what backends answer.
+    pub inferred: bool,
+}
+
+/// Clients, and those of them that fared badly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientCount {
+    /// Clients that tried.
+    pub tried: u64,
+    /// Of these, clients that fared badly.
+    pub bad: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_observed_share_has_an_interval_around_it() {
+        let seen = Observation::of(10, 100).expect("some");
+        assert_eq!((seen.percent, seen.of), (10.0, 100));
+        // As in Brown, Cai & DasGupta (2001).
+        assert!((seen.low - 5.523).abs() < 1e-3 && (seen.high - 17.437).abs() < 1e-3, "{seen:?}");
+        assert_eq!(Observation::of(0, 0), None);
+        let none = Observation::of(0, 50).expect("some");
+        assert_eq!(none.low, 0.0);
+        assert!(none.high > 0.0);
+    }
+}

@@ -1,0 +1,215 @@
+//! A rollout, drawn.
+//!
+//! ```text
+//! checkout: v41 -> v42   step 2 of 4, 5 %, 3m of 5m
+//! [=====>                                                  ] 5 %
+//!   v  1 %    5m
+//!   >  5 %    5m   clients of v42 fare no worse
+//!      25 %   5m
+//!      50 %   5m   gate: approve
+//!     100 %  10m   soak
+//!   new connections   4.93 % (4.61 to 5.26) of 17 204
+//!   bytes             5.02 %
+//!   clients that fared badly   v42 0 of 803   v41 2 of 15 380   evidence 0.6 of 100
+//! ```
+
+use std::io;
+
+use crate::api::{MetricStatus, Observation, RolloutStatus, VerdictWord};
+use crate::cli::human::{age, count, percent};
+use crate::cli::screen::{Format, Screen};
+use crate::rollout::engine::Phase;
+use crate::rollout::plan::{Gate, Step};
+
+/// In characters.
+const BAR: usize = 56;
+
+/// All of it.
+pub(super) fn draw(status: &RolloutStatus) -> String {
+    let mut text = format!("{}\n{}\n", headline(status), bar(status.desired_percent));
+    for (index, step) in status.plan.steps.iter().enumerate() {
+        text += &line(status, index, step);
+    }
+    let soaking = match status.phase {
+        Phase::Promoted => "v",
+        Phase::Soaking => ">",
+        _ => " ",
+    };
+    text += &row(soaking, 100.0, status.plan.soak.as_secs(), "soak");
+    if let Some(seen) = status.observed.connections {
+        text += &format!("  new connections   {}\n", share(seen));
+    }
+    if let Some(bytes) = status.observed.bytes_percent {
+        text += &format!("  bytes             {}\n", percent(bytes));
+    }
+    for metric in &status.metrics {
+        text += &format!("  {}\n", figure(status, metric));
+    }
+    if status.verdict != VerdictWord::Fine && !status.phase.is_over() {
+        text += &format!("  {}: {}\n", status.verdict.as_str(), status.verdict_reason);
+    }
+    text + &format!("  {}\n", status.reason)
+}
+
+/// The next picture of one that is followed: drawn in place on a terminal, a line for what is new in a pipe. Returns how
+/// many lines stand on the terminal.
+pub(super) fn follow(
+    now: &RolloutStatus,
+    before: Option<&RolloutStatus>,
+    lines: usize,
+    screen: &mut Screen,
+) -> io::Result<usize> {
+    if screen.format == Format::Json {
+        if before.is_none_or(|before| before != now) {
+            screen.json_line(now)?;
+        }
+        screen.flush()?;
+        return Ok(0);
+    }
+    if screen.is_terminal() {
+        let text = draw(now);
+        screen.back(lines)?;
+        screen.say(&text)?;
+        screen.flush()?;
+        return Ok(text.lines().count());
+    }
+    let known = before.is_some_and(|before| {
+        (before.phase, before.step, before.paused, before.verdict)
+            == (now.phase, now.step, now.paused, now.verdict)
+    });
+    if !known {
+        let seen = now.observed.connections.map_or(String::new(), |seen| format!(", seen {}", share(seen)));
+        screen.say(&format!("{}{seen}: {}\n", headline(now), now.reason))?;
+        screen.flush()?;
+    }
+    Ok(0)
+}
+
+fn headline(status: &RolloutStatus) -> String {
+    let RolloutStatus { service, from, to, phase, step, plan, .. } = status;
+    let place = match phase {
+        Phase::Holding | Phase::Gate => {
+            format!("step {step} of {}, {}", plan.steps.len(), percent(status.desired_percent))
+        }
+        _ => phase.name().to_owned(),
+    };
+    let at_gate = if *phase == Phase::Gate { ", at the gate" } else { "" };
+    let paused = if status.paused { ", paused" } else { "" };
+    let time = match status.left_seconds {
+        Some(left) if left >= 1.0 => format!(", {} left", age(left as u64)),
+        _ => String::new(),
+    };
+    format!("{service}: {from} -> {to}   {place}{at_gate}{paused}{time}")
+}
+
+fn bar(share: f64) -> String {
+    let full = (share / 100.0 * BAR as f64).round() as usize;
+    let arrow = if full > 0 && full < BAR { ">" } else { "" };
+    let done = "=".repeat(full.saturating_sub(arrow.len()));
+    format!("[{:<BAR$}] {}", format!("{done}{arrow}"), percent(share))
+}
+
+fn line(status: &RolloutStatus, index: usize, step: &Step) -> String {
+    let place = index + 1;
+    let mark = match status.phase {
+        Phase::Soaking | Phase::Promoted => "v",
+        Phase::RolledBack | Phase::Failed if place == status.step => "x",
+        _ if place < status.step => "v",
+        Phase::Holding | Phase::Gate if place == status.step => ">",
+        _ => " ",
+    };
+    let gate = match step.gate.as_ref().map(|gate| &gate.what) {
+        None => String::new(),
+        Some(Gate::Approve) => "gate: lbctl rollout approve".to_owned(),
+        Some(Gate::Command(words)) => format!("gate: {}", words.join(" ")),
+        Some(Gate::Http(url)) => format!("gate: {url}"),
+        Some(Gate::File(path)) => format!("gate: {path}"),
+    };
+    row(mark, step.weight, step.hold.as_secs(), &gate)
+}
+
+fn row(mark: &str, weight: f64, seconds: u64, note: &str) -> String {
+    let text = format!("  {mark} {:>7} {:>6}   {note}", percent(weight), age(seconds));
+    format!("{}\n", text.trim_end())
+}
+
+fn share(seen: Observation) -> String {
+    let Observation { percent: part, low, high, of } = seen;
+    format!("{} ({low:.2} to {high:.2}) of {}", percent(part), count(of))
+}
+
+fn figure(status: &RolloutStatus, metric: &MetricStatus) -> String {
+    let MetricStatus { name, canary, stable, evidence, limit, inferred } = metric;
+    let source = if *inferred { " (inferred from clients' packets)" } else { "" };
+    format!(
+        "{name}{source}   {} {} of {}   {} {} of {}   evidence {evidence:.1} of {limit:.0}",
+        status.to,
+        count(canary.bad),
+        count(canary.tried),
+        status.from,
+        count(stable.bad),
+        count(stable.tried),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Api, ClientCount, Observed};
+    use crate::config::Rollout;
+
+    fn status(phase: Phase, step: usize) -> RolloutStatus {
+        RolloutStatus {
+            api: Api::V1,
+            service: "checkout".into(),
+            from: "v41".into(),
+            to: "v42".into(),
+            phase,
+            paused: false,
+            step,
+            plan: Rollout::default().plan(None, None),
+            reason: "1 % passed".into(),
+            began: "2026-01-01T00:00:00Z".into(),
+            elapsed_seconds: 120.0,
+            left_seconds: Some(180.0),
+            desired_percent: 5.0,
+            observed: Observed { connections: Observation::of(50, 1_000), bytes_percent: Some(5.02) },
+            verdict: VerdictWord::Fine,
+            verdict_reason: String::new(),
+            metrics: vec![MetricStatus {
+                name: "clients that fared badly".into(),
+                canary: ClientCount { tried: 803, bad: 0 },
+                stable: ClientCount { tried: 15_380, bad: 2 },
+                evidence: 0.61,
+                limit: 100.0,
+                inferred: false,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_rollout_is_seen_at_a_glance() {
+        let picture = draw(&status(Phase::Holding, 2));
+        let expected = "\
+checkout: v41 -> v42   step 2 of 4, 5 %, 3m left
+[==>                                                     ] 5 %
+  v     1 %     5m
+  >     5 %     5m
+       25 %     5m
+       50 %     5m
+      100 %    10m   soak
+  new connections   5 % (3.81 to 6.53) of 1000
+  bytes             5.02 %
+  clients that fared badly   v42 0 of 803   v41 2 of 15.4k   evidence 0.6 of 100
+  1 % passed
+";
+        assert_eq!(picture, expected);
+    }
+
+    #[test]
+    fn the_bar_ends_at_its_share() {
+        assert_eq!(bar(0.0), format!("[{}] 0 %", " ".repeat(BAR)));
+        assert_eq!(bar(100.0), format!("[{}] 100 %", "=".repeat(BAR)));
+        assert!(bar(50.0).starts_with("[===========================>  "));
+    }
+}

@@ -1,0 +1,541 @@
+//! Compile: policy becomes tables. Weights, states, health and reachability go in; who takes new flows comes out.
+//!
+//! The kernel knows no policy: everything here is decided before a packet comes.
+//!
+//! | question | where |
+//! |---|---|
+//! | may this backend take new flows? has its pool enough of them? | `health` |
+//! | which priority takes how much? | `priority` |
+//! | which part of its weight has a backend that has just come up? | `slow_start` |
+//! | where do flows go whose pool has nobody? | [`Compiler::compile`] |
+
+mod health;
+mod priority;
+mod slow_start;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use lb_common::abi::{self, Address, NextHop, Port, VipKey};
+use lb_common::hash::{Keys, Purpose, Seed};
+use lb_common::maglev::{self, Candidate};
+use lb_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
+
+use crate::config::{
+    AdminState, BackendKey, Mode, OnEmpty, Pool, PoolName, Protocol, Service, SplitKey, Tracking,
+};
+use crate::health::Advice;
+use crate::publish::{Member, PoolPlan, Registry, ServicePlan};
+use crate::state::Intent;
+use health::Standing;
+use priority::{Level, Taker};
+use slow_start::{Presence, Seen, WHOLE, Warmth};
+
+/// What is known about backends beside what is configured.
+pub trait World {
+    /// Whether the checks of a backend succeed.
+    fn health(&self, service: &Service, backend: SocketAddr) -> Health;
+    /// Where frames to it leave; all zeros while that is not known.
+    fn next_hop(&self, backend: SocketAddr) -> NextHop;
+    /// What a backend says of itself; whether it is down is in its health already.
+    fn advice(&self, _service: &Service, _backend: SocketAddr) -> Advice {
+        Advice::NONE
+    }
+    /// What time it is.
+    fn now(&self) -> Now {
+        Now { instant: Instant::now(), wall: Timestamp::now() }
+    }
+}
+
+/// A moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// On the clock that only goes forward.
+    pub instant: Instant,
+    /// On the clock that people read.
+    pub wall: Timestamp,
+}
+
+impl Now {
+    /// When the other clock shows `wall`; soon, if it already does.
+    fn until(self, wall: Timestamp) -> Instant {
+        let left = Duration::try_from(wall.duration_since(self.wall)).unwrap_or_default();
+        self.instant + left.max(Duration::from_millis(1))
+    }
+}
+
+/// What the checks say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// There are none.
+    Unchecked,
+    /// The first one is not over.
+    Unknown,
+    /// They succeed.
+    Up,
+    /// They fail.
+    Down,
+}
+
+/// What holds of one backend, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendView {
+    /// The backend.
+    pub address: SocketAddr,
+    /// Whose turn it is: 0 first.
+    pub priority: u32,
+    /// The weight that holds, scaled by what the backend says.
+    pub weight: u16,
+    /// The state that holds.
+    pub state: AdminState,
+    /// How long it may drain, if somebody said so.
+    pub drain: Option<Drain>,
+    /// What the checks say, or what was said instead of them.
+    pub health: Health,
+    /// Whether that was said by hand.
+    pub health_is_forced: bool,
+    /// What it says of itself.
+    pub advice: Advice,
+    /// The part of its weight that it has, from 0 to 1, while it starts slowly.
+    pub slow_start: Option<f64>,
+    /// Why it takes no new flows; `None`: it does.
+    pub why_not: Option<WhyNot>,
+    /// Whether packets may go there at all.
+    pub usable: bool,
+    /// Where they leave.
+    pub next_hop: NextHop,
+}
+
+/// How long a backend may drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// Until when.
+    pub deadline: Timestamp,
+    /// Whether the flows that are left then are reset.
+    pub reset: bool,
+    /// Whether it is over.
+    pub over: bool,
+}
+
+/// Why a backend takes no new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// Its weight is 0.
+    Weight,
+    /// An operator lets it drain.
+    Drain,
+    /// An operator has taken it out.
+    Maint,
+    /// Its checks fail.
+    Down,
+    /// It has not been checked yet.
+    Unchecked,
+    /// Its hardware address is not known.
+    Unreachable,
+    /// Its agent check says that it drains.
+    AgentDrain,
+    /// Its agent check says that it is being worked on.
+    AgentMaint,
+    /// Its agent check says that it wants none of its weight.
+    AgentWeight,
+    /// Backends of a better priority take everything.
+    Standby,
+    /// Its pool has fewer healthy backends than it must have.
+    PoolFailed,
+}
+
+impl WhyNot {
+    /// In words.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Weight => "its weight is 0",
+            Self::Drain => "it drains",
+            Self::Maint => "it is in maintenance",
+            Self::Down => "its health checks fail",
+            Self::Unchecked => "its first health check is not over",
+            Self::Unreachable => "its next hop has no hardware address yet",
+            Self::AgentDrain => "its agent check says drain",
+            Self::AgentMaint => "its agent check says maint",
+            Self::AgentWeight => "its agent check says 0%",
+            Self::Standby => "it stands by: backends of a better priority take everything",
+            Self::PoolFailed => "its pool has too few healthy backends (min_healthy)",
+        }
+    }
+}
+
+/// A pool, compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolView {
+    /// Its name.
+    pub name: String,
+    /// Its backends.
+    pub backends: Vec<BackendView>,
+    /// What each priority takes, the first one first.
+    pub priorities: Vec<Priority>,
+    /// So few are healthy that health is ignored.
+    pub panic: bool,
+    /// Fewer are healthy than `min_healthy` says.
+    pub failed: bool,
+    /// For each backend its weight in the table; 0: it takes no new flows.
+    weights: Vec<u32>,
+}
+
+/// The backends of one priority of a pool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Priority {
+    /// Which one; 0 is the first.
+    pub priority: u32,
+    /// Backends that can take new flows.
+    pub fit: u32,
+    /// Backends that should: ready, of some weight, and checked.
+    pub of: u32,
+    /// What it takes of the pool's new flows, from 0 to 1.
+    pub share: f64,
+}
+
+impl PoolView {
+    /// A pool without backends.
+    fn nobody(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            backends: Vec::new(),
+            priorities: Vec::new(),
+            panic: false,
+            failed: false,
+            weights: Vec::new(),
+        }
+    }
+
+    /// Whether anybody takes new flows.
+    #[must_use]
+    pub fn takes_new(&self) -> bool {
+        self.backends.iter().any(|backend| backend.why_not.is_none())
+    }
+}
+
+/// A service, compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// For the maps.
+    pub plan: ServicePlan,
+    /// For people: every configured pool.
+    pub pools: Vec<PoolView>,
+    /// The canary has nobody who takes new flows: its share goes to the stable pool.
+    pub canary_spills: bool,
+    /// The stable pool has nobody who takes new flows: its share goes to the canary, as configured.
+    pub stable_spills: bool,
+    /// When time alone changes something: a slow start's next step, a drain's deadline.
+    pub next: Option<Instant>,
+}
+
+/// Builds tables, and remembers those that it built (most changes leave most tables as they are), and what policy needs to
+/// know of the past. A clone of it can try things out.
+#[derive(Clone, Default)]
+pub struct Compiler {
+    services: HashMap<VipKey, HashMap<String, Memory>>,
+}
+
+/// What is remembered of a pool.
+#[derive(Clone, Default)]
+struct Memory {
+    standing: Standing,
+    warmth: Warmth,
+    built: Option<Built>,
+}
+
+/// A table, and what it was built from.
+#[derive(Clone)]
+struct Built {
+    weights: Vec<(SocketAddr, u32)>,
+    size: u32,
+    table: Arc<[u16]>,
+}
+
+/// When a pool may ignore health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Panic {
+    /// Never: another pool takes what it cannot.
+    Never,
+    /// While somebody is healthy; then another pool takes over.
+    WhileServed,
+    /// As `panic_threshold` says.
+    Always,
+}
+
+impl Compiler {
+    /// What the maps should hold of a service.
+    pub fn compile(
+        &mut self,
+        service: &Service,
+        intent: &Intent,
+        seed: &Seed,
+        world: &impl World,
+    ) -> Compiled {
+        let (key, now) = (key_of(service), world.now());
+        let memories = self.services.entry(key).or_default();
+        memories.retain(|name, _| service.pools.iter().any(|pool| pool.name.as_str() == name));
+        let mut next = None;
+        let mut views: HashMap<&PoolName, PoolView> = HashMap::new();
+        // The canary first: what the stable pool does depends on whether the canary can take over.
+        let canary = service.pools.iter().filter(|pool| intent.canary.as_ref() == Some(&pool.name));
+        let others = service.pools.iter().filter(|pool| intent.canary.as_ref() != Some(&pool.name));
+        let mut may_spill = false;
+        for pool in canary.chain(others) {
+            let is_canary = intent.canary.as_ref() == Some(&pool.name);
+            let panic = match () {
+                () if is_canary => Panic::Never,
+                () if may_spill && pool.name == intent.stable => Panic::WhileServed,
+                () => Panic::Always,
+            };
+            let memory = memories.entry(pool.name.as_str().to_owned()).or_default();
+            let (view, step) = view(service, pool, intent, panic, memory, world, now);
+            if is_canary {
+                // Not at 0 %: whoever has rolled back does not want it back by another way.
+                may_spill = service.spill_to_canary && intent.split > 0.0 && view.takes_new();
+            }
+            let deadlines = view.backends.iter().filter_map(|backend| backend.drain);
+            let deadlines = deadlines.filter(|drain| !drain.over).map(|drain| now.until(drain.deadline));
+            next = deadlines.chain(step).chain(next).min();
+            views.insert(&pool.name, view);
+        }
+        let pools: Vec<PoolView> = service.pools.iter().filter_map(|pool| views.remove(&pool.name)).collect();
+        let role = |name: &PoolName| pools.iter().find(|pool| pool.name == name.as_str());
+        let empty = PoolView::nobody(intent.stable.as_str());
+        let stable_view = role(&intent.stable).unwrap_or(&empty);
+        let canary_view = intent.canary.as_ref().and_then(role);
+        let stable_spills = may_spill && !stable_view.takes_new();
+        let canary_spills = canary_view.is_some_and(|pool| !pool.takes_new());
+
+        let mut plan_of = |pool: &PoolView, takers: &PoolView| PoolPlan {
+            name: pool.name.clone(),
+            members: pool.backends.iter().map(|backend| member(service, backend)).collect(),
+            takers: takers.backends.iter().map(|backend| place(service, backend.address)).collect(),
+            table: table(service, &key, seed, takers, memories),
+        };
+        let stable_takers = canary_view.filter(|_| stable_spills).unwrap_or(stable_view);
+        let stable = plan_of(stable_view, stable_takers);
+        let canary = canary_view.map(|pool| plan_of(pool, if canary_spills { stable_view } else { pool }));
+        let (split_mask, by_ports) = split_mask(service);
+        let mut flags = 0;
+        if service.protocol == Protocol::Udp && service.tracking == Tracking::Flow {
+            flags |= abi::Service::TRACK_UDP;
+        }
+        if service.backend_key == BackendKey::SourceIp {
+            flags |= abi::Service::AFFINITY;
+        }
+        if by_ports {
+            flags |= abi::Service::SPLIT_BY_PORTS;
+        }
+        if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
+            flags |= abi::Service::MEASURED;
+        }
+        let plan = ServicePlan {
+            key,
+            mode: match service.mode {
+                Mode::DsrL2 => abi::Mode::DsrL2,
+                Mode::DsrIpip => abi::Mode::DsrIpip,
+                _ => abi::Mode::Nat,
+            },
+            on_empty: match service.on_empty {
+                OnEmpty::Reset => abi::OnEmpty::Reset,
+                OnEmpty::Drop => abi::OnEmpty::Drop,
+                OnEmpty::Pass => abi::OnEmpty::Pass,
+            },
+            flags,
+            split_mask,
+            salt: intent.salt,
+            table_size: service.table_size.get(),
+            stable,
+            canary,
+        };
+        Compiled { plan, pools, canary_spills, stable_spills, next }
+    }
+
+    /// Forgets services that are not at one of these addresses any more.
+    pub fn keep(&mut self, keys: &[VipKey]) {
+        self.services.retain(|key, _| keys.contains(key));
+    }
+}
+
+/// The table of those who take a pool's flows; the one that there is, if nothing has changed.
+fn table(
+    service: &Service,
+    key: &VipKey,
+    seed: &Seed,
+    pool: &PoolView,
+    memories: &mut HashMap<String, Memory>,
+) -> Arc<[u16]> {
+    let weights: Vec<(SocketAddr, u32)> =
+        pool.backends.iter().map(|backend| backend.address).zip(pool.weights.iter().copied()).collect();
+    let size = service.table_size.get();
+    let memory = memories.entry(pool.name.clone()).or_default();
+    if let Some(built) = &memory.built
+        && built.weights == weights
+        && built.size == size
+    {
+        return Arc::clone(&built.table);
+    }
+    let keys = Keys::derive(seed, key, Purpose::Table);
+    let candidates: Vec<Candidate> = weights
+        .iter()
+        .map(|&(address, weight)| Candidate {
+            hash: keys.backend(address.ip().into(), address.port()),
+            weight,
+        })
+        .collect();
+    let table: Arc<[u16]> = maglev::table(&candidates, size).into();
+    memory.built = Some(Built { weights, size, table: Arc::clone(&table) });
+    table
+}
+
+/// Where clients find a service.
+#[must_use]
+pub fn key_of(service: &Service) -> VipKey {
+    let protocol = match service.protocol {
+        Protocol::Tcp => IPPROTO_TCP,
+        Protocol::Udp => IPPROTO_UDP,
+    };
+    VipKey::new(service.vip, service.port, protocol)
+}
+
+/// Judges a pool, and says when time alone changes something.
+fn view(
+    service: &Service,
+    pool: &Pool,
+    intent: &Intent,
+    may_panic: Panic,
+    memory: &mut Memory,
+    world: &impl World,
+    now: Now,
+) -> (PoolView, Option<Instant>) {
+    let mut backends: Vec<BackendView> = pool
+        .backends
+        .iter()
+        .map(|backend| health::judge(service, backend, intent.backends.get(&backend.address), world, now))
+        .collect();
+    let levels = levels(&backends);
+    let at = |backend: &BackendView| levels.iter().position(|level| level.priority == backend.priority);
+    let places: Vec<usize> = backends.iter().map(|backend| at(backend).unwrap_or(levels.len())).collect();
+    let (fit, of) = levels.iter().fold((0, 0), |(fit, of), level| (fit + level.fit, of + level.of));
+    memory.standing = memory.standing.after(pool, fit, of);
+    let failed = memory.standing != Standing::Stands;
+    let shares = priority::shares(&levels);
+    let fractions: Vec<f64> = shares.iter().map(|&share| share as f64 / priority::ALL as f64).collect();
+    let seen: Vec<Seen> =
+        backends.iter().zip(&places).map(|(backend, &at)| seen(backend, at, failed)).collect();
+    let warmth = memory.warmth.observe(service.slow_start.as_ref(), &seen, &fractions, now.instant);
+
+    let panic = !failed
+        && (may_panic == Panic::Always || may_panic == Panic::WhileServed && fit > 0)
+        && !(levels.len() > 1 && priority::suffice(&levels))
+        && health::panics(service, &backends);
+    for (backend, &place) in backends.iter_mut().zip(&places) {
+        if panic && backend.why_not == Some(WhyNot::Down) && backend.weight > 0 {
+            backend.usable = true;
+            backend.why_not = backend.next_hop.mac().is_none().then_some(WhyNot::Unreachable);
+        }
+        if backend.why_not.is_none() && failed {
+            backend.why_not = Some(WhyNot::PoolFailed);
+        } else if backend.why_not.is_none() && shares.get(place).is_none_or(|&share| share == 0) {
+            backend.why_not = Some(WhyNot::Standby);
+        }
+    }
+    for (backend, &factor) in backends.iter_mut().zip(&warmth.factors) {
+        backend.slow_start = (factor < WHOLE).then(|| f64::from(factor) / f64::from(WHOLE));
+    }
+    let takers: Vec<Taker> = backends
+        .iter()
+        .zip(places.iter().zip(&warmth.factors))
+        .map(|(backend, (&level, &factor))| {
+            let weight = if backend.why_not.is_none() { u32::from(backend.weight) * factor } else { 0 };
+            Taker { level, weight }
+        })
+        .collect();
+    let weights = priority::weigh(&takers, &shares);
+    let priorities = levels
+        .iter()
+        .zip(&fractions)
+        .map(|(level, &share)| Priority {
+            priority: level.priority,
+            fit: level.fit,
+            of: level.of,
+            share: if failed { 0.0 } else { share },
+        })
+        .collect();
+    let name = pool.name.as_str().to_owned();
+    (PoolView { name, backends, priorities, panic, failed, weights }, warmth.next)
+}
+
+/// The priorities of a pool, the first one first, and how many backends of each can take new flows.
+fn levels(backends: &[BackendView]) -> Vec<Level> {
+    let mut levels: Vec<Level> = Vec::new();
+    for backend in backends {
+        let priority = backend.priority;
+        let at = levels.binary_search_by_key(&priority, |level| level.priority).unwrap_or_else(|at| {
+            levels.insert(at, Level { priority, fit: 0, of: 0 });
+            at
+        });
+        if health::counts(backend) {
+            levels[at].of += 1;
+            levels[at].fit += u32::from(backend.why_not.is_none());
+        }
+    }
+    levels
+}
+
+/// A backend as slow start sees it. One whose pool failed serves nobody, and stays as warm as it is.
+fn seen(backend: &BackendView, level: usize, failed: bool) -> Seen {
+    let presence = match backend.why_not {
+        None if !failed => Presence::Serves,
+        None
+        | Some(
+            WhyNot::Weight | WhyNot::AgentWeight | WhyNot::Unreachable | WhyNot::Standby | WhyNot::PoolFailed,
+        ) => Presence::Idle,
+        Some(
+            WhyNot::Drain
+            | WhyNot::AgentDrain
+            | WhyNot::Maint
+            | WhyNot::AgentMaint
+            | WhyNot::Down
+            | WhyNot::Unchecked,
+        ) => Presence::Out,
+    };
+    Seen { address: backend.address, level, weight: backend.weight, presence }
+}
+
+/// The id of a backend in the kernel's tables, if it has one.
+#[must_use]
+pub fn id_of(service: &Service, backend: SocketAddr, index: u32, registry: &Registry) -> Option<u16> {
+    let (address, port) = place(service, backend);
+    registry.backend_id(index, address, port)
+}
+
+fn member(service: &Service, backend: &BackendView) -> Member {
+    let (address, port) = place(service, backend.address);
+    Member { address, port, usable: backend.usable, next_hop: backend.next_hop }
+}
+
+/// Address and port as the kernel has them: a service of every port keeps the client's.
+fn place(service: &Service, backend: SocketAddr) -> (Address, Port) {
+    let port = if service.port == 0 { Port::ANY } else { Port::new(backend.port()) };
+    (backend.ip().into(), port)
+}
+
+/// Bits of the client's address that the split sees, and whether it sees the ports.
+fn split_mask(service: &Service) -> ([u32; 4], bool) {
+    match service.split_key {
+        SplitKey::SourceIp => ([u32::MAX; 4], false),
+        SplitKey::FiveTuple => ([u32::MAX; 4], true),
+        // A /24 and a /56: what one customer or one site usually has.
+        SplitKey::SourceNet if service.vip.is_ipv4() => ([u32::MAX, u32::MAX, u32::MAX, 0xffff_ff00], false),
+        SplitKey::SourceNet => ([u32::MAX, 0xffff_ff00, 0, 0], false),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,340 @@
+//! Policy, from a configuration and what is known of its backends to slots.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::config;
+use crate::state::{Author, Deadline, Override, Overrides};
+
+/// Backends that are down or unknown; everybody else is up. All can be reached but those without a `next_hop`.
+struct Fleet {
+    health: HashMap<SocketAddr, Health>,
+    lost: Vec<SocketAddr>,
+    advice: HashMap<SocketAddr, Advice>,
+    now: Now,
+}
+
+impl Fleet {
+    fn healthy() -> Self {
+        let now = Now { instant: Instant::now(), wall: Timestamp::now() };
+        Self { health: HashMap::new(), lost: Vec::new(), advice: HashMap::new(), now }
+    }
+
+    fn set(&mut self, backends: &[&str], health: Health) {
+        self.health.extend(backends.iter().map(|backend| (at(backend), health)));
+    }
+
+    fn say(&mut self, backend: &str, line: &str) {
+        let advice = self.advice.entry(at(backend)).or_default();
+        *advice = advice.after(line.parse().expect("the tests' words are known"));
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.instant += time;
+        self.now.wall = self.now.wall.checked_add(time).expect("a time in this century");
+    }
+}
+
+impl World for Fleet {
+    fn health(&self, _: &Service, backend: SocketAddr) -> Health {
+        self.health.get(&backend).copied().unwrap_or(Health::Up)
+    }
+
+    fn next_hop(&self, backend: SocketAddr) -> NextHop {
+        if self.lost.contains(&backend) { NextHop::default() } else { NextHop::of([2, 0, 0, 0, 0, 1], 0) }
+    }
+
+    fn now(&self) -> Now {
+        self.now
+    }
+
+    fn advice(&self, _: &Service, backend: SocketAddr) -> Advice {
+        self.advice.get(&backend).copied().unwrap_or_default()
+    }
+}
+
+/// Backend `a1` is the first one of pool `a`.
+fn at(name: &str) -> SocketAddr {
+    let pool = u8::from(name.starts_with('b'));
+    let number = name[1..].parse().expect("a number");
+    ([10, 0, pool, number], 80).into()
+}
+
+/// A service of these pools, each with keys of its own and of its backends: `name|keys|backend keys, …`.
+fn service(keys: &str, pools: &[(&str, &str, &[&str])]) -> Service {
+    let mut text = format!(
+        "schema = 1\n[dataplane]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\nvip = \"203.0.113.10\"\nport = 80\n{keys}\n"
+    );
+    for (name, keys, backends) in pools {
+        text += &format!("[[service.pool]]\nname = \"{name}\"\n{keys}\n");
+        for (i, keys) in (1..).zip(*backends) {
+            text +=
+                &format!("[[service.pool.backend]]\naddress = \"{}\"\n{keys}\n", at(&format!("{name}{i}")));
+        }
+    }
+    config::parse(&text, "test").unwrap_or_else(|found| panic!("{found}")).config.services.remove(0)
+}
+
+const SLOTS: f64 = 16_381.0;
+
+/// A service under observation.
+struct Bench {
+    service: Service,
+    intent: Intent,
+    compiler: Compiler,
+    fleet: Fleet,
+}
+
+impl Bench {
+    fn new(keys: &str, pools: &[(&str, &str, &[&str])]) -> Self {
+        let service = service(keys, pools);
+        let intent = Intent::of(&service).expect("a pool");
+        Self { service, intent, compiler: Compiler::default(), fleet: Fleet::healthy() }
+    }
+
+    fn compile(&mut self) -> Compiled {
+        self.compiler.compile(&self.service, &self.intent, &[7; 16], &self.fleet)
+    }
+
+    /// Percent of the slots of a pool's table that lead to each backend, by name; those without slots are left out.
+    fn percent(&mut self, canary: bool) -> BTreeMap<String, f64> {
+        let plan = self.compile().plan;
+        let pool = if canary { plan.canary.expect("a canary") } else { plan.stable };
+        let mut slots = BTreeMap::new();
+        for &taker in pool.table.iter() {
+            let ip = std::net::IpAddr::from(pool.takers[usize::from(taker)].0);
+            let std::net::IpAddr::V4(ip) = ip else { panic!("{ip}") };
+            let [.., of, number] = ip.octets();
+            let name = format!("{}{number}", if of == 0 { 'a' } else { 'b' });
+            *slots.entry(name).or_insert(0.0) += 100.0 / SLOTS;
+        }
+        slots
+    }
+
+    #[track_caller]
+    fn shows(&mut self, canary: bool, expected: &[(&str, f64)]) {
+        let slots = self.percent(canary);
+        let names: Vec<&str> = slots.keys().map(String::as_str).collect();
+        assert_eq!(names, expected.iter().map(|(name, _)| *name).collect::<Vec<_>>(), "{slots:?}");
+        for (name, percent) in expected {
+            // Within two slots.
+            assert!((slots[*name] - percent).abs() < 0.013, "{name} has {} %, not {percent} %", slots[*name]);
+        }
+    }
+
+    fn why_not(&mut self, name: &str) -> Option<WhyNot> {
+        let compiled = self.compile();
+        let mut backends = compiled.pools.iter().flat_map(|pool| &pool.backends);
+        backends.find(|backend| backend.address == at(name)).expect("a backend").why_not
+    }
+}
+
+const FIRST: &str = "";
+const SECOND: &str = "priority = 1";
+
+#[test]
+fn the_next_priority_takes_what_the_healthy_ones_of_the_first_cannot() {
+    let mut bench =
+        Bench::new("", &[("a", "", &[FIRST, FIRST, "priority = 4", "weight = 300\npriority = 4"])]);
+    bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    assert_eq!(bench.why_not("a3"), Some(WhyNot::Standby));
+    bench.fleet.set(&["a1"], Health::Down);
+    bench.shows(false, &[("a2", 70.0), ("a3", 7.5), ("a4", 22.5)]);
+    bench.fleet.set(&["a2"], Health::Down);
+    bench.shows(false, &[("a3", 25.0), ("a4", 75.0)]);
+    assert!(!bench.compile().pools[0].panic, "the second priority can take everything");
+    bench.fleet.set(&["a1", "a2"], Health::Up);
+    bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+}
+
+#[test]
+fn backends_that_are_drained_or_not_checked_yet_spill_nothing() {
+    let mut bench = Bench::new("", &[("a", "", &[FIRST, FIRST, FIRST, SECOND])]);
+    bench.fleet.set(&["a2"], Health::Unknown);
+    let overrides = bench.intent.backends.entry(at("a3")).or_default();
+    overrides.state = Some(held(AdminState::Drain));
+    bench.shows(false, &[("a1", 100.0)]);
+}
+
+fn held<T>(value: T) -> Override<T> {
+    Override { value, configured: None, since: String::new(), author: Author::agent("test") }
+}
+
+#[test]
+fn panic_ignores_health_within_the_priorities_that_have_somebody() {
+    let mut bench = Bench::new("", &[("a", "", &[FIRST, FIRST, FIRST, SECOND, SECOND])]);
+    bench.fleet.set(&["a1", "a2", "a3", "a4"], Health::Down);
+    let view = bench.compile().pools.remove(0);
+    assert!(view.panic, "one of five");
+    bench.shows(false, &[("a4", 50.0), ("a5", 50.0)]);
+    bench.fleet.set(&["a5"], Health::Down);
+    bench.shows(false, &[("a1", 20.0), ("a2", 20.0), ("a3", 20.0), ("a4", 20.0), ("a5", 20.0)]);
+}
+
+#[test]
+fn panic_does_not_send_flows_where_they_cannot_go() {
+    let mut bench = Bench::new("", &[("a", "", &[FIRST, FIRST, FIRST])]);
+    bench.fleet.set(&["a1", "a2"], Health::Down);
+    bench.fleet.lost.push(at("a1"));
+    assert!(bench.compile().pools[0].panic);
+    bench.shows(false, &[("a2", 50.0), ("a3", 50.0)]);
+    assert_eq!(bench.why_not("a1"), Some(WhyNot::Unreachable));
+}
+
+#[test]
+fn a_pool_below_min_healthy_takes_nothing_until_it_has_recovered() {
+    let keys = "min_healthy = 2\nmin_healthy_recover = 3";
+    let mut bench = Bench::new("", &[("a", keys, &[FIRST, FIRST, FIRST])]);
+    bench.fleet.set(&["a1"], Health::Down);
+    bench.shows(false, &[("a2", 50.0), ("a3", 50.0)]);
+    bench.fleet.set(&["a2"], Health::Down);
+    let compiled = bench.compile();
+    assert!(compiled.plan.stable.table.is_empty() && compiled.pools[0].failed && !compiled.pools[0].panic);
+    assert!(compiled.plan.stable.members[2].usable, "established flows stay");
+    assert_eq!(bench.why_not("a3"), Some(WhyNot::PoolFailed));
+    bench.fleet.set(&["a2"], Health::Up);
+    assert!(bench.compile().pools[0].failed, "two are enough to stay, not to come back");
+    bench.fleet.set(&["a1"], Health::Up);
+    bench.shows(false, &[("a1", 33.333), ("a2", 33.333), ("a3", 33.333)]);
+}
+
+const BOTH: [(&str, &str, &[&str]); 2] =
+    [("a", "", &[FIRST, FIRST]), ("b", "min_healthy = \"100%\"", &[FIRST, FIRST])];
+
+#[test]
+fn a_canary_that_fails_spills_to_the_stable_pool() {
+    let mut bench = Bench::new("", &BOTH);
+    bench.intent.split = 10.0;
+    bench.shows(true, &[("b1", 50.0), ("b2", 50.0)]);
+    bench.fleet.set(&["b1"], Health::Down);
+    bench.shows(true, &[("a1", 50.0), ("a2", 50.0)]);
+    assert!(bench.compile().canary_spills);
+}
+
+#[test]
+fn the_stable_pool_spills_to_the_canary_only_if_asked_and_while_that_has_a_share() {
+    let down = |bench: &mut Bench| bench.fleet.set(&["a1", "a2"], Health::Down);
+    let mut bench = Bench::new("panic_threshold = 0", &BOTH);
+    bench.intent.split = 10.0;
+    down(&mut bench);
+    bench.shows(false, &[]);
+
+    let mut bench = Bench::new("spill_to_canary = true", &BOTH);
+    bench.intent.split = 10.0;
+    bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    down(&mut bench);
+    bench.shows(false, &[("b1", 50.0), ("b2", 50.0)]);
+    let compiled = bench.compile();
+    assert!(compiled.stable_spills && !compiled.canary_spills && !compiled.pools[0].panic);
+    bench.intent.split = 0.0;
+    let rolled_back = bench.compile();
+    assert!(
+        !rolled_back.stable_spills && rolled_back.pools[0].panic,
+        "rolled back: nothing enters the canary"
+    );
+    bench.intent.split = 10.0;
+    bench.fleet.set(&["b1"], Health::Down);
+    let both = bench.compile();
+    assert!(
+        !both.stable_spills && both.canary_spills && both.pools[0].panic,
+        "nobody is left but those in panic"
+    );
+}
+
+#[test]
+fn a_backend_that_comes_up_beside_others_gets_its_slots_little_by_little() {
+    let mut bench = Bench::new("[service.slow_start]\nwindow = \"60s\"", &[("a", "", &[FIRST, FIRST])]);
+    bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    bench.fleet.set(&["a2"], Health::Down);
+    bench.shows(false, &[("a1", 100.0)]);
+    bench.fleet.set(&["a2"], Health::Up);
+    bench.shows(false, &[("a1", 100.0 / 1.1), ("a2", 10.0 / 1.1)]);
+    let (mut share, mut steps) = (10.0 / 1.1, 0);
+    while let Some(next) = bench.compile().next {
+        bench.fleet.pass(next - bench.fleet.now.instant);
+        let now = bench.percent(false)["a2"];
+        // Slots that must move, and not those that Maglev moves beside them.
+        assert!(now >= share - 0.013 && now <= share + 1.0 + 0.013, "{share} % -> {now} %");
+        (share, steps) = (now, steps + 1);
+    }
+    assert!((40..150).contains(&steps), "{steps} steps");
+    bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+}
+
+#[test]
+fn between_two_steps_nothing_moves() {
+    let mut bench = Bench::new("[service.slow_start]\nwindow = \"60s\"", &[("a", "", &[FIRST, FIRST])]);
+    bench.fleet.set(&["a2"], Health::Down);
+    bench.compile();
+    bench.fleet.set(&["a2"], Health::Up);
+    let first = bench.compile();
+    bench.fleet.pass(Duration::from_millis(200));
+    let second = bench.compile();
+    assert!(Arc::ptr_eq(&first.plan.stable.table, &second.plan.stable.table));
+}
+
+#[test]
+fn a_drain_with_a_deadline_ends_then_and_the_next_change_of_time_is_known() {
+    let mut bench = Bench::new("", &[("a", "", &[FIRST, FIRST, FIRST])]);
+    let at_deadline = bench.fleet.now.wall.checked_add(Duration::from_secs(600)).expect("a time");
+    for (name, reset) in [("a1", true), ("a2", false)] {
+        let deadline = Some(Deadline { at: at_deadline, reset });
+        let drain = Overrides { state: Some(held(AdminState::Drain)), deadline, ..Overrides::default() };
+        bench.intent.backends.insert(at(name), drain);
+    }
+    let compiled = bench.compile();
+    assert_eq!(compiled.next, Some(bench.fleet.now.instant + Duration::from_secs(600)));
+    let usable =
+        |compiled: &Compiled| compiled.plan.stable.members.iter().map(|m| m.usable).collect::<Vec<_>>();
+    assert_eq!(usable(&compiled), [true, true, true]);
+    bench.fleet.pass(Duration::from_secs(600));
+    let over = bench.compile();
+    assert_eq!((usable(&over), over.next), (vec![false, true, true], None));
+}
+
+#[test]
+fn a_service_that_was_forgotten_begins_anew() {
+    let keys = "min_healthy = 2\nmin_healthy_recover = 3";
+    let mut bench = Bench::new("", &[("a", keys, &[FIRST, FIRST, FIRST])]);
+    bench.compile();
+    bench.fleet.set(&["a1", "a2"], Health::Down);
+    bench.compile();
+    bench.fleet.set(&["a1"], Health::Up);
+    assert!(bench.compile().pools[0].failed);
+    bench.compiler.keep(&[]);
+    assert!(!bench.compile().pools[0].failed);
+}
+
+#[test]
+fn a_backends_own_words_scale_its_weight_and_take_it_out() {
+    let mut bench = Bench::new("", &[("a", "", &["weight = 100", "weight = 50", "weight = 0"])]);
+    bench.shows(false, &[("a1", 200.0 / 3.0), ("a2", 100.0 / 3.0)]);
+    bench.fleet.say("a1", "up 50%");
+    bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    bench.fleet.say("a3", "200%");
+    assert_eq!(bench.why_not("a3"), Some(WhyNot::Weight), "no share of nothing is something");
+
+    for (line, why_not) in [
+        ("drain", Some(WhyNot::AgentDrain)),
+        ("maint", Some(WhyNot::AgentMaint)),
+        ("ready 0%", Some(WhyNot::AgentWeight)),
+        ("100%", None),
+    ] {
+        bench.fleet.say("a1", line);
+        assert_eq!(bench.why_not("a1"), why_not, "{line}");
+        let (compiled, kept) = (bench.compile(), at("a1").ip().into());
+        let member = compiled.plan.stable.members.iter().find(|member| member.address == kept);
+        assert!(member.is_some_and(|member| member.usable), "it keeps the flows that it has: {line}");
+    }
+}
+
+#[test]
+fn backends_that_do_not_want_flows_are_no_reason_to_panic() {
+    let mut bench = Bench::new("panic_threshold = 50", &[("a", "", &[FIRST; 4])]);
+    bench.fleet.set(&["a1", "a2"], Health::Down);
+    bench.fleet.say("a3", "drain");
+    assert!(bench.compile().pools[0].panic, "one of three that want flows is well");
+    bench.fleet.say("a1", "drain");
+    assert!(!bench.compile().pools[0].panic, "one of two is enough");
+    assert_eq!(bench.why_not("a2"), Some(WhyNot::Down));
+}

@@ -1,0 +1,75 @@
+//! What must hold for a rollout.
+
+use crate::api::Share;
+use crate::config::keys::ServiceDraft;
+use crate::config::read::{Findings, Place, Table};
+use crate::config::report::{Code, Diagnostic};
+use crate::config::rollout::{GateWord, RolloutDraft, RolloutStepDraft};
+
+pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
+    let Some((Some(rollout), at)) = service.rollout.get() else { return };
+    if service.pools().len() == 1 {
+        let found = Diagnostic::new(Code::RolloutAlone, format!("{} has one pool", service.title()))
+            .at(at, "there is nothing to roll out");
+        findings.add(found.help("the next version is a second `[[service.pool]]`"));
+    }
+    two_ways(rollout, findings);
+    let shares = rollout.shares.value.iter().flatten().flatten().map(|(at, share)| (*share, at));
+    rising(shares, findings);
+    let steps = rollout.steps.value.as_deref().unwrap_or_default();
+    rising(steps.iter().filter_map(|step| step.share.get()).map(|(share, at)| (*share, at)), findings);
+    for step in steps {
+        gate(step, findings);
+    }
+}
+
+fn two_ways(rollout: &RolloutDraft, findings: &mut Findings) {
+    if rollout.shares.written && rollout.steps.written {
+        let found = Diagnostic::new(Code::RolloutSteps, "the steps of the rollout are given twice")
+            .at(&rollout.shares.at, "here in short")
+            .at(&rollout.steps.at, "here in full");
+        findings.add(found.help("leave one of them out"));
+    }
+}
+
+fn rising<'a>(shares: impl Iterator<Item = (Share, &'a Place)>, findings: &mut Findings) {
+    let mut last: Option<(Share, &Place)> = None;
+    for (share, at) in shares {
+        if let Some((before, before_at)) = last
+            && share <= before
+        {
+            let found = Diagnostic::new(Code::RolloutSteps, "a rollout does not go back from step to step")
+                .at(at, format!("expected more than {before}"))
+                .at(before_at, "the step before");
+            findings.add(found);
+        }
+        last = Some((share, at));
+    }
+}
+
+fn gate(step: &RolloutStepDraft, findings: &mut Findings) {
+    let Some((&gate, gate_at)) = step.gate.get() else { return };
+    for (word, key, field_written, field_at) in [
+        (GateWord::Command, "command", step.command.written, &step.command.at),
+        (GateWord::Http, "url", step.url.written, &step.url.at),
+        (GateWord::File, "file", step.file.written, &step.file.at),
+    ] {
+        if gate == word && !field_written {
+            let found = Diagnostic::new(Code::GateIncomplete, format!("a gate of type `{word}` needs a `{key}`"));
+            findings.add(found.at(gate_at, format!("`{key}` is missing")));
+        }
+        if gate != word && field_written {
+            let found = Diagnostic::new(Code::NoEffect, format!("`{key}` has no effect"))
+                .at(field_at, format!("only a gate of type `{word}` asks it"));
+            findings.add(found.help(format!("say gate = \"{word}\", or leave it out")));
+        }
+    }
+    if gate == GateWord::Command && step.command.value.iter().flatten().any(Vec::is_empty) {
+        let found = Diagnostic::new(Code::GateIncomplete, "a command has at least a program");
+        findings.add(found.at(&step.command.at, "expected a program and its arguments"));
+    }
+    if gate == GateWord::None && (step.gate_timeout.written || step.on_gate_timeout.written) {
+        let found = Diagnostic::new(Code::NoEffect, "nobody is asked, so nobody can be late");
+        findings.add(found.at(step.at(), "this step has no gate"));
+    }
+}

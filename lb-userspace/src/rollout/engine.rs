@@ -1,0 +1,372 @@
+//! The engine: what a rollout does next. A pure function of what is written down, what is seen, and the time.
+//!
+//! ```text
+//! preparing -> holding (a step) -> [gate] -> holding (the next) ... -> soaking -> promoted
+//!     |             |                |                                    |
+//!   failed          +----------------+--------- rolled back -------------+
+//! ```
+//!
+//! The agent calls [`advance`] every now and then. What comes back is journaled before anything is done about it, and says
+//! the canary's share ([`Rollout::share`]); the agent brings the kernel there. An agent that dies in between finds the
+//! journal and does the rest. Nothing else is remembered: an agent that starts anew only has to gather evidence again.
+//!
+//! Who wins where several speak at once: an operator's abort, then analysis, then a pause, then a promotion.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Gate, OnGateTimeout, OnNoData, Plan, Step};
+use crate::config::PoolName;
+
+/// A rollout, as the journal has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// The pool that is rolled out.
+    pub to: PoolName,
+    /// How, as it was when the rollout began.
+    pub plan: Plan,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The step of the plan; of meaning while it holds or waits at a gate.
+    pub step: usize,
+    /// When the rollout began.
+    pub began: Timestamp,
+    /// When the phase, or the step, began; later by the time that it was paused.
+    pub since: Timestamp,
+    /// Since when it is paused.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub paused: Option<Timestamp>,
+    /// The gate was approved by an operator, perhaps before it was reached.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub approved: bool,
+    /// Why it is where it is, in a sentence.
+    pub reason: String,
+}
+
+/// Where a rollout stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The pool is not ready to take anybody.
+    Preparing,
+    /// The step's share is set; time passes, and evidence grows.
+    Holding,
+    /// The step has passed; somebody or something has to agree.
+    Gate,
+    /// Everybody is there, and the way back is still one store.
+    Soaking,
+    /// It is the stable pool.
+    Promoted,
+    /// It was taken back.
+    RolledBack,
+    /// It could not begin.
+    Failed,
+}
+
+impl Phase {
+    /// Whether there is nothing more to come.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Promoted | Self::RolledBack | Self::Failed)
+    }
+
+    /// As people and metrics name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Holding => "holding",
+            Self::Gate => "gate",
+            Self::Soaking => "soaking",
+            Self::Promoted => "promoted",
+            Self::RolledBack => "rolled-back",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What analysis says of the canary.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// It is not worse, as far as enough clients can tell.
+    Fine,
+    /// It is worse; why.
+    Worse(String),
+    /// There is something, and not enough to be sure; what.
+    Unsure(String),
+    /// Too few clients, or somebody does not answer; what is missing.
+    NoData(String),
+}
+
+/// What somebody or something at a gate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Not yet anything.
+    None,
+    /// Go on.
+    Yes,
+    /// Go back; why.
+    No(String),
+}
+
+/// What is seen of the world.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// What keeps the pool from taking clients; `None`: nothing.
+    pub not_ready: Option<String>,
+    /// Somebody in the stable pool takes new flows.
+    pub stable_takes: bool,
+    /// The kernel sends no new flow to the canary although the rollout says so: somebody has rolled back.
+    pub taken_back: Option<String>,
+    /// Every flow is in the canary by its hash: it can become the stable pool.
+    pub settled: bool,
+    /// What analysis says.
+    pub verdict: Verdict,
+    /// What was said at the gate.
+    pub answer: Answer,
+}
+
+impl Rollout {
+    /// One that is about to begin.
+    #[must_use]
+    pub fn begin(to: PoolName, plan: Plan, now: Timestamp) -> Self {
+        Self {
+            to,
+            plan,
+            phase: Phase::Preparing,
+            step: 0,
+            began: now,
+            since: now,
+            paused: None,
+            approved: false,
+            reason: "it begins when the pool is ready".to_owned(),
+        }
+    }
+
+    /// The canary's share in percent that it asks for now.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        match self.phase {
+            Phase::Preparing | Phase::RolledBack | Phase::Failed => 0.0,
+            Phase::Holding | Phase::Gate => self.plan.steps.get(self.step).map_or(0.0, |step| step.weight),
+            Phase::Soaking | Phase::Promoted => 100.0,
+        }
+    }
+
+    /// How long the phase, or the step, has lasted; pauses do not count.
+    #[must_use]
+    pub fn elapsed(&self, now: Timestamp) -> Duration {
+        let until = self.paused.unwrap_or(now);
+        // A clock that was set back makes it wait, not hurry.
+        until.duration_since(self.since).max(SignedDuration::ZERO).unsigned_abs()
+    }
+
+    fn current(&self) -> Option<&Step> {
+        self.plan.steps.get(self.step)
+    }
+
+    fn to_phase(&self, phase: Phase, now: Timestamp, reason: impl Into<String>) -> Self {
+        Self { phase, since: now, paused: None, reason: reason.into(), ..self.clone() }
+    }
+
+    /// To the step after this one, or to the end of them.
+    fn next_step(&self, now: Timestamp, reason: impl Into<String>) -> Self {
+        let next = Self { step: self.step + 1, approved: false, ..self.clone() };
+        if next.step < self.plan.steps.len() {
+            next.to_phase(Phase::Holding, now, reason)
+        } else {
+            Self { step: self.step, ..next }.to_phase(Phase::Soaking, now, reason)
+        }
+    }
+
+    /// Back to nothing.
+    fn back(&self, now: Timestamp, reason: impl Into<String>) -> Self {
+        self.to_phase(Phase::RolledBack, now, reason)
+    }
+}
+
+/// What the rollout becomes now; `None`: it stays as it is.
+#[must_use]
+pub fn advance(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
+    if rollout.phase.is_over() {
+        return None;
+    }
+    if let Some(why) = &facts.taken_back {
+        return Some(rollout.back(now, why.clone()));
+    }
+    if rollout.phase == Phase::Preparing {
+        return prepare(rollout, facts, now);
+    }
+    if let Verdict::Worse(why) = &facts.verdict
+        && rollout.plan.analysis.enforce
+    {
+        return Some(rollout.back(now, why.clone()));
+    }
+    // A canary that nobody serves any more, unless there is nobody else either.
+    if let Some(why) = &facts.not_ready
+        && facts.stable_takes
+    {
+        return Some(rollout.back(now, format!("the pool cannot serve any more: {why}")));
+    }
+    if rollout.paused.is_some() {
+        return None;
+    }
+    match rollout.phase {
+        Phase::Holding => hold(rollout, facts, now),
+        Phase::Gate => gate(rollout, facts, now),
+        Phase::Soaking => (rollout.elapsed(now) >= rollout.plan.soak && facts.settled)
+            .then(|| rollout.to_phase(Phase::Promoted, now, "everybody is there, and stays")),
+        _ => None,
+    }
+}
+
+fn prepare(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
+    if rollout.paused.is_some() {
+        return None;
+    }
+    match &facts.not_ready {
+        None => Some(rollout.to_phase(Phase::Holding, now, "the pool is ready")),
+        Some(why) if rollout.elapsed(now) >= rollout.plan.ready_within => {
+            Some(rollout.to_phase(Phase::Failed, now, format!("the pool did not become ready: {why}")))
+        }
+        Some(_) => None,
+    }
+}
+
+fn hold(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
+    let step = rollout.current()?;
+    let elapsed = rollout.elapsed(now);
+    if elapsed < step.hold {
+        return None;
+    }
+    if step.analyze {
+        let patience = step.hold + rollout.plan.analysis.patience;
+        match &facts.verdict {
+            Verdict::Fine | Verdict::Worse(_) => {}
+            Verdict::Unsure(_) if elapsed < patience => return None,
+            Verdict::Unsure(why) => {
+                return Some(rollout.back(now, format!("still not sure that it is good: {why}")));
+            }
+            Verdict::NoData(why) => match rollout.plan.analysis.on_no_data {
+                OnNoData::Hold => return None,
+                OnNoData::Fail if elapsed < patience => return None,
+                OnNoData::Fail => return Some(rollout.back(now, format!("no data: {why}"))),
+                OnNoData::Pass => {}
+            },
+        }
+    }
+    if step.gate.is_some() {
+        return Some(rollout.to_phase(Phase::Gate, now, format!("{} % passed", step.weight)));
+    }
+    Some(rollout.next_step(now, format!("{} % passed", step.weight)))
+}
+
+fn gate(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
+    let Some(gate) = rollout.current().and_then(|step| step.gate.as_ref()) else {
+        return Some(rollout.next_step(now, "there is no gate"));
+    };
+    if rollout.approved {
+        return Some(rollout.next_step(now, "approved"));
+    }
+    match &facts.answer {
+        // An approval is an operator's, whatever else may be asked.
+        Answer::Yes if gate.what != Gate::Approve => Some(rollout.next_step(now, "the gate said yes")),
+        Answer::No(why) => Some(rollout.back(now, format!("the gate said no: {why}"))),
+        _ if gate.timeout.is_some_and(|timeout| rollout.elapsed(now) >= timeout) => {
+            Some(match gate.on_timeout {
+                OnGateTimeout::Fail => rollout.back(now, "nobody answered at the gate in time"),
+                OnGateTimeout::Pass => rollout.next_step(now, "nobody objected at the gate in time"),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// What an operator can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Stay at this share.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Do not wait for the end of this step.
+    Promote,
+    /// To 100 % at once.
+    PromoteFull,
+    /// Back to nothing.
+    Abort,
+    /// Once more, from the first step.
+    Retry,
+    /// Open the gate, also before it is reached.
+    Approve,
+}
+
+impl Order {
+    /// Every one there is.
+    pub const ALL: &[Self] =
+        &[Self::Pause, Self::Resume, Self::Promote, Self::PromoteFull, Self::Abort, Self::Retry, Self::Approve];
+
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Promote => "promote",
+            Self::PromoteFull => "promote-full",
+            Self::Abort => "abort",
+            Self::Retry => "retry",
+            Self::Approve => "approve",
+        }
+    }
+}
+
+/// What the rollout becomes by an order.
+///
+/// # Errors
+///
+/// Why the order makes no sense now.
+pub fn obey(rollout: &Rollout, order: Order, now: Timestamp) -> Result<Rollout, String> {
+    let phase = rollout.phase;
+    if phase.is_over() != (order == Order::Retry) {
+        return Err(match order {
+            Order::Retry => format!("it is under way ({})", phase.name()),
+            _ => format!("it is over ({})", phase.name()),
+        });
+    }
+    match order {
+        Order::Abort => Ok(rollout.back(now, "aborted")),
+        Order::Pause if rollout.paused.is_some() => Err("it is paused already".to_owned()),
+        Order::Pause => Ok(Rollout { paused: Some(now), ..rollout.clone() }),
+        Order::Resume => {
+            let paused = rollout.paused.ok_or("it is not paused")?;
+            let shift = now.duration_since(paused).max(SignedDuration::ZERO);
+            let since = rollout.since.checked_add(shift).unwrap_or(now);
+            Ok(Rollout { paused: None, since, ..rollout.clone() })
+        }
+        Order::Approve if rollout.plan.steps.iter().skip(rollout.step).all(|step| step.gate.is_none()) => {
+            Err("no gate is left".to_owned())
+        }
+        Order::Approve => Ok(Rollout { approved: true, ..rollout.clone() }),
+        Order::Promote | Order::PromoteFull if rollout.paused.is_some() => {
+            Err("it is paused; resume it first".to_owned())
+        }
+        Order::Promote if phase == Phase::Preparing => {
+            Err("the pool is not ready yet".to_owned())
+        }
+        Order::Promote if phase == Phase::Soaking => {
+            let plan = Plan { soak: Duration::ZERO, ..rollout.plan.clone() };
+            Ok(Rollout { plan, reason: "the soak was cut short".to_owned(), ..rollout.clone() })
+        }
+        Order::Promote => Ok(rollout.next_step(now, "promoted by hand")),
+        Order::PromoteFull => Ok(rollout.to_phase(Phase::Soaking, now, "promoted to the end by hand")),
+        Order::Retry if phase == Phase::Promoted => Err("it was promoted".to_owned()),
+        Order::Retry => Ok(Rollout::begin(rollout.to.clone(), rollout.plan.clone(), now)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::rollout::plan::{Analysis, Question};
+
+fn pool(name: &str) -> PoolName {
+    serde_json::from_value(name.into()).expect("a name")
+}
+
+fn step(weight: f64) -> Step {
+    Step { weight, hold: Duration::from_secs(60), analyze: true, gate: None }
+}
+
+fn plan(weights: &[f64]) -> Plan {
+    Plan {
+        steps: weights.iter().map(|&weight| step(weight)).collect(),
+        ready_within: Duration::from_secs(300),
+        soak: Duration::from_secs(600),
+        analysis: Analysis {
+            enforce: true,
+            min_clients: 100,
+            tolerance: 1.5,
+            max_failure_ratio: None,
+            alpha: 0.01,
+            patience: Duration::from_secs(900),
+            on_no_data: OnNoData::Hold,
+        },
+        tripwire: None,
+        lease: None,
+    }
+}
+
+const START: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).expect("a time")
+}
+
+fn good() -> Facts {
+    Facts {
+        not_ready: None,
+        stable_takes: true,
+        taken_back: None,
+        settled: true,
+        verdict: Verdict::Fine,
+        answer: Answer::None,
+    }
+}
+
+fn begun(weights: &[f64]) -> Rollout {
+    let rollout = Rollout::begin(pool("v2"), plan(weights), START);
+    advance(&rollout, &good(), START).expect("the pool is ready")
+}
+
+/// Lets time pass until nothing happens any more; the phases and shares that it went through.
+fn story(mut rollout: Rollout, facts: &Facts, seconds: i64) -> Vec<(Phase, f64)> {
+    let mut story = vec![(rollout.phase, rollout.share())];
+    for second in 0..seconds {
+        while let Some(next) = advance(&rollout, facts, at(second)) {
+            rollout = next;
+            story.push((rollout.phase, rollout.share()));
+        }
+    }
+    story
+}
+
+#[test]
+fn a_good_canary_is_promoted_by_itself() {
+    use Phase::{Holding, Preparing, Promoted, Soaking};
+    let rollout = Rollout::begin(pool("v2"), plan(&[1.0, 10.0, 50.0]), START);
+    assert_eq!(
+        story(rollout, &good(), 2_000),
+        [
+            (Preparing, 0.0),
+            (Holding, 1.0),
+            (Holding, 10.0),
+            (Holding, 50.0),
+            (Soaking, 100.0),
+            (Promoted, 100.0)
+        ]
+    );
+}
+
+#[test]
+fn each_step_holds_for_its_time() {
+    let rollout = begun(&[1.0, 10.0]);
+    assert_eq!(advance(&rollout, &good(), at(59)), None);
+    let next = advance(&rollout, &good(), at(60)).expect("its time is over");
+    assert_eq!((next.step, next.share()), (1, 10.0));
+    assert_eq!(advance(&next, &good(), at(119)), None);
+}
+
+#[test]
+fn a_bad_canary_goes_back_at_once_in_every_phase() {
+    let facts = Facts { verdict: Verdict::Worse("5 % refused".into()), ..good() };
+    let holding = begun(&[1.0]);
+    let soaking = obey(&holding, Order::PromoteFull, at(1)).expect("obeyed");
+    let paused = obey(&holding, Order::Pause, at(1)).expect("obeyed");
+    for rollout in [holding, soaking, paused] {
+        let next = advance(&rollout, &facts, at(2)).expect("back");
+        assert_eq!((next.phase, next.share()), (Phase::RolledBack, 0.0));
+        assert_eq!(next.reason, "5 % refused");
+    }
+}
+
+#[test]
+fn in_shadow_a_bad_canary_is_only_talked_about() {
+    let mut rollout = begun(&[1.0]);
+    rollout.plan.analysis.enforce = false;
+    let facts = Facts { verdict: Verdict::Worse("5 % refused".into()), ..good() };
+    let next = advance(&rollout, &facts, at(60)).expect("goes on");
+    assert_eq!(next.phase, Phase::Soaking);
+}
+
+#[test]
+fn no_data_means_what_was_asked_for() {
+    let facts = Facts { verdict: Verdict::NoData("3 of 100 clients".into()), ..good() };
+    let of = |on_no_data, second| {
+        let mut rollout = begun(&[1.0]);
+        rollout.plan.analysis.on_no_data = on_no_data;
+        advance(&rollout, &facts, at(second)).map(|next| next.phase)
+    };
+    assert_eq!(of(OnNoData::Hold, 100_000), None);
+    assert_eq!(of(OnNoData::Pass, 60), Some(Phase::Soaking));
+    assert_eq!(of(OnNoData::Fail, 60 + 899), None);
+    assert_eq!(of(OnNoData::Fail, 60 + 900), Some(Phase::RolledBack));
+}
+
+#[test]
+fn a_canary_that_nobody_is_sure_of_waits_and_goes_back_in_the_end() {
+    let facts = Facts { verdict: Verdict::Unsure("2 of 3 failures are its own".into()), ..good() };
+    let rollout = begun(&[1.0]);
+    assert_eq!(advance(&rollout, &facts, at(959)), None);
+    assert_eq!(advance(&rollout, &facts, at(960)).map(|next| next.phase), Some(Phase::RolledBack));
+}
+
+#[test]
+fn a_pause_stops_the_clock_and_not_the_analysis() {
+    let rollout = begun(&[1.0]);
+    let paused = obey(&rollout, Order::Pause, at(30)).expect("obeyed");
+    assert_eq!(advance(&paused, &good(), at(10_000)), None);
+    let resumed = obey(&paused, Order::Resume, at(1_000)).expect("obeyed");
+    assert_eq!(resumed.elapsed(at(1_000)), Duration::from_secs(30));
+    assert_eq!(advance(&resumed, &good(), at(1_029)), None);
+    assert!(advance(&resumed, &good(), at(1_030)).is_some());
+}
+
+#[test]
+fn a_gate_waits_for_approval_which_may_come_early() {
+    let mut rollout = begun(&[1.0, 10.0]);
+    rollout.plan.steps[0].gate = Some(Question {
+        what: Gate::Approve,
+        timeout: Some(Duration::from_secs(3_600)),
+        on_timeout: OnGateTimeout::Fail,
+    });
+    let waiting = advance(&rollout, &good(), at(60)).expect("at the gate");
+    assert_eq!((waiting.phase, waiting.share()), (Phase::Gate, 1.0));
+    assert_eq!(advance(&waiting, &Facts { answer: Answer::Yes, ..good() }, at(61)), None, "not a machine's to say");
+    let approved = obey(&waiting, Order::Approve, at(61)).expect("obeyed");
+    let next = advance(&approved, &good(), at(61)).expect("goes on");
+    assert_eq!((next.phase, next.step, next.approved), (Phase::Holding, 1, false));
+    let late = advance(&waiting, &good(), at(60 + 3_600)).expect("nobody came");
+    assert_eq!(late.phase, Phase::RolledBack);
+
+    let early = obey(&rollout, Order::Approve, at(1)).expect("obeyed");
+    let waiting = advance(&early, &good(), at(60)).expect("at the gate");
+    assert_eq!(advance(&waiting, &good(), at(60)).map(|next| next.step), Some(1));
+    assert!(obey(&next, Order::Approve, at(62)).is_err(), "no gate is left");
+}
+
+#[test]
+fn a_machine_at_the_gate_says_yes_or_no() {
+    let mut rollout = begun(&[1.0, 10.0]);
+    rollout.plan.steps[0].gate = Some(Question {
+        what: Gate::Http("http://127.0.0.1:8000/go".into()),
+        timeout: None,
+        on_timeout: OnGateTimeout::Fail,
+    });
+    let waiting = advance(&rollout, &good(), at(60)).expect("at the gate");
+    let told = |answer| advance(&waiting, &Facts { answer, ..good() }, at(70)).map(|next| next.phase);
+    assert_eq!(told(Answer::None), None);
+    assert_eq!(told(Answer::Yes), Some(Phase::Holding));
+    assert_eq!(told(Answer::No("freeze".into())), Some(Phase::RolledBack));
+}
+
+#[test]
+fn a_pool_that_is_never_ready_fails_and_nothing_has_moved() {
+    let rollout = Rollout::begin(pool("v2"), plan(&[1.0]), START);
+    let facts = Facts { not_ready: Some("0 of 3 backends are healthy".into()), ..good() };
+    assert_eq!(advance(&rollout, &facts, at(299)), None);
+    let failed = advance(&rollout, &facts, at(300)).expect("given up");
+    assert_eq!((failed.phase, failed.share()), (Phase::Failed, 0.0));
+}
+
+#[test]
+fn a_canary_that_dies_goes_back_unless_there_is_nobody_else() {
+    let rollout = begun(&[50.0]);
+    let dead = Facts { not_ready: Some("0 of 3 backends are healthy".into()), ..good() };
+    assert_eq!(advance(&rollout, &dead, at(1)).map(|next| next.phase), Some(Phase::RolledBack));
+    let all_dead = Facts { stable_takes: false, ..dead };
+    assert_eq!(advance(&rollout, &all_dead, at(1)), None);
+}
+
+#[test]
+fn what_was_rolled_back_by_hand_stays_back_and_can_be_tried_again() {
+    let rollout = begun(&[1.0]);
+    let facts = Facts { taken_back: Some("rolled back by hand".into()), ..good() };
+    let back = advance(&rollout, &facts, at(1)).expect("back");
+    assert_eq!(advance(&back, &good(), at(10_000)), None);
+    assert!(obey(&back, Order::Resume, at(2)).is_err());
+    let again = obey(&back, Order::Retry, at(3)).expect("obeyed");
+    assert_eq!((again.phase, again.step, again.share()), (Phase::Preparing, 0, 0.0));
+}
+
+#[test]
+fn the_journal_keeps_all_of_it() {
+    let mut rollout = begun(&[0.1, 10.0]);
+    rollout.plan.steps[1].gate =
+        Some(Question { what: Gate::Command(vec!["true".into()]), timeout: None, on_timeout: OnGateTimeout::Pass });
+    rollout.plan.lease = Some(Duration::from_millis(1_500));
+    let text = serde_json::to_string(&rollout).expect("JSON");
+    assert_eq!(serde_json::from_str::<Rollout>(&text).expect("the same"), rollout);
+}
+
+fn any_facts() -> impl Strategy<Value = Facts> {
+    let verdict = prop_oneof![
+        4 => Just(Verdict::Fine),
+        1 => Just(Verdict::Worse("bad".into())),
+        2 => Just(Verdict::Unsure("who knows".into())),
+        2 => Just(Verdict::NoData("nobody came".into())),
+    ];
+    let answer = prop_oneof![Just(Answer::None), Just(Answer::Yes), Just(Answer::No("no".into()))];
+    let sometimes = |text: &'static str| prop_oneof![9 => Just(None), 1 => Just(Some(text.to_owned()))];
+    (sometimes("ill"), any::<bool>(), sometimes("by hand"), any::<bool>(), verdict, answer).prop_map(
+        |(not_ready, stable_takes, taken_back, settled, verdict, answer)| Facts {
+            not_ready,
+            stable_takes,
+            taken_back,
+            settled,
+            verdict,
+            answer,
+        },
+    )
+}
+
+fn any_order() -> impl Strategy<Value = Order> {
+    use Order::{Abort, Approve, Pause, Promote, PromoteFull, Resume};
+    prop_oneof![
+        4 => Just(Approve), 4 => Just(Promote), 4 => Just(Pause), 4 => Just(Resume), 1 => Just(PromoteFull), 1 => Just(Abort)
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    /// Whatever is seen and ordered: the share only grows until it is nothing, an abort is obeyed wherever it is given,
+    /// a worse canary is gone after one look, and what is over stays over.
+    #[test]
+    fn a_rollout_goes_up_or_back_and_never_to_and_fro(
+        history in prop::collection::vec((any_facts(), prop::option::of(any_order()), 0i64..200), 1..60),
+    ) {
+        let mut rollout = Rollout::begin(pool("v2"), plan(&[0.1, 5.0, 25.0]), START);
+        let mut now = 0;
+        for (facts, order, pause) in history {
+            now += pause;
+            let before = rollout.clone();
+            if let Some(order) = order {
+                match obey(&rollout, order, at(now)) {
+                    Ok(next) => rollout = next,
+                    Err(_) => prop_assert!(order != Order::Abort || before.phase.is_over()),
+                }
+                if order == Order::Abort && !before.phase.is_over() {
+                    prop_assert_eq!(rollout.phase, Phase::RolledBack);
+                }
+            }
+            while let Some(next) = advance(&rollout, &facts, at(now)) {
+                prop_assert!(next.share() >= rollout.share() || next.share() == 0.0);
+                prop_assert!(!rollout.phase.is_over());
+                rollout = next;
+            }
+            if matches!(facts.verdict, Verdict::Worse(_)) {
+                prop_assert!(rollout.phase.is_over() || rollout.phase == Phase::Preparing);
+            }
+            prop_assert!(!before.phase.is_over() || rollout == before);
+            prop_assert!(rollout.share() <= 100.0 && rollout.elapsed(at(now)) <= Duration::from_secs(now as u64));
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The plan of a rollout: its steps, and what is asked before each goes on.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How a pool is rolled out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// One after the other. The last one is followed by 100 %.
+    pub steps: Vec<Step>,
+    /// How long the pool may take until it can serve.
+    #[serde(with = "seconds")]
+    pub ready_within: Duration,
+    /// How long 100 % is watched before the pool becomes the stable one.
+    #[serde(with = "seconds")]
+    pub soak: Duration,
+    /// What makes a canary a bad one.
+    pub analysis: Analysis,
+    /// The part of the canary's clients that fare badly at which the kernel program takes the canary back by itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tripwire: Option<f64>,
+    /// How long the kernel believes an agent that has fallen silent; then it sends no new flow to the canary.
+    #[serde(with = "maybe_seconds", skip_serializing_if = "Option::is_none", default)]
+    pub lease: Option<Duration>,
+}
+
+/// A share, and what has to hold before the next one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// The canary's share in percent.
+    pub weight: f64,
+    /// At least so long.
+    #[serde(with = "seconds")]
+    pub hold: Duration,
+    /// Whether analysis has to agree.
+    pub analyze: bool,
+    /// Who else has to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gate: Option<Question>,
+}
+
+/// A gate, and how long it may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// Who is asked.
+    pub what: Gate,
+    /// How long the answer may take; `None`: for ever.
+    #[serde(with = "maybe_seconds", skip_serializing_if = "Option::is_none", default)]
+    pub timeout: Option<Duration>,
+    /// What no answer means.
+    #[serde(default)]
+    pub on_timeout: OnGateTimeout,
+}
+
+/// Who is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gate {
+    /// An operator (`lbctl rollout approve`).
+    Approve,
+    /// A command: exit code 0 is yes, 75 (EX_TEMPFAIL) is not yet, anything else is no.
+    Command(Vec<String>),
+    /// A GET of this address: 200 is yes, 202, 429 and 503 are not yet, anything else is no.
+    Http(String),
+    /// A file: yes once it is there.
+    File(String),
+}
+
+/// What no answer at a gate means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnGateTimeout {
+    /// No.
+    #[default]
+    Fail,
+    /// Yes.
+    Pass,
+}
+
+/// What makes a canary a bad one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Analysis {
+    /// Whether a bad one is taken back; otherwise it is only said (`shadow`).
+    pub enforce: bool,
+    /// Clients of the canary that must have been seen in a step before it can be fine.
+    pub min_clients: u64,
+    /// How many times as often as the stable pool's clients the canary's may fare badly.
+    pub tolerance: f64,
+    /// The part of the canary's clients that may fare badly whatever the stable pool does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_failure_ratio: Option<f64>,
+    /// The probability that a canary which is not worse is taken back all the same.
+    pub alpha: f64,
+    /// How long a step may go on beyond its time for want of data or of certainty.
+    #[serde(with = "seconds")]
+    pub patience: Duration,
+    /// What too little data means.
+    pub on_no_data: OnNoData,
+}
+
+/// What too little data means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNoData {
+    /// Wait.
+    Hold,
+    /// Go on.
+    Pass,
+    /// Go back, when patience is over.
+    Fail,
+}
+
+/// Durations in the journal: seconds, with a fraction.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(duration.as_secs_f64())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+mod maybe_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => to.serialize_f64(duration.as_secs_f64()),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        let seconds = Option::<f64>::deserialize(from)?;
+        seconds.map(|seconds| Duration::try_from_secs_f64(seconds).map_err(D::Error::custom)).transpose()
+    }
+}

@@ -1,0 +1,145 @@
+//! The kernel runs the same decision as the host: on a million frames, most of them broken somewhere.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::{env, thread};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::host::{self, Tables};
+use lb_common::parse;
+use lb_common::pipeline::process;
+use lb_common::verdict::{self, Reason, Verdict};
+use lb_tests::claim;
+use lb_tests::test_run::Action;
+use lb_userspace::clock;
+use libtest_mimic::Trial;
+
+use crate::frames::Frames;
+use crate::kernel::{Charged, Kernel, ROOM, State};
+use crate::network::{LOOPBACK, Network};
+use crate::rng::Rng;
+use crate::tables;
+
+/// At least so many frames.
+const FRAMES: u64 = 1_000_000;
+/// Frames from one set of tables: too few to fill any of them, for the kernel forgets others than the host does.
+const STAGE: u64 = 10_000;
+
+pub fn claims() -> Vec<Trial> {
+    vec![claim("kernel and host agree on a million frames: verdict, counters, bytes and tables", agree)]
+}
+
+fn agree() -> Result<()> {
+    let seed = seed()?;
+    println!("seed {seed} (LB_SEED={seed} repeats this run)");
+    let network = Network::new()?;
+    let started = Instant::now();
+    let next = AtomicU64::new(0);
+    let reached = Mutex::new(BTreeMap::<&str, u64>::new());
+    let workers = thread::available_parallelism()?.get();
+    let run = || -> Result<()> {
+        // By stages, each from a seed of its own: the number of CPUs does not matter.
+        network.namespace().run(|| {
+            let kernel = Kernel::load(ROOM)?;
+            while let Some(number) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| n * STAGE < FRAMES)
+            {
+                let charged = stage(&kernel, &network, Rng::new(seed.wrapping_add(number)))
+                    .with_context(|| format!("stage {number} of seed {seed}"))?;
+                let mut reached = reached.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                for (reason, count) in charged.reasons() {
+                    *reached.entry(reason.name()).or_default() += count;
+                }
+            }
+            Ok(())
+        })
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("a worker does not panic"))
+    })?;
+    let reached = reached.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    println!("{} frames in {:.1?}: {reached:?}", reached.values().sum::<u64>(), started.elapsed());
+    // Those that no frame can bring about here: a table is missing, a driver leaves no room.
+    let never = [Reason::NoTable, Reason::NoHeadroom];
+    for reason in Reason::ALL.iter().filter(|reason| !never.contains(reason)) {
+        let count = reached.get(reason.name()).copied().unwrap_or_default();
+        ensure!(count >= FRAMES / 20_000, "only {count} frames were {}: {reached:?}", reason.name());
+    }
+    Ok(())
+}
+
+fn seed() -> Result<u64> {
+    match env::var("LB_SEED") {
+        Ok(text) => text.parse().with_context(|| format!("LB_SEED is a number, not {text:?}")),
+        Err(_) => Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64),
+    }
+}
+
+/// Sends frames through both, from tables that are the same at first and must be at the end.
+fn stage(kernel: &Kernel, network: &Network, mut rng: Rng) -> Result<Charged> {
+    let mut tables = tables::make(network, &mut rng);
+    kernel.fill(&tables, &network.egress())?;
+    let mut frames = Frames::new(network);
+    let mut charged = Charged::default();
+    for number in 0..STAGE {
+        let frame = frames.next(&tables, &mut rng);
+        let arrival = rng.pick(&[network.port(), LOOPBACK]);
+        compare(kernel, network, &mut tables, &mut charged, &frame, arrival)
+            .with_context(|| format!("frame {number} by interface {arrival}: {}", hex(&frame)))?;
+    }
+    let slots = kernel.maps.slots.len() as usize;
+    let difference = kernel.state()?.difference(&State::of(&tables, &charged, slots));
+    ensure!(difference.is_none(), "kernel and host have other tables: {}", difference.unwrap_or_default());
+    Ok(charged)
+}
+
+fn compare(
+    kernel: &Kernel,
+    network: &Network,
+    tables: &mut Tables,
+    charged: &mut Charged,
+    bytes: &[u8],
+    arrival: u32,
+) -> Result<()> {
+    let mut frame = host::Frame::new(bytes, arrival);
+    if let Ok(header) = parse::network(&frame) {
+        tables.default_route = network.route(arrival, &header);
+    }
+    tables.clock.set(clock::nanoseconds());
+    let verdict = process(&mut frame, tables);
+    charged.add(&verdict);
+
+    let outcome = kernel.run(bytes, arrival)?;
+    let expected = action(network, &verdict, arrival);
+    ensure!(
+        outcome.action == expected,
+        "the kernel says {:?}, the host {expected:?} ({verdict:?})",
+        outcome.action
+    );
+    let (is, should) = (kernel.maps.counters()?, charged.counters(tables));
+    ensure!(is == should, "other counters, at {verdict:?}:\n{is:?}\n{should:?}");
+    ensure!(
+        outcome.frame == frame.bytes(),
+        "other bytes, at {verdict:?}:\n{}\n{}",
+        hex(&outcome.frame),
+        hex(frame.bytes())
+    );
+    Ok(())
+}
+
+/// What the program returns for a verdict.
+fn action(network: &Network, verdict: &Verdict, arrival: u32) -> Action {
+    match verdict.reason.action() {
+        verdict::Action::Pass => Action::Pass,
+        verdict::Action::Drop => Action::Drop,
+        verdict::Action::Transmit if verdict.ifindex == arrival => Action::Transmit,
+        verdict::Action::Transmit if network.egress().contains(&verdict.ifindex) => Action::Redirect,
+        verdict::Action::Transmit => Action::Drop,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,243 @@
+//! The program as the agent loads it, with tables as they are on the host.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{ProgramFd, Xdp};
+use bytemuck::Pod;
+use lb_common::abi::{FlowEntry, FlowKey, HalfOpen, Slot, Traffic};
+use lb_common::host::Tables;
+use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
+use lb_tests::private_dir;
+use lb_tests::test_run::{Outcome, TestRun};
+use lb_userspace::dataplane::bpf::{Hash, Mapped, PerCpu};
+use lb_userspace::dataplane::maps::{self, Maps};
+use lb_userspace::dataplane::{Capacities, Options, load};
+
+/// Room for what the host's tables of the tests hold.
+pub const ROOM: Capacities = Capacities {
+    flows: 1 << 16,
+    udp_flows: 1 << 16,
+    half_open: 1 << 16,
+    slots: 1 << 13,
+    backends: 128,
+    services: 64,
+};
+
+/// A loaded program and its maps.
+pub struct Kernel {
+    pub maps: Arc<Maps>,
+    program: ProgramFd,
+}
+
+impl Kernel {
+    /// Loads the program into maps of its own, attached nowhere.
+    pub fn load(capacities: Capacities) -> Result<Self> {
+        let name = private_dir("pins")?;
+        let options = Options {
+            pin_dir: std::path::Path::new("/sys/fs/bpf").join(name.file_name().context("a name")?),
+            interfaces: Vec::new(),
+            mode: None,
+            capacities,
+            log_level: 0,
+        };
+        let loaded = load(&options)?;
+        let program: &Xdp = loaded.object.program("lb").context("no program lb")?.try_into()?;
+        Ok(Self { maps: Arc::new(loaded.maps), program: program.fd()?.try_clone()? })
+    }
+
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
+    /// One run on a frame that came in by `arrival`.
+    pub fn run(&self, frame: &[u8], arrival: u32) -> Result<Outcome> {
+        TestRun::new(self.program(), frame).arriving_on(arrival, 0).run()
+    }
+
+    /// Makes the maps hold what `tables` holds, and nothing else; `egress` grows only. In the namespace of its interfaces.
+    pub fn fill(&self, tables: &Tables, egress: &[u32]) -> Result<()> {
+        let maps = &self.maps;
+        maps.settings.write(0, &tables.settings);
+        replace(&maps.vips, tables.vips.iter().map(|(key, index)| (*key, *index)))?;
+        replace(&maps.replies, tables.repliers.borrow().iter().map(|(key, replier)| (*key, *replier)))?;
+        write_all(&maps.services, &tables.services)?;
+        write_all(&maps.backends, &tables.backends)?;
+        write_all(&maps.devices, &tables.devices)?;
+        ensure!(tables.slots.len() <= maps.slots.len() as usize, "no room for {} slots", tables.slots.len());
+        for (index, slot) in (0..).zip(&tables.slots) {
+            maps.slots.word(index, 0).store(slot.get().0, Ordering::Release);
+        }
+        for ifindex in egress {
+            maps.egress.insert(ifindex, &[*ifindex, 0])?;
+        }
+        replace(&maps.flows, tables.flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
+        replace(&maps.udp_flows, tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
+        replace(&maps.half_open, tables.half_open.borrow().iter().map(|(key, note)| (*key, *note)))?;
+        replace(&maps.direct, tables.direct.borrow().iter().map(|(key, seen)| (*key, *seen)))?;
+        maps.counters.clear(0)?;
+        clear_all(&maps.pool_traffic)?;
+        clear_all(&maps.backend_traffic)
+    }
+
+    /// What the maps hold that packets change.
+    pub fn state(&self) -> Result<State> {
+        let maps = &self.maps;
+        let slots = (0..maps.slots.len()).map(|index| Slot(maps.slots.read(index)));
+        Ok(State {
+            slots: slots.collect(),
+            flows: maps.flows.entries()?.into_iter().map(|(key, entry)| (key, flow(&entry))).collect(),
+            udp_flows: maps
+                .udp_flows
+                .entries()?
+                .into_iter()
+                .map(|(key, entry)| (key, flow(&entry)))
+                .collect(),
+            half_open: maps
+                .half_open
+                .entries()?
+                .into_iter()
+                .map(|(key, note)| (key, handshake(&note)))
+                .collect(),
+            direct: maps.direct.entries()?.into_iter().map(|(key, _)| key).collect(),
+            marked: maps.replies.entries()?.iter().filter(|(_, replier)| replier.direct != 0).count(),
+            pools: traffic(&maps.pool_traffic)?,
+            backends: traffic(&maps.backend_traffic)?,
+        })
+    }
+}
+
+fn replace<K: Pod, V: Pod>(map: &Hash<K, V>, with: impl Iterator<Item = (K, V)>) -> Result<()> {
+    for (key, _) in map.entries()? {
+        map.remove(&key)?;
+    }
+    for (key, value) in with {
+        map.insert(&key, &value)?;
+    }
+    Ok(())
+}
+
+fn write_all<T: Pod>(map: &Mapped<T>, values: &[T]) -> Result<()> {
+    ensure!(values.len() <= map.len() as usize, "no room for {} of {}", values.len(), map.len());
+    for (index, value) in (0..).zip(values) {
+        map.write(index, value);
+    }
+    Ok(())
+}
+
+fn clear_all<T: Pod>(map: &PerCpu<T>) -> Result<()> {
+    for index in 0..map.len() {
+        map.clear(index)?;
+    }
+    Ok(())
+}
+
+fn traffic(map: &PerCpu<Traffic>) -> Result<BTreeMap<u32, Traffic>> {
+    let mut seen = BTreeMap::new();
+    for index in 0..map.len() {
+        let sum = maps::traffic(map, index)?;
+        if sum != Traffic::default() {
+            seen.insert(index, sum);
+        }
+    }
+    Ok(seen)
+}
+
+/// Backend and generation: the time is the kernel's own.
+type Flow = (u16, u32);
+/// Backend, generation and sequence number.
+type Handshake = (u16, u32, u32);
+
+fn flow(entry: &FlowEntry) -> Flow {
+    (entry.backend, entry.generation)
+}
+
+fn handshake(note: &HalfOpen) -> Handshake {
+    (note.backend, note.generation, note.sequence)
+}
+
+/// What packets leave behind, but for the times.
+#[derive(Debug, PartialEq)]
+pub struct State {
+    pub slots: Vec<Slot>,
+    pub flows: BTreeMap<FlowKey, Flow>,
+    pub udp_flows: BTreeMap<FlowKey, Flow>,
+    pub half_open: BTreeMap<FlowKey, Handshake>,
+    pub direct: std::collections::BTreeSet<FlowKey>,
+    pub marked: usize,
+    pub pools: BTreeMap<u32, Traffic>,
+    pub backends: BTreeMap<u32, Traffic>,
+}
+
+impl State {
+    /// Of the host's tables, with what was charged.
+    pub fn of(tables: &Tables, charged: &Charged, slots: usize) -> Self {
+        let mut words: Vec<Slot> = tables.slots.iter().map(std::cell::Cell::get).collect();
+        words.resize(slots, Slot::default());
+        Self {
+            slots: words,
+            flows: tables.flows.borrow().iter().map(|(key, entry)| (*key, flow(entry))).collect(),
+            udp_flows: tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, flow(entry))).collect(),
+            half_open: tables.half_open.borrow().iter().map(|(key, note)| (*key, handshake(note))).collect(),
+            direct: tables.direct.borrow().iter().map(|(key, _)| *key).collect(),
+            marked: tables.repliers.borrow().values().filter(|replier| replier.direct != 0).count(),
+            pools: charged.pools.clone(),
+            backends: charged.backends.clone(),
+        }
+    }
+
+    /// The name of a part that differs, with both.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        macro_rules! compare {
+            ($($part:ident)*) => { $(
+                if self.$part != other.$part {
+                    return Some(format!("{}:\n{:?}\n{:?}", stringify!($part), self.$part, other.$part));
+                }
+            )* };
+        }
+        compare!(flows udp_flows half_open direct marked pools backends);
+        let slot = self.slots.iter().zip(&other.slots).position(|(a, b)| a != b)?;
+        Some(format!("slot {slot}: {:?} {:?}", self.slots[slot], other.slots[slot]))
+    }
+}
+
+/// What the host would have counted.
+#[derive(Default)]
+pub struct Charged {
+    reasons: [u64; Reason::COUNT],
+    pools: BTreeMap<u32, Traffic>,
+    backends: BTreeMap<u32, Traffic>,
+}
+
+impl Charged {
+    pub fn add(&mut self, verdict: &Verdict) {
+        self.reasons[verdict.reason as usize] += 1;
+        let Account { backend, pool, bytes, begins } = verdict.account;
+        if backend == 0 {
+            return;
+        }
+        let packet = if verdict.is_reply() {
+            Traffic { reply_packets: 1, reply_bytes: bytes.into(), ..Traffic::default() }
+        } else {
+            Traffic { packets: 1, bytes: bytes.into(), connections: begins.into(), ..Traffic::default() }
+        };
+        *self.pools.entry(pool.into()).or_default() += packet;
+        *self.backends.entry(backend.into()).or_default() += packet;
+    }
+
+    /// With the events of the host's tables.
+    pub fn counters(&self, tables: &Tables) -> Counters {
+        let mut events = [0; Event::COUNT];
+        for (count, event) in events.iter_mut().zip(Event::ALL) {
+            *count = tables.count(*event);
+        }
+        Counters { reasons: self.reasons, events }
+    }
+
+    pub fn reasons(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL.iter().map(|reason| (*reason, self.reasons[*reason as usize]))
+    }
+}

@@ -1,0 +1,18 @@
+//! The loaded program on crafted frames: that it decides as the same code does on the host, and what it does when tables
+//! are full.
+
+mod differential;
+mod frames;
+mod full;
+mod kernel;
+mod network;
+mod rng;
+mod tables;
+mod writing;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let claims = [differential::claims(), full::claims(), writing::claims()];
+    lb_tests::run(claims.into_iter().flatten().collect())
+}

@@ -1,0 +1,71 @@
+//! Tables of every kind of service, in every state that a change or a crash may leave them in.
+
+use lb_common::abi::{Life, NextHop, OnEmpty, Service, Slot, Split};
+use lb_common::host::{Tables, fuzz};
+use lb_common::pipeline::Route;
+
+use crate::network::Network;
+use crate::rng::Rng;
+
+/// Tables that are settled, or (two times of three) in the midst of changes.
+pub fn make(network: &Network, rng: &mut Rng) -> Tables {
+    let mut tables = fuzz::tables();
+    tables.devices = network.devices().to_vec();
+    tables.routes.clear();
+    tables.default_route = Route::None;
+    let settled = rng.once_in(3);
+    for backend in tables.backends.iter_mut().skip(1) {
+        let device = [0, 0, 0, 1, 2][rng.below(5)];
+        let [a, b, c, d, e, f, ..] = rng.next().to_ne_bytes();
+        backend.next_hop = NextHop::of([a, b, c, d, e, f], device).0;
+        if rng.once_in(16) {
+            backend.next_hop = 0;
+        }
+        if rng.once_in(16) {
+            backend.life = Life::of(rng.next() as u32, false).0;
+        }
+    }
+    for index in 0..tables.services.len() {
+        flags(&mut tables.services[index], rng);
+        if !settled {
+            unsettle(&mut tables, index, rng);
+        }
+    }
+    tables
+}
+
+fn flags(service: &mut Service, rng: &mut Rng) {
+    for flag in [Service::AFFINITY, Service::SPLIT_BY_PORTS, Service::TRACK_UDP] {
+        if rng.once_in(4) {
+            service.flags ^= flag;
+        }
+    }
+    if rng.once_in(4) {
+        service.split_mask = [u32::MAX, u32::MAX, u32::MAX, 0xffff_ff00];
+    }
+    if rng.once_in(4) {
+        service.on_empty = rng.pick(&[OnEmpty::Reset, OnEmpty::Drop, OnEmpty::Pass]) as u8;
+    }
+}
+
+fn unsettle(tables: &mut Tables, index: usize, rng: &mut Rng) {
+    let ids: Vec<u16> = (1..tables.backends.len() as u16)
+        .filter(|id| tables.backends[usize::from(*id)].service as usize == index)
+        .chain([0])
+        .collect();
+    let service = &mut tables.services[index];
+    let share = |rng: &mut Rng| rng.pick(&[0, 1 << 30, 1 << 31, Split::ALL]);
+    service.split = Split::of(share(rng), share(rng)).0;
+    service.split_home = share(rng).into();
+    service.lease_until = rng.pick(&[0, 0, 1, u64::MAX]);
+    for first in [service.stable_slots, service.canary_slots] {
+        for slot in &tables.slots[first as usize..(first + service.table_size) as usize] {
+            let old = slot.get();
+            slot.set(match rng.below(4) {
+                0 => Slot::of(rng.pick(&ids), old.home(), rng.below(3) as u32),
+                1 => Slot::of(old.new(), rng.pick(&ids), 1),
+                _ => old,
+            });
+        }
+    }
+}

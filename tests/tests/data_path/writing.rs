@@ -1,0 +1,111 @@
+//! What publishing writes into the maps, where only the maps show it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::abi::{Mode, NextHop, OnEmpty, Port, Service, VipKey};
+use lb_common::wire::IPPROTO_TCP;
+use lb_tests::claim;
+use lb_userspace::dataplane::Capacities;
+use lb_userspace::publish::{Member, PoolPlan, PublishError, Publisher, ServicePlan};
+use libtest_mimic::Trial;
+
+use crate::kernel::{Kernel, ROOM};
+
+pub fn claims() -> Vec<Trial> {
+    vec![
+        claim("a service without a canary points at no slots but its own", own_slots),
+        claim("as many backends fit as the configuration says", backends_fit),
+        claim("two pools fit for each service that the configuration says", pools_fit),
+    ]
+}
+
+const SLOTS: u32 = 101;
+const SEED: &[u8; 16] = b"a seed of claims";
+
+fn publisher(capacities: Capacities) -> Result<Publisher> {
+    let kernel = Kernel::load(capacities)?;
+    Ok(Publisher::adopt(Arc::clone(&kernel.maps), 0)?)
+}
+
+fn pool(name: &str, backends: &[u8]) -> PoolPlan {
+    let at = |n: &u8| SocketAddr::from(([10, 0, 0, *n], 8080));
+    let member = |n: &u8| Member {
+        address: at(n).ip().into(),
+        port: Port::new(at(n).port()),
+        usable: true,
+        next_hop: NextHop::of([2, 0, 0, 0, 0, *n], 0),
+    };
+    let members: Vec<Member> = backends.iter().map(member).collect();
+    let takers: Vec<_> = members.iter().map(|member| (member.address, member.port)).collect();
+    let table = (0..SLOTS).map(|slot| slot as u16 % takers.len() as u16).collect();
+    PoolPlan { name: name.to_owned(), members, table, takers }
+}
+
+fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
+    ServicePlan {
+        key: VipKey::new([203, 0, 113, vip].into(), 80, IPPROTO_TCP),
+        mode: Mode::Nat,
+        on_empty: OnEmpty::Reset,
+        flags: 0,
+        split_mask: [u32::MAX; 4],
+        salt: 0,
+        table_size: SLOTS,
+        stable,
+        canary,
+    }
+}
+
+fn written(publisher: &Publisher, plan: &ServicePlan) -> Result<Service> {
+    let index = publisher.registry.service_index(&plan.key).context("the service has an index")?;
+    Ok(publisher.maps.services.read(index))
+}
+
+fn own_slots() -> Result<()> {
+    let mut publisher = publisher(ROOM)?;
+    // So that slot 0 is another service's.
+    publisher.publish(&plan(1, pool("stable", &[1]), None), SEED, 0)?;
+    let alone = plan(2, pool("stable", &[2]), None);
+    publisher.publish(&alone, SEED, 0)?;
+    let service = written(&publisher, &alone)?;
+    ensure!(service.stable_slots == SLOTS && service.canary_slots == SLOTS, "{service:?}");
+
+    let both = plan(2, pool("stable", &[2]), Some(pool("canary", &[3])));
+    publisher.publish(&both, SEED, 0)?;
+    let service = written(&publisher, &both)?;
+    ensure!(service.stable_slots == SLOTS && service.canary_slots == 2 * SLOTS, "{service:?}");
+
+    // The canary's slots are anybody's from here on.
+    publisher.publish(&alone, SEED, 0)?;
+    let service = written(&publisher, &alone)?;
+    ensure!(service.stable_slots == SLOTS && service.canary_slots == SLOTS, "{service:?}");
+    ensure!(service.canary_pool == 0, "{service:?}");
+    Ok(())
+}
+
+fn backends_fit() -> Result<()> {
+    let mut publisher = publisher(Capacities { backends: 3, ..ROOM })?;
+    ensure!(publisher.maps.backend_room() == 3, "room for {}", publisher.maps.backend_room());
+    publisher.publish(&plan(1, pool("stable", &[1, 2, 3]), None), SEED, 0)?;
+    // Another agent finds all of them.
+    let mut publisher = Publisher::adopt(Arc::clone(&publisher.maps), 0)?;
+    ensure!(publisher.registry.backend_count() == 3, "{} adopted", publisher.registry.backend_count());
+    match publisher.publish(&plan(2, pool("stable", &[4]), None), SEED, 0) {
+        Err(PublishError::Full(full)) => {
+            let text = full.to_string();
+            ensure!(text.contains("no room for more backends") && text.contains("is 3;"), "{text}");
+            Ok(())
+        }
+        other => anyhow::bail!("a fourth backend found room: {other:?}"),
+    }
+}
+
+fn pools_fit() -> Result<()> {
+    let mut publisher = publisher(Capacities { services: 2, ..ROOM })?;
+    for service in [1, 2] {
+        let (stable, canary) = (pool("stable", &[service]), pool("canary", &[service + 10]));
+        publisher.publish(&plan(service, stable, Some(canary)), SEED, 0)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Rollouts: a good canary goes on by itself, a bad one goes back by itself.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::claim;
+use lb_tests::scene::{Plan, SERVICE, Scene};
+use lb_tests::traffic::{Behaviour, Load, LoadSpec, Pool, PoolSpec, Sources, Tally};
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+pub fn claims() -> Vec<Trial> {
+    vec![
+        claim("a good canary is promoted by itself, and no connection is lost", good),
+        claim("a canary that refuses 5 % of connections goes back by itself", refusing),
+        claim("a canary that resets every connection trips the wire in the kernel", tripwire),
+        claim("a slow canary goes back by itself", slow),
+        claim("a rollout without traffic waits", no_traffic),
+        claim("a rollout goes on after the agent was killed", agent_killed),
+        claim("a canary whose lease runs out gets no new flow", lease),
+        claim("an operator pauses, approves, promotes and aborts a rollout", orders),
+        claim("a rollback by hand ends a rollout", rollback),
+    ]
+}
+
+const SOON: Duration = Duration::from_secs(40);
+
+/// Settles quickly, so that a promotion does not take the quarter of an hour that it takes elsewhere.
+fn plan(rollout: &str) -> Plan {
+    Plan {
+        lines: true,
+        dataplane: "drain = \"1s\"\nsweep = \"200ms\"".to_owned(),
+        health: format!("[service.health]\ntype = \"none\"\n[service.rollout]\n{rollout}"),
+        ..Plan::default()
+    }
+}
+
+/// New connections of many clients, all the time.
+fn traffic(scene: &Scene) -> Result<Load> {
+    let load = LoadSpec::lines(scene.target()).from(Sources::crowd(20_000));
+    Load::start(scene.lab.client(0), load.rate(1500.0).concurrency(128).timeout(Duration::from_secs(5)))
+}
+
+fn rollout(scene: &Scene) -> Result<Value> {
+    scene.json(&["rollout", "status", SERVICE])
+}
+
+fn wait_for(scene: &Scene, phase: &str) -> Result<Value> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let status = rollout(scene)?;
+        if status["phase"] == phase {
+            return Ok(status);
+        }
+        ensure!(Instant::now() < deadline, "not {phase} after {SOON:?}: {status:#}\n{}", scene.agent.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn reason(status: &Value) -> &str {
+    status["reason"].as_str().unwrap_or_default()
+}
+
+/// Nothing goes to the canary any more.
+fn is_back(scene: &Scene) -> Result<()> {
+    let load = LoadSpec::lines(scene.target()).from(Sources::crowd(500)).flows(500);
+    let tally = Load::run(scene.lab.client(0), load.concurrency(64).timeout(Duration::from_secs(5)))?;
+    ensure!(tally.failed() == 0 && canaries(&tally) == 0, "{tally:?}");
+    Ok(())
+}
+
+fn canaries(tally: &Tally) -> u64 {
+    (0..3).map(|i| tally.answered_by(&format!("canary{i}"))).sum()
+}
+
+fn good() -> Result<()> {
+    let scene = Scene::start(plan("shares = [5, 50]\nhold = \"2s\"\nsoak = \"1s\"\nmin_clients = 50"))?;
+    let pool = Pool::open(
+        scene.lab.client(0),
+        PoolSpec::new(scene.target(), 200).from(Sources::Crowd { first: 30_000, count: 200 }),
+    )?;
+    let load = traffic(&scene)?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary", "--reason", "release 42"])?;
+    let watched = scene.agent.lbctl(&["rollout", "status", SERVICE, "--watch", "--timeout", "60s"])?;
+    ensure!(watched.code == Some(0), "{watched:?}\n{}", scene.agent.log());
+    let tally = load.stop()?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    let report = pool.check()?;
+    ensure!(report.broken.is_empty(), "{report:?}");
+
+    let services = scene.json(&["get", "services", SERVICE])?;
+    ensure!(services["services"][0]["stable"] == "canary", "{services:#}");
+    let load = LoadSpec::lines(scene.target()).from(Sources::crowd(500)).flows(500);
+    let tally = Load::run(scene.lab.client(0), load.concurrency(64).timeout(Duration::from_secs(5)))?;
+    ensure!(tally.failed() == 0 && canaries(&tally) == 500, "everybody is on the new pool: {tally:?}");
+    Ok(())
+}
+
+fn refusing() -> Result<()> {
+    let scene = Scene::start(Plan { canary: 2, ..plan("shares = [20]\nhold = \"60s\"\ntripwire = 0") })?;
+    // One of twenty connections to the canary goes to the server that refuses them.
+    scene.lbctl(&["set", "weight", &scene.backend(2), "95"])?;
+    scene.lbctl(&["set", "weight", &scene.backend(3), "5"])?;
+    scene.servers[3].behave(Behaviour::Refuse)?;
+    let load = traffic(&scene)?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    let status = wait_for(&scene, "rolled-back")?;
+    ensure!(reason(&status).starts_with("clients that fared badly"), "{status:#}");
+    let hurt = load.tally()?.failed();
+    ensure!((2..=60).contains(&hurt), "{hurt} clients were hurt: {status:#}");
+    is_back(&scene)?;
+    let watched = scene.agent.lbctl(&["rollout", "status", SERVICE, "--watch"])?;
+    ensure!(watched.code == Some(3), "{watched:?}");
+    Ok(())
+}
+
+fn tripwire() -> Result<()> {
+    let scene = Scene::start(plan("shares = [20]\nhold = \"60s\""))?;
+    scene.servers[2].behave(Behaviour::Reset)?;
+    let load = traffic(&scene)?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    let status = wait_for(&scene, "rolled-back")?;
+    ensure!(reason(&status).starts_with("the tripwire:"), "{status:#}");
+    let hurt = load.tally()?.failed();
+    ensure!((2..=20).contains(&hurt), "{hurt} clients were hurt: {status:#}");
+    is_back(&scene)
+}
+
+fn slow() -> Result<()> {
+    let scene = Scene::start(plan("shares = [20]\nhold = \"60s\""))?;
+    scene.servers[2].behave(Behaviour::Delay(Duration::from_millis(100)))?;
+    let _load = traffic(&scene)?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    let status = wait_for(&scene, "rolled-back")?;
+    ensure!(reason(&status).starts_with("clients that waited long"), "{status:#}");
+    Ok(())
+}
+
+fn no_traffic() -> Result<()> {
+    let scene = Scene::start(plan("shares = [20]\nhold = \"100ms\""))?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    std::thread::sleep(Duration::from_secs(2));
+    let status = rollout(&scene)?;
+    ensure!(status["phase"] == "holding" && status["verdict"] == "no-data", "{status:#}");
+    let late = scene.agent.lbctl(&["rollout", "status", SERVICE, "--watch", "--timeout", "1s"])?;
+    ensure!(late.code == Some(4), "{late:?}");
+    Ok(())
+}
+
+fn agent_killed() -> Result<()> {
+    let mut scene = Scene::start(plan("shares = [5, 50]\nhold = \"2s\"\nsoak = \"1s\"\nmin_clients = 50"))?;
+    let load = traffic(&scene)?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    for phase in ["holding", "soaking"] {
+        wait_for(&scene, phase)?;
+        scene.agent.kill9();
+        std::thread::sleep(Duration::from_millis(500));
+        scene.agent.restart()?;
+        scene.agent.wait_ready(Duration::from_secs(30))?;
+    }
+    wait_for(&scene, "promoted")?;
+    let tally = load.stop()?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    Ok(())
+}
+
+fn lease() -> Result<()> {
+    let mut scene = Scene::start(plan("shares = [50]\nhold = \"60s\"\nlease = \"5s\""))?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    wait_for(&scene, "holding")?;
+    let some = LoadSpec::lines(scene.target()).from(Sources::crowd(200)).flows(200).concurrency(64);
+    ensure!(canaries(&Load::run(scene.lab.client(0), some)?) > 50, "half of the clients are in the canary");
+    scene.agent.kill9();
+    std::thread::sleep(Duration::from_millis(5_500));
+    is_back(&scene)?;
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))?;
+    wait_for(&scene, "rolled-back")?;
+    is_back(&scene)
+}
+
+fn orders() -> Result<()> {
+    let gate = "hold = \"100ms\"\nsoak = \"60s\"\nanalysis = \"off\"\n\
+                [[service.rollout.step]]\nshare = 10\ngate = \"approve\"\n\
+                [[service.rollout.step]]\nshare = 50\nhold = \"1h\"\n";
+    let scene = Scene::start(plan(gate))?;
+    let order = |order: &str| scene.lbctl(&["rollout", order, SERVICE]);
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    let status = wait_for(&scene, "gate")?;
+    ensure!(status["desired_percent"] == 10.0, "{status:#}");
+    let refused = scene.agent.lbctl(&["set", "split", SERVICE, "70"])?;
+    ensure!(refused.code == Some(5), "a rollout has the split: {refused:?}");
+    order("pause")?;
+    order("approve")?;
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(rollout(&scene)?["phase"] == "gate", "it is paused");
+    order("resume")?;
+    let status = wait_for(&scene, "holding")?;
+    ensure!(status["desired_percent"] == 50.0, "{status:#}");
+    order("promote")?;
+    let status = wait_for(&scene, "soaking")?;
+    ensure!(status["desired_percent"] == 100.0, "{status:#}");
+    order("abort")?;
+    let status = wait_for(&scene, "rolled-back")?;
+    ensure!(reason(&status) == "aborted", "{status:#}");
+    is_back(&scene)?;
+    order("retry")?;
+    wait_for(&scene, "gate")?;
+    Ok(())
+}
+
+fn rollback() -> Result<()> {
+    let scene = Scene::start(plan("shares = [30]\nhold = \"1h\""))?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    wait_for(&scene, "holding")?;
+    scene.lbctl(&["rollback", SERVICE])?;
+    let status = wait_for(&scene, "rolled-back")?;
+    ensure!(reason(&status) == "rolled back by hand", "{status:#}");
+    is_back(&scene)?;
+    let services = scene.json(&["get", "services", SERVICE])?;
+    let split = services["services"][0]["split"]["percent"].as_f64().context("a split")?;
+    ensure!(split == 0.0, "{services:#}");
+    Ok(())
+}
