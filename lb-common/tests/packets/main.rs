@@ -2,6 +2,7 @@
 
 mod dsr;
 mod lab;
+mod measure;
 mod nat;
 mod parsing;
 mod reset;

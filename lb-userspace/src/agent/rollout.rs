@@ -281,7 +281,7 @@ impl Agent {
         }
         self.settle_intent(name, intent);
         if next.phase == Phase::Promoted {
-            for (_, error) in self.converge([name.clone()]) {
+            if let Some((_, error)) = self.converge([name.clone()]).into_iter().next() {
                 return Err(ApiError::new(ErrorCode::Dataplane, error.to_string()).about(name.as_str()));
             }
         } else if next.phase != Phase::RolledBack && share != before {

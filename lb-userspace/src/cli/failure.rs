@@ -122,7 +122,7 @@ fn worded(error: &ApiError, doing: &str) -> String {
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
         let exit = match error.kind() {
-            Some(ErrorCode::RevisionConflict) => Exit::Conflict,
+            Some(ErrorCode::RevisionConflict | ErrorCode::RolloutUnderWay) => Exit::Conflict,
             _ => Exit::Failed,
         };
         Self { exit, error: Some(Box::new(error)) }

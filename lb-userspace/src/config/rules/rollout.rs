@@ -24,7 +24,7 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
 }
 
 fn two_ways(rollout: &RolloutDraft, findings: &mut Findings) {
-    if rollout.shares.written && rollout.steps.written {
+    if rollout.shares.written && rollout.steps.value.as_ref().is_some_and(|steps| !steps.is_empty()) {
         let found = Diagnostic::new(Code::RolloutSteps, "the steps of the rollout are given twice")
             .at(&rollout.shares.at, "here in short")
             .at(&rollout.steps.at, "here in full");

@@ -35,7 +35,7 @@ fn scripted(
     (scheduler, told, begins)
 }
 
-/// From the start of one check to the start of the next, in tenths of a second; jitter takes up to a sixteenth.
+/// From the start of one check to the start of the next, in seconds; jitter takes up to a sixteenth of it.
 async fn gaps(begins: &mut mpsc::UnboundedReceiver<time::Instant>, count: usize) -> Vec<f64> {
     let mut before = begins.recv().await.expect("the scheduler lives");
     let mut gaps = vec![];
