@@ -11,8 +11,8 @@ use super::{Agent, Handle, Remembered, Request, Target, diff, history};
 use crate::api::{
     Answer, ApiError, Applied, Apply, BackendPath, Call, Change, Control, Detached, Diff, DiffQuery,
     ErrorCode, Event, Explain, Explanation, FlowQuery, Flows, HealthWord, History, KeepOrReset, Moved,
-    OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState, SetWeight,
-    StartRollout, Status, Undo,
+    OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState,
+    SetWeight, StartRollout, Status, Undo,
 };
 use crate::compile::BackendView;
 use crate::config::Loaded;

@@ -269,7 +269,8 @@ impl Agent {
     /// Tells of drains whose time has come to an end since `before`.
     fn note_drains(&self, name: &ServiceName, before: Option<&Compiled>) {
         let over = |compiled: &Compiled| -> Vec<(String, SocketAddr, bool)> {
-            let backends = compiled.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
+            let backends =
+                compiled.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
             backends
                 .filter_map(|(pool, backend)| {
                     let drain = backend.drain.filter(|drain| drain.over)?;
@@ -293,7 +294,9 @@ impl Agent {
                 service: Some(name.as_str().to_owned()),
                 pool: Some(pool),
                 backend: Some(address.to_string()),
-                message: format!("the time that {address} had to drain is over with {flows} tracked flows: {done}"),
+                message: format!(
+                    "the time that {address} had to drain is over with {flows} tracked flows: {done}"
+                ),
                 ..Occurrence::default()
             });
         }

@@ -104,9 +104,12 @@ impl Agent {
     fn look(&mut self, name: &ServiceName) {
         let (Some(rollout), Some(pools)) = (self.rollout_of(name), self.pools_of(name)) else { return };
         let at = (rollout.phase, rollout.step);
-        let known = self.follows.get(name).map(|follow| follow.at);
-        if known != Some(at) {
-            self.begin_step(name, &rollout, pools, known.is_none());
+        if self.follows.get(name).is_none_or(|follow| follow.at != at) {
+            if self.is_taken_back(name, &rollout) {
+                // What the kernel program knows of it is the reason that will be given.
+                return;
+            }
+            self.begin_step(name, &rollout, pools);
         }
         let (canary, stable) = (self.count(pools, true), self.count(pools, false));
         let Some(follow) = self.follows.get_mut(name) else { return };
@@ -120,7 +123,8 @@ impl Agent {
         self.ask_at_gate(name, &rollout);
     }
 
-    fn begin_step(&mut self, name: &ServiceName, rollout: &Rollout, pools: Pools, first: bool) {
+    fn begin_step(&mut self, name: &ServiceName, rollout: &Rollout, pools: Pools) {
+        let first = !self.follows.contains_key(name);
         self.clear_measure(pools.measure);
         let traffic = |pool: u16| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
         let before = [traffic(pools.canary), traffic(pools.stable)];
@@ -207,7 +211,7 @@ impl Agent {
         Facts {
             not_ready,
             stable_takes: stable.and_then(|stable| pool(stable.as_str())).is_some_and(|pool| pool.takes_new()),
-            taken_back: (rollout.share() > 0.0 && in_kernel.split().new() == 0).then(|| self.taken_back(name)),
+            taken_back: self.is_taken_back(name, rollout).then(|| self.taken_back(name)),
             settled: split::is_settled_at_all(&in_kernel)
                 && index.is_some_and(|index| self.publisher.registry.is_closed(index)),
             verdict: self.verdict(name, rollout),
@@ -229,6 +233,11 @@ impl Agent {
     fn not_measured(&self, name: &ServiceName) -> Option<&'static str> {
         let service = self.desired.service(name.as_str())?;
         (service.protocol == Protocol::Udp).then_some("UDP has no handshakes that could be counted")
+    }
+
+    fn is_taken_back(&self, name: &ServiceName, rollout: &Rollout) -> bool {
+        let split = |index: u32| self.publisher.maps.services.read(index).split();
+        rollout.share() > 0.0 && self.index(name.as_str()).is_ok_and(|index| split(index).new() == 0)
     }
 
     /// Why the kernel's split is zero although the rollout's is not.
@@ -280,6 +289,13 @@ impl Agent {
             tracing::error!(service = %name, "the rollback is in force and not in the journal: {}", error.message);
         }
         self.settle_intent(name, intent);
+        if moved
+            && !next.phase.is_over()
+            && let Some(pools) = self.pools_of(name)
+        {
+            // Before the first new client comes.
+            self.begin_step(name, &next, pools);
+        }
         if next.phase == Phase::Promoted {
             if let Some((_, error)) = self.converge([name.clone()]).into_iter().next() {
                 return Err(ApiError::new(ErrorCode::Dataplane, error.to_string()).about(name.as_str()));

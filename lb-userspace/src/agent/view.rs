@@ -7,7 +7,12 @@ use lb_common::abi::{self, LAYOUT};
 use lb_common::verdict::{Action, Reason};
 
 use super::Agent;
-use crate::api::{Answer, Api, ApiError, BackendPath, BackendStatus, DataplaneStatus, DrainStatus, Finding, FlowInfo, FlowKind, FlowQuery, Flows, HealthState, HealthStatus, InterfaceStatus, KeepOrReset, NextHop, Override, PoolRole, PoolStatus, PriorityStatus, ProgramStatus, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status, Traffic, XdpMode};
+use crate::api::{
+    Answer, Api, ApiError, BackendPath, BackendStatus, DataplaneStatus, DrainStatus, Finding, FlowInfo,
+    FlowKind, FlowQuery, Flows, HealthState, HealthStatus, InterfaceStatus, KeepOrReset, NextHop, Override,
+    PoolRole, PoolStatus, PriorityStatus, ProgramStatus, Room, ServiceStatus, Severity, SlotRoom,
+    SplitStatus, Status, Traffic, XdpMode,
+};
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
 use crate::config::{self, Mode, Service};

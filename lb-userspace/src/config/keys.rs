@@ -9,8 +9,8 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::health::Health;
-use super::rollout::Rollout;
 use super::read::{Field, List, Maybe, Place, Table, Tables, draft, table};
+use super::rollout::Rollout;
 use super::value::*;
 
 const SECOND: u64 = 1_000;

@@ -531,7 +531,8 @@ impl Control for Agent {
     ) -> Answer<RolloutStatus> {
         self.find(&service)?;
         let shares: Vec<String> = request.shares.iter().flatten().map(ToString::to_string).collect();
-        self.asked(&call, format!("rollout {service} to {} by {shares:?} {:?}", request.to, request.reason)).await?;
+        self.asked(&call, format!("rollout {service} to {} by {shares:?} {:?}", request.to, request.reason))
+            .await?;
         Ok(rollout(&service, Phase::Preparing))
     }
 

@@ -24,6 +24,8 @@ pub fn claims() -> Vec<Trial> {
 }
 
 const SOON: Duration = Duration::from_secs(40);
+/// A pool becomes the stable one when every handshake that began before is over: 64 s.
+const PROMOTED: Duration = Duration::from_secs(110);
 
 /// Settles quickly, so that a promotion does not take the quarter of an hour that it takes elsewhere.
 fn plan(rollout: &str) -> Plan {
@@ -46,13 +48,14 @@ fn rollout(scene: &Scene) -> Result<Value> {
 }
 
 fn wait_for(scene: &Scene, phase: &str) -> Result<Value> {
-    let deadline = Instant::now() + SOON;
+    let patience = if phase == "promoted" { PROMOTED } else { SOON };
+    let deadline = Instant::now() + patience;
     loop {
         let status = rollout(scene)?;
         if status["phase"] == phase {
             return Ok(status);
         }
-        ensure!(Instant::now() < deadline, "not {phase} after {SOON:?}: {status:#}\n{}", scene.agent.log());
+        ensure!(Instant::now() < deadline, "not {phase} after {patience:?}: {status:#}\n{}", scene.agent.log());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -81,7 +84,7 @@ fn good() -> Result<()> {
     )?;
     let load = traffic(&scene)?;
     scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary", "--reason", "release 42"])?;
-    let watched = scene.agent.lbctl(&["rollout", "status", SERVICE, "--watch", "--timeout", "60s"])?;
+    let watched = scene.agent.lbctl(&["rollout", "status", SERVICE, "--watch", "--timeout", "110s"])?;
     ensure!(watched.code == Some(0), "{watched:?}\n{}", scene.agent.log());
     let tally = load.stop()?;
     ensure!(tally.failed() == 0, "{tally:?}");

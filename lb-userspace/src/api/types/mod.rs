@@ -29,7 +29,10 @@ pub use request::{
 pub use rollout::{
     ClientCount, MetricStatus, Observation, Observed, OrderRollout, RolloutStatus, StartRollout, VerdictWord,
 };
-pub use service::{BackendRow, BackendStatus, Backends, DrainStatus, HealthState, HealthStatus, HealthWord, NextHop, Override, PoolRole, PoolStatus, PriorityStatus, Rate, ServiceStatus, Services, SplitStatus, Traffic};
+pub use service::{
+    BackendRow, BackendStatus, Backends, DrainStatus, HealthState, HealthStatus, HealthWord, NextHop,
+    Override, PoolRole, PoolStatus, PriorityStatus, Rate, ServiceStatus, Services, SplitStatus, Traffic,
+};
 pub use share::{Share, ShareError};
 pub use status::{
     DataplaneStatus, Finding, InterfaceStatus, ProgramStatus, Room, Severity, SlotRoom, Status, XdpMode,

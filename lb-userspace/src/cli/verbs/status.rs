@@ -249,7 +249,9 @@ fn note(pool: &PoolStatus) -> Cell {
     }
     let tone = if notes.is_empty() { Tone::Plain } else { Tone::Bad };
     if pool.priorities.len() > 1 && !pool.failed {
-        let share = |level: &PriorityStatus| format!("{} of priority {}", percent(level.share_percent), level.priority);
+        let share = |level: &PriorityStatus| {
+            format!("{} of priority {}", percent(level.share_percent), level.priority)
+        };
         let shares = pool.priorities.iter().filter(|level| level.share_percent > 0.0).map(share);
         notes.push(shares.collect::<Vec<_>>().join(", "));
     }
@@ -259,9 +261,10 @@ fn note(pool: &PoolStatus) -> Cell {
 /// How many backends take new flows or stand by, of those that are to stay.
 pub(super) fn ready(pools: &[PoolStatus]) -> Cell {
     let backends = pools.iter().flat_map(|pool| &pool.backends);
-    let (ready, all) = backends
-        .filter(|backend| !backend.terminating)
-        .fold((0, 0), |(ready, all), backend| (ready + u32::from(backend.takes_new || backend.standby), all + 1));
+    let (ready, all) =
+        backends.filter(|backend| !backend.terminating).fold((0, 0), |(ready, all), backend| {
+            (ready + u32::from(backend.takes_new || backend.standby), all + 1)
+        });
     let tone = match ready {
         _ if ready == all => Tone::Good,
         0 => Tone::Bad,
