@@ -77,7 +77,7 @@ pub trait Tables {
     /// Where a packet for `network.destination` leaves.
     fn route(&self, packet: &Self::Packet, network: &Network) -> Route;
 
-    /// [`select`]; the kernel has it verified apart from everything else.
+    /// [`select`]; the kernel has most of it verified apart from everything else.
     fn place(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason>
     where
         Self: Sized,

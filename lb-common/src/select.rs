@@ -185,29 +185,29 @@ impl Service {
 /// [`Reason::NoTable`] if the service points beyond the slots.
 #[inline(always)]
 pub fn select<T: Tables>(tables: &T, service: &Service, key: &FlowKey, kind: Kind) -> Result<Choice, Reason> {
-    let membership = service.membership(tables, key);
-    let hash = service.backend_hash(key);
-    let index = service.slot(membership.new, hash);
-    let slot = tables.slot(index).ok_or(Reason::NoTable)?;
-    if membership.settled && slot.is_settled() {
-        let why = if matches!(kind, Kind::Syn(_)) { Why::New } else { Why::Settled };
-        return Ok(Choice { backend: slot.new(), why, hash });
+    let fork = Fork::new(tables, service, key)?;
+    match fork.settled(kind) {
+        Some(choice) => Ok(choice),
+        None => fork.choose(tables, kind),
     }
-    if matches!(kind, Kind::Udp) && !service.has(Service::TRACK_UDP) {
-        return Ok(Choice { backend: slot.new(), why: Why::Settled, hash });
-    }
-    tables.event(Event::SlowPath);
-    let fork = Fork { service, key, membership, hash, index, slot };
-    let (backend, why) = match kind {
-        Kind::Syn(sequence) => fork.begin(tables, sequence),
-        Kind::Tcp(sequence) => fork.go_on(tables, Some(sequence))?,
-        Kind::Rst => fork.go_on(tables, None)?,
-        Kind::Udp => fork.datagram(tables)?,
-    };
-    Ok(Choice { backend, why, hash })
 }
 
-/// A flow whose hash alone does not say where it goes.
+/// The choice if the hash alone says it, which it does for most packets of most services at most times.
+///
+/// # Errors
+///
+/// As [`select`].
+#[inline(always)]
+pub fn settled<T: Tables>(
+    tables: &T,
+    service: &Service,
+    key: &FlowKey,
+    kind: Kind,
+) -> Result<Option<Choice>, Reason> {
+    Ok(Fork::new(tables, service, key)?.settled(kind))
+}
+
+/// A flow, and where its hash leads.
 struct Fork<'a> {
     service: &'a Service,
     key: &'a FlowKey,
@@ -218,7 +218,40 @@ struct Fork<'a> {
     slot: Slot,
 }
 
-impl Fork<'_> {
+impl<'a> Fork<'a> {
+    #[inline(always)]
+    fn new<T: Tables>(tables: &T, service: &'a Service, key: &'a FlowKey) -> Result<Self, Reason> {
+        let membership = service.membership(tables, key);
+        let hash = service.backend_hash(key);
+        let index = service.slot(membership.new, hash);
+        let slot = tables.slot(index).ok_or(Reason::NoTable)?;
+        Ok(Self { service, key, membership, hash, index, slot })
+    }
+
+    /// What the hash alone says, if that is enough.
+    #[inline(always)]
+    fn settled(&self, kind: Kind) -> Option<Choice> {
+        let choice = |why| Choice { backend: self.slot.new(), why, hash: self.hash };
+        if self.membership.settled && self.slot.is_settled() {
+            return Some(choice(if matches!(kind, Kind::Syn(_)) { Why::New } else { Why::Settled }));
+        }
+        let untracked = matches!(kind, Kind::Udp) && !self.service.has(Service::TRACK_UDP);
+        untracked.then(|| choice(Why::Settled))
+    }
+
+    /// What else must be looked at.
+    #[inline(always)]
+    fn choose<T: Tables>(&self, tables: &T, kind: Kind) -> Result<Choice, Reason> {
+        tables.event(Event::SlowPath);
+        let (backend, why) = match kind {
+            Kind::Syn(sequence) => self.begin(tables, sequence),
+            Kind::Tcp(sequence) => self.go_on(tables, Some(sequence))?,
+            Kind::Rst => self.go_on(tables, None)?,
+            Kind::Udp => self.datagram(tables)?,
+        };
+        Ok(Choice { backend, why, hash: self.hash })
+    }
+
     /// A SYN.
     #[inline(always)]
     fn begin<T: Tables>(&self, tables: &T, sequence: u32) -> (u16, Why) {

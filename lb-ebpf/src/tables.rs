@@ -16,7 +16,7 @@ use lb_common::abi::{
 use lb_common::measure::{self, Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables};
-use lb_common::select::{Place, select};
+use lb_common::select::{Place, select, settled};
 use lb_common::verdict::{Account, Event, Reason, Verdict};
 
 use crate::maps;
@@ -90,8 +90,8 @@ fn measure_word(measure: u32, offset: usize) -> Option<*mut u64> {
 /// No [`Place`] looks like this.
 const NO_TABLE: u64 = u64::MAX;
 
-/// The selection rule, as a function of its own in the kernel's eyes ("global"): verified once, for any flow, so that its
-/// ways are not multiplied with those of parsing and rewriting.
+/// The selection rule for flows whose hash alone does not say it, as a function of its own in the kernel's eyes ("global"):
+/// verified once, for any flow, so that its ways are not multiplied with those of parsing and rewriting.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
@@ -303,7 +303,10 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn place(&self, _: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason> {
+    fn place(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason> {
+        if let Some(choice) = settled(self, service, key, kind)? {
+            return Ok(choice.into());
+        }
         let (kind, sequence) = match kind {
             Kind::Syn(sequence) => (0, sequence),
             Kind::Tcp(sequence) => (1, sequence),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use super::discovery::{Discovery, DiscoveryDraft};
 use super::health::Health;
 use super::read::{Field, List, Maybe, Place, Table, Tables, draft, table};
 use super::rollout::Rollout;
@@ -117,6 +118,8 @@ table! {
         min_healthy: Option<Least> as Maybe<Least> = None,
         /// Backends that must be healthy before a pool that failed takes new flows again; `min_healthy` if it is left out.
         min_healthy_recover: Option<Least> as Maybe<Least> = None,
+        /// Where backends are looked for, beside those that stand here.
+        discovery: Option<Discovery> as Maybe<Discovery> = None,
         /// Who serves.
         backends @ "backend": Vec<Backend> as Tables<Backend> = Vec::new(),
     }
@@ -246,6 +249,10 @@ impl PoolDraft {
     pub(super) fn backends(&self) -> &[BackendDraft] {
         self.backends.value.as_deref().unwrap_or_default()
     }
+
+    pub(super) fn discovery(&self) -> Option<&DiscoveryDraft> {
+        self.discovery.value.as_ref()?.as_ref()
+    }
 }
 
 impl HealthDraft {
@@ -300,4 +307,5 @@ pub(super) fn table_with(key: &str) -> Option<&'static str> {
         .or_else(|| has::<DataplaneDraft>(key))
         .or_else(|| has::<SlowStartDraft>(key))
         .or_else(|| has::<PoolDraft>(key))
+        .or_else(|| has::<DiscoveryDraft>(key))
 }

@@ -4,6 +4,7 @@
 //! and goes on after a mistake; `rules` checks what must hold between values; `report` shows what was found. The JSON
 //! form of a [`Config`] has the keys of the file and goes the same way, so that nothing enters unchecked.
 
+mod discovery;
 mod health;
 mod keys;
 mod read;
@@ -20,6 +21,7 @@ use std::{fs, io};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
+pub use discovery::{Discovery, Dns, Http, Record, Source, SourceKind, WhenEmpty, read_backends};
 pub use health::{AgentCheck, Exchange, GrpcRequest, Health, HealthCheck, HttpRequest, Probe, Question, Tls};
 pub use keys::{Backend, Config, Dataplane, Pool, Service, SlowStart};
 pub use read::Invalid;
@@ -29,8 +31,8 @@ pub use report::{
 pub use rollout::{AnalysisMode, Preset, Rollout, RolloutStep};
 pub use schema::json_schema;
 pub use value::{
-    AdminState, Aggression, BackendKey, Check, CommandLine, FilePath, HttpHost, HttpPath, InterfaceName,
-    Least, Mode, OnDown, OnEmpty, Payload, Percent, Phrase, PoolName, Protocol, Schema, Seed, ServiceName,
+    AdminState, Aggression, BackendKey, Check, CommandLine, DnsName, FilePath, HttpHost, HttpPath, HttpUrl,
+    InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase, PoolName, Protocol, Schema, Seed, ServiceName,
     SplitKey, StatusRanges, TableSize, TlsName, Tracking, Verify, Weight, XdpMode,
 };
 
@@ -157,6 +159,13 @@ impl<'de> Deserialize<'de> for Config {
 impl<'de> Deserialize<'de> for Service {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         checked::<Self, D>(from, |draft: &ServiceDraft, findings| rules::check_service(draft, findings))
+    }
+}
+
+/// By itself, as it stands in a service that is complete: with its port.
+impl<'de> Deserialize<'de> for Backend {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        checked::<Self, D>(from, |_, _| {})
     }
 }
 

@@ -1,19 +1,21 @@
-//! Desired state: what the operator wants, as configuration and as changes made at run time.
+//! Desired state: what the operator wants, as configuration and as changes made at run time; and what was discovered.
 
+mod discovered;
 pub mod history;
 pub mod journal;
 pub mod snapshot;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::config::{AdminState, Config, PoolName, Service, ServiceName};
+use crate::config::{AdminState, Backend, Config, PoolName, Service, ServiceName};
 use crate::rollout::engine::Rollout;
 
+pub use discovered::Discovered;
 pub use journal::{Change, Entry, Journal, JournalError};
 pub use snapshot::Snapshot;
 
@@ -43,6 +45,10 @@ pub struct Desired {
     pub config: Config,
     /// What was changed at run time, for each service.
     pub intents: BTreeMap<ServiceName, Intent>,
+    /// The backends that were discovered beside the configured ones. Finding others changes no service: nobody has decided
+    /// anything.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub discovered: Discovered,
     /// How often each service has changed, its removal included. A removed service keeps its count.
     pub revisions: BTreeMap<ServiceName, u64>,
 }
@@ -152,16 +158,22 @@ impl Intent {
             self.canary =
                 service.pools.iter().map(|pool| &pool.name).find(|name| **name != self.stable).cloned();
         }
+        self.forget_overrides(service);
+        Some(self)
+    }
+
+    /// Overrides of backends that are gone, or that stood in for a value that is another one now.
+    fn forget_overrides(&mut self, service: &Service) {
+        let all = service.pools.iter().flat_map(|pool| &pool.backends);
+        let all: HashMap<SocketAddr, &Backend> = all.map(|backend| (backend.address, backend)).collect();
         self.backends.retain(|address, overrides| {
-            let mut backends = service.pools.iter().flat_map(|pool| &pool.backends);
-            let Some(backend) = backends.find(|backend| backend.address == *address) else { return false };
+            let Some(backend) = all.get(address) else { return false };
             overrides.weight.take_if(|weight| weight.configured != Some(backend.weight.get()));
             overrides.state.take_if(|state| state.configured != Some(backend.state));
             let state = overrides.state.as_ref().map_or(backend.state, |state| state.value);
             overrides.deadline.take_if(|_| state != AdminState::Drain);
             !overrides.is_empty()
         });
-        Some(self)
     }
 }
 
@@ -171,7 +183,7 @@ impl Desired {
     pub fn of(config: Config) -> Self {
         let intents = config.services.iter().filter_map(|s| Some((s.name.clone(), Intent::of(s)?))).collect();
         let revisions = config.services.iter().map(|s| (s.name.clone(), 1)).collect();
-        Self { config, intents, revisions }
+        Self { config, intents, discovered: Discovered::new(), revisions }
     }
 
     /// A service by name.
@@ -183,14 +195,15 @@ impl Desired {
     /// What is left of this under another configuration. Services that differ, are new or are gone get a new revision.
     #[must_use]
     pub fn under(&self, config: Config) -> Self {
-        let mut next = Self { revisions: self.revisions.clone(), ..Self::of(config) };
-        for service in &next.config.services {
-            if let Some(intent) =
-                self.intents.get(&service.name).cloned().and_then(|intent| intent.under(service))
-            {
-                next.intents.insert(service.name.clone(), intent);
-            }
-        }
+        let (revisions, discovered) = (self.revisions.clone(), self.discovered.clone());
+        let mut next = Self { revisions, discovered, ..Self::of(config) };
+        next.forget_what_nobody_discovers();
+        let intents = next.services().into_iter().filter_map(|service| {
+            let intent = self.intents.get(&service.name).cloned()?;
+            Some((service.name.clone(), intent.under(&service)?))
+        });
+        let intents: Vec<(ServiceName, Intent)> = intents.collect();
+        next.intents.extend(intents);
         let before = self.config.services.iter();
         let gone = before.filter(|service| next.service(service.name.as_str()).is_none());
         let names: Vec<ServiceName> =
@@ -226,6 +239,8 @@ impl Desired {
             Some(intent) => drop(next.intents.insert(name.clone(), intent)),
             None => drop(next.intents.remove(name)),
         }
+        next.forget_what_nobody_discovers();
+        next.forget_overrides(name);
         next.count(name);
         next
     }
@@ -247,6 +262,7 @@ impl Desired {
                 let service = service.as_deref().cloned();
                 *self = self.with(name, Snapshot { service, intent: intent.clone() });
             }
+            Change::Discovered { name, pool, backends } => *self = self.discovering(name, pool, backends.clone()),
             Change::Base { desired, .. } => *self = (**desired).clone(),
         }
     }
@@ -261,7 +277,7 @@ impl Desired {
             }
             (None, Change::Config { config, .. }) => Some(Self::of((**config).clone())),
             (None, Change::Base { desired, .. }) => Some((**desired).clone()),
-            (None, Change::Service { .. } | Change::Restore { .. }) => None,
+            (None, Change::Service { .. } | Change::Restore { .. } | Change::Discovered { .. }) => None,
         }
     }
 
@@ -283,7 +299,7 @@ pub fn fingerprint(text: &str) -> String {
 pub fn file_of(entries: &[Entry]) -> Option<&str> {
     entries.iter().rev().find_map(|entry| match &entry.change {
         Change::Config { file, .. } | Change::Base { file, .. } => file.as_deref(),
-        Change::Service { .. } | Change::Restore { .. } => None,
+        Change::Service { .. } | Change::Restore { .. } | Change::Discovered { .. } => None,
     })
 }
 

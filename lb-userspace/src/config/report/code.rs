@@ -134,6 +134,14 @@ codes! {
         "Each step gives the canary more than the one before: growing it only adds clients, and going back is for when it is bad. Steps are given in short (`shares`) or in full (`[[service.rollout.step]]`), not both.";
     Error GateIncomplete = "LB0331", "a gate that does not say whom to ask",
         "A gate of type `command` needs a `command`, one of type `http` a `url`, one of type `file` a `file`.";
+    Error DiscoveryIncomplete = "LB0340", "a discovery that does not say whom to ask",
+        "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`.";
+    Error DiscoveryTimes = "LB0341", "an answer that would be believed for less than no time",
+        "An answer of a name server is believed for its time to live, but at least for `min_ttl` and at most for `max_ttl`.";
+    Error BadDnsName = "LB0342", "a name that cannot be resolved",
+        "Labels of at most 63 letters, digits, `-` and `_`, separated by dots (RFC 1035, RFC 2782). A dot at the end keeps the search domains of this host away from it.";
+    Error BadUrl = "LB0343", "an address of the web that cannot be asked for",
+        "A URL with `http` or `https`, a host, and no user: it is shown in logs, metrics and the journal.";
     Error DuplicateService = "LB0401", "two services of one name",
         "Commands, metrics and revisions name a service by its name.";
     Error DuplicateVip = "LB0402", "two services at one address, port and protocol",
@@ -156,10 +164,10 @@ codes! {
         "No backend takes a new flow; what `on_empty` says is done with every new client of the pool.";
     Warning Unchecked = "LB0904", "a service without health checks",
         "A backend that is dead keeps getting its share of the clients. Say `type = \"none\"` if that is meant.";
-    Warning RolloutAlone = "LB0930", "a rollout in a service of one pool",
-        "A rollout takes clients from one pool to another.";
     Warning NoEffect = "LB0905", "a key that has no effect here",
         "The key belongs to another type of health check than the one chosen, or to a feature that is not in use.";
+    Warning RolloutAlone = "LB0930", "a rollout in a service of one pool",
+        "A rollout takes clients from one pool to another.";
 }
 
 impl std::fmt::Display for Code {

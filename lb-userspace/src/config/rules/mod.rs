@@ -4,6 +4,7 @@
 //! mistake is reported once.
 
 mod capacity;
+mod discovery;
 mod fleet;
 mod health;
 mod rollout;
@@ -32,4 +33,5 @@ pub(super) fn check_service(service: &ServiceDraft, findings: &mut Findings) {
     service::check(service, findings);
     health::check(service, findings);
     rollout::check(service, findings);
+    discovery::check(service, findings);
 }

@@ -129,8 +129,8 @@ fn family(service: &ServiceDraft, backend: &BackendDraft, findings: &mut Finding
 }
 
 fn weights(service: &ServiceDraft, pool: &PoolDraft, findings: &mut Findings) {
-    // Backends that were lost would make the count wrong.
-    if pool.backends.value.is_none() {
+    // Backends that were lost would make the count wrong, and so would those that are yet to be discovered.
+    if pool.backends.value.is_none() || pool.discovery.written {
         return;
     }
     let title = title(service, pool);
@@ -165,9 +165,9 @@ fn weights(service: &ServiceDraft, pool: &PoolDraft, findings: &mut Findings) {
 }
 
 fn min_healthy(service: &ServiceDraft, pool: &PoolDraft, findings: &mut Findings) {
-    // Of an empty pool, or one whose backends were lost, there is nothing to ask.
+    // Of an empty pool, one whose backends were lost, or one that discovers them, there is nothing to ask.
     let all = weighed(pool);
-    if pool.backends.value.is_none() || all == 0 {
+    if pool.backends.value.is_none() || pool.discovery.written || all == 0 {
         return;
     }
     let written = |field: &Field<Option<Least>>| field.value.flatten();

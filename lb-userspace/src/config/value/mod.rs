@@ -8,6 +8,7 @@ mod numbers;
 mod policy;
 mod seed;
 mod shares;
+mod sources;
 mod times;
 mod words;
 
@@ -20,6 +21,7 @@ pub use numbers::{Percent, Schema, TableSize, Weight};
 pub use policy::{Aggression, Least};
 pub use seed::Seed;
 pub use shares::Factor;
+pub use sources::{DnsName, HttpUrl, NameServer};
 pub(super) use shares::{Text, Truth};
 pub(super) use times::Time;
 pub use words::{

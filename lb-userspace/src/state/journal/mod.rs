@@ -96,6 +96,8 @@ pub struct Journal<S = Directory> {
     storage: S,
     limits: Limits,
     next: u64,
+    /// The newest change that somebody has decided, and no source of backends has brought about.
+    decided: u64,
     /// Bytes of acknowledged records.
     length: u64,
     /// Whether the file may hold something else behind them, or may not have its name on disk.
@@ -233,9 +235,11 @@ impl<S: Storage> Journal<S> {
             tracing::warn!(journal = %path.display(), bytes = bytes - good, "cut off a record that a crash had torn");
         }
         let next = contents.entries.last().map_or(1, |entry| entry.sequence + 1);
+        let decided = contents.entries.iter().rev().find(|entry| entry.change.is_decided());
+        let decided = decided.map_or(0, |entry| entry.sequence);
         let length = good as u64;
         let mut journal =
-            Self { path, storage, limits, next, length, suspect: true, compact_above: limits.bytes };
+            Self { path, storage, limits, next, decided, length, suspect: true, compact_above: limits.bytes };
         journal.repair(good < bytes)?;
         Ok((journal, contents.entries))
     }
@@ -269,6 +273,9 @@ impl<S: Storage> Journal<S> {
         self.suspect = false;
         self.length += line.len() as u64;
         self.next += 1;
+        if entry.change.is_decided() {
+            self.decided = entry.sequence;
+        }
         Ok(entry)
     }
 
@@ -357,6 +364,12 @@ impl<S: Storage> Journal<S> {
     #[must_use]
     pub const fn last(&self) -> u64 {
         self.next - 1
+    }
+
+    /// Whether nothing was decided since revision `known`, which there was: at most, sources have found other backends.
+    #[must_use]
+    pub const fn is_current(&self, known: u64) -> bool {
+        self.decided <= known && known <= self.last()
     }
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::config::{Config, Service, ServiceName};
+use crate::config::{Backend, Config, PoolName, Service, ServiceName};
 use crate::state::{Author, Desired, Intent};
 
 /// A change.
@@ -56,6 +56,15 @@ pub enum Change {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         intent: Option<Intent>,
     },
+    /// Backends that a source has found for a pool: all that it knows.
+    Discovered {
+        /// The service.
+        name: ServiceName,
+        /// Its pool.
+        pool: PoolName,
+        /// By address.
+        backends: Vec<Backend>,
+    },
     /// What all the changes before had come to, in their place. Always the first record of its file.
     Base {
         /// What held then.
@@ -64,6 +73,16 @@ pub enum Change {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         file: Option<String>,
     },
+}
+
+impl Change {
+    /// Whether somebody has decided it, rather than found it out.
+    pub const fn is_decided(&self) -> bool {
+        match self {
+            Self::Config { .. } | Self::Service { .. } | Self::Restore { .. } | Self::Base { .. } => true,
+            Self::Discovered { .. } => false,
+        }
+    }
 }
 
 /// A line of the file.

@@ -55,7 +55,7 @@ struct Cost {
 }
 
 /// What is changed settles as soon as it may, and not for the rest of the day.
-const SETTLING: &str = "drain = \"1s\"\nsweep = \"1s\"\nudp_idle = \"1h\"";
+const SETTLING: &str = "drain = \"1s\"\nsweep = \"1s\"\nudp_idle = \"1s\"";
 const LASTING: &str = "drain = \"1d\"\nsweep = \"1m\"\nudp_idle = \"1h\"";
 
 /// How long tables and splits take to settle at most: a handshake, a sweep, and some.
