@@ -116,25 +116,26 @@ pub struct Membership {
     pub home: bool,
     /// The flow's hash alone says its pool.
     pub settled: bool,
+    /// It would belong to the canary, but for a lease that has run out.
+    pub lapsed: bool,
 }
 
 impl Membership {
-    const STABLE: Self = Self { new: false, home: false, settled: true };
+    const STABLE: Self = Self { new: false, home: false, settled: true, lapsed: false };
 
     /// The pool of the flow with the split hash `hash`.
     #[inline(always)]
     fn of<T: Tables>(tables: &T, service: &Service, split: Split, hash: u32) -> Self {
         let home = hash < service.home();
         if hash >= split.new() {
-            return Self { new: false, home, settled: hash >= split.tracked() };
+            return Self { new: false, home, settled: hash >= split.tracked(), lapsed: false };
         }
         let lease = service.lease();
         if lease != 0 && tables.now() >= lease {
             // As if the split were zero: whoever is established in the canary stays there.
-            tables.event(Event::LeaseExpired);
-            return Self { new: false, home, settled: false };
+            return Self { new: false, home, settled: false, lapsed: true };
         }
-        Self { new: true, home, settled: hash >= split.tracked() }
+        Self { new: true, home, settled: hash >= split.tracked(), lapsed: false }
     }
 }
 
@@ -243,6 +244,9 @@ impl<'a> Fork<'a> {
     #[inline(always)]
     fn choose<T: Tables>(&self, tables: &T, kind: Kind) -> Result<Choice, Reason> {
         tables.event(Event::SlowPath);
+        if self.membership.lapsed {
+            tables.event(Event::LeaseExpired);
+        }
         let (backend, why) = match kind {
             Kind::Syn(sequence) => self.begin(tables, sequence),
             Kind::Tcp(sequence) => self.go_on(tables, Some(sequence))?,

@@ -23,7 +23,7 @@ pub struct Budget {
 /// What was measured on Linux 6.18 plus 5 %; but whatever it does, no program may take more than 100 000 instructions to verify.
 /// A change that needs more says what for.
 pub const BUDGETS: [Budget; 2] = [
-    Budget { program: "lb", verified_instructions: 53_130, translated_bytes: 41_950, jited_bytes: 23_540 },
+    Budget { program: "lb", verified_instructions: 83_950, translated_bytes: 44_360, jited_bytes: 24_710 },
     Budget { program: "lb_decap", verified_instructions: 510, translated_bytes: 2_870, jited_bytes: 1_490 },
 ];
 

@@ -64,8 +64,12 @@ impl Way {
         let vip = way.hold_vip()?;
         let [first, second] = [0, 1].map(|number| way.lab.backend(number).v4());
         let rules = format!(
-            "table ip balance {{ chain arriving {{ type nat hook prerouting priority dstnat; \
-             ip daddr {vip} tcp dport {PORT} dnat to numgen inc mod 2 map {{ 0 : {first}, 1 : {second} }} ; }} }}"
+            "table ip balance {{\n\
+             chain arriving {{\n\
+             type nat hook prerouting priority dstnat\n\
+             ip daddr {vip} tcp dport {PORT} dnat to numgen inc mod 2 map {{ 0 : {first}, 1 : {second} }}\n\
+             }}\n\
+             }}\n"
         );
         let mut command = Command::new("nft");
         command.arg(rules);
@@ -78,7 +82,7 @@ impl Way {
         let mut way = Self::new("HAProxy, TCP mode", false)?;
         let vip = way.hold_vip()?;
         let mut config = format!(
-            "global\n maxconn 10000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+            "global\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
              listen web\n bind {vip}:{PORT}\n balance roundrobin\n"
         );
         for number in 0..2 {
