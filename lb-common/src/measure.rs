@@ -191,8 +191,7 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
     let canary = known.canary != 0;
     if reply.resets {
         tables.forget_handshake(key);
-        let outcome =
-            if known.state == Handshake::ANSWERED { Outcome::ResetEarly } else { Outcome::Refused };
+        let outcome = if known.state == Handshake::ANSWERED { Outcome::ResetEarly } else { Outcome::Refused };
         return fails(tables, service, key, canary, outcome);
     }
     if reply.answers {

@@ -246,12 +246,7 @@ fn request<T: Tables>(
 
 #[inline(always)]
 fn account(network: &Network, place: &Place, backend: &Backend) -> Account {
-    Account {
-        backend: place.backend,
-        pool: backend.pool,
-        bytes: network.end as u32,
-        begins: place.begins,
-    }
+    Account { backend: place.backend, pool: backend.pool, bytes: network.end as u32, begins: place.begins }
 }
 
 /// No backend may take it.

@@ -52,7 +52,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Array::<_, Value>::try_from(map)?.set(0, Value(allowed), 0)?;
     let program: &mut Xdp =
         object.program_mut("lb_decap").context("the object has no program lb_decap")?.try_into()?;
-    program.load().context("cannot load the program: lbd needs CAP_BPF and CAP_NET_ADMIN")?;
+    program.load().context("cannot load the program: lbd needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")?;
     let mode = match program.attach(&arguments.interface, XdpMode::Driver) {
         Ok(_) => "native",
         Err(error) => {

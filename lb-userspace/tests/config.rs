@@ -300,7 +300,7 @@ fn json_goes_through_the_same_rules() {
     assert_eq!(
         refused(unknown),
         "LB0101: there is no key `wieght`; pool[0].wieght: not a key of `[[service.pool]]`; \
-         its keys are name, min_healthy, min_healthy_recover, backend"
+         its keys are name, min_healthy, min_healthy_recover, discovery, backend"
     );
     let mut mode = service;
     mode["mode"] = "dsr-l2".into();

@@ -40,6 +40,8 @@ pub struct Port {
     host: Namespace,
     switch: Namespace,
     switch_port: String,
+    switch_mac: Mac,
+    mtu: u32,
     passing: Option<OwnedFd>,
 }
 
@@ -108,6 +110,31 @@ impl Host {
         port.until_usable()
     }
 
+    /// Takes the first interface out of the host, as unloading its driver would: addresses and routes go with it.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn remove_card(&self) -> Result<()> {
+        self.delete_link(&self.port().name)
+    }
+
+    /// Puts in another interface with the name, the addresses and the cable of the one that was taken out. Routes by gateways
+    /// are not put back. While the returned value lives, the other end takes what is transmitted by XDP.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn insert_card(&self) -> Result<OwnedFd> {
+        let port = self.port();
+        let cable_end = VethEnd { namespace: &port.switch, name: &port.switch_port, mac: port.switch_mac };
+        self.namespace.connect(&port.name, port.mac, cable_end, port.mtu)?;
+        port.switch.plug(&port.switch_port, BRIDGE)?;
+        let passing = port.pass_transmitted()?;
+        self.namespace.add_address(&port.name, port.v4.into(), Lan::V4_PREFIX)?;
+        self.namespace.add_address(&port.name, port.v6.into(), Lan::V6_PREFIX)?;
+        port.until_usable()?;
+        Ok(passing)
+    }
+
     pub(crate) fn new(name: &str) -> Result<Self> {
         let namespace = Namespace::new(name)?;
         quiet(&namespace)?;
@@ -126,7 +153,7 @@ impl Host {
         self.namespace.add_address(&name, v4.into(), Lan::V4_PREFIX)?;
         self.namespace.add_address(&name, v6.into(), Lan::V6_PREFIX)?;
         let index = self.namespace.index(&name)?;
-        let switch = switch.namespace.clone();
+        let (switch, mtu) = (switch.namespace.clone(), switch.mtu);
         self.ports.push(Port {
             name,
             index,
@@ -136,6 +163,8 @@ impl Host {
             host: self.namespace.clone(),
             switch,
             switch_port,
+            switch_mac: lan.port_mac(place),
+            mtu,
             passing: None,
         });
         Ok(())
@@ -158,11 +187,15 @@ impl Port {
     /// (`XDP_TX`) also get there, but veth wakes the other end up only if that has a program: they
     /// would wait for the next frame that comes another way.
     pub(crate) fn expect_transmitted(&mut self) -> Result<()> {
+        self.passing = Some(self.pass_transmitted()?);
+        Ok(())
+    }
+
+    fn pass_transmitted(&self) -> Result<OwnedFd> {
         const XDP_PASS: i32 = 2;
         let program = programs::returning(XDP_PASS)?;
         let index = self.switch.index(&self.switch_port)?;
-        self.passing = Some(attach_xdp(&self.switch, index, &program, XdpMode::Native)?);
-        Ok(())
+        attach_xdp(&self.switch, index, &program, XdpMode::Native)
     }
 
     pub(crate) fn until_usable(&self) -> Result<()> {

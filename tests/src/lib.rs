@@ -31,6 +31,7 @@ pub mod agent;
 pub mod bpf;
 mod case;
 pub mod decapsulator;
+pub mod dns;
 mod enter;
 pub mod ethtool;
 mod host;

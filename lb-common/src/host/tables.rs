@@ -11,8 +11,8 @@ use crate::abi::{
     OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
-use crate::measure::{Handshake, Measure};
 use crate::maglev::{self, Candidate};
+use crate::measure::{Handshake, Measure};
 use crate::parse::Network;
 use crate::pipeline::{self, Route};
 use crate::verdict::Event;
@@ -182,7 +182,10 @@ impl Tables {
         let keys = Keys::derive(&self.seed, &key, Purpose::Table);
         let candidates: Vec<Candidate> = backends
             .iter()
-            .map(|(at, weight)| Candidate { hash: keys.backend(at.ip().into(), at.port()), weight: u32::from(*weight) })
+            .map(|(at, weight)| Candidate {
+                hash: keys.backend(at.ip().into(), at.port()),
+                weight: u32::from(*weight),
+            })
             .collect();
         for (slot, index) in
             self.slots[first as usize..].iter().zip(maglev::table(&candidates, of.table_size))

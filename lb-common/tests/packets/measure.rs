@@ -56,7 +56,8 @@ impl Bench {
         let mut packet = Packet::tcp(backend(false, 443), to);
         packet.payload = vec![7; bytes];
         let header = packet.tcp.as_mut().expect("TCP");
-        (header.syn, header.ack, header.rst) = (flags.contains('S'), flags.contains('A'), flags.contains('R'));
+        (header.syn, header.ack, header.rst) =
+            (flags.contains('S'), flags.contains('A'), flags.contains('R'));
         header.acknowledgment_number = SEQUENCE.wrapping_add(1);
         packet.ends(&self.tables, Reason::Replied);
     }
@@ -70,7 +71,8 @@ impl Bench {
     }
 
     fn outcome(&self, outcome: Outcome) -> u64 {
-        let (here, there) = (self.word(counter(self.canary, outcome)), self.word(counter(!self.canary, outcome)));
+        let (here, there) =
+            (self.word(counter(self.canary, outcome)), self.word(counter(!self.canary, outcome)));
         assert_eq!(there, 0, "nobody is in the other pool");
         here
     }
@@ -174,7 +176,8 @@ fn the_tripwire_is_crossed_by_clients_not_by_connections_and_only_in_the_canary(
         let bench = Bench::new(Mode::Nat, canary);
         // Three clients who fared badly, and another one for every four that tried.
         let line = |offset: usize, value: u64| {
-            bench.tables.measures.borrow_mut()[(MEASURE as usize * size_of::<Measure>() + offset) / 8] = value;
+            bench.tables.measures.borrow_mut()[(MEASURE as usize * size_of::<Measure>() + offset) / 8] =
+                value;
         };
         line(offset_of!(Measure, trip_start), 3 << 16);
         line(offset_of!(Measure, trip_slope), 1 << 14);

@@ -157,6 +157,16 @@ impl Agent {
                 ));
             }
         }
+        // Without it, the configuration has been checked already.
+        if !next.discovered.is_empty() {
+            next.goes_together().map_err(|why| {
+                ApiError::new(
+                    ErrorCode::InvalidConfig,
+                    format!("it does not go with what was discovered: {why}"),
+                )
+                .remedy("`lbctl get backends` shows what was discovered, and by whom")
+            })?;
+        }
         self.roles_may_change(next)?;
         for service in &next.config.services {
             let same_key = self.desired.config.services.iter().find(|other| key_of(other) == key_of(service));
@@ -174,15 +184,15 @@ impl Agent {
 
     /// Whether the pools of each service may take the roles that they would have.
     fn roles_may_change(&self, next: &Desired) -> Result<(), ApiError> {
-        for service in &next.config.services {
+        for service in next.services() {
             let (now, then) = (self.desired.intents.get(&service.name), next.intents.get(&service.name));
             let (Some(now), Some(then)) = (now, then) else { continue };
             if (&now.stable, &now.canary) == (&then.stable, &then.canary) {
                 continue;
             }
             let Ok(index) = self.index(service.name.as_str()) else { continue };
-            let compiled = self.compiler.clone().compile(service, then, &self.seed, &self.world());
-            if compiled.plan.key != key_of(service) {
+            let compiled = self.compiler.clone().compile(&service, then, &self.seed, &self.world());
+            if compiled.plan.key != key_of(&service) {
                 continue;
             }
             self.publisher.check(index, &compiled.plan).map_err(|error| {
@@ -460,7 +470,7 @@ impl Agent {
     }
 
     fn configured(&self, target: &Target) -> Result<(u16, AdminState), ApiError> {
-        let service = self.desired.service(&target.service).ok_or_else(|| {
+        let service = self.desired.effective(&target.service).ok_or_else(|| {
             ApiError::no_service(
                 &target.service,
                 self.desired.config.services.iter().map(|s| s.name.as_str()),
@@ -546,11 +556,11 @@ impl Agent {
         });
     }
 
-    /// Ids of backends that are gone from the configuration, and that no slot and no flow refers to.
+    /// Ids of backends that are neither configured nor discovered any more, and that no slot and no flow refers to.
     pub(super) fn free_what_nobody_uses(&mut self) {
         let mut wanted = std::collections::HashSet::new();
-        for service in &self.desired.config.services {
-            let Some(index) = self.publisher.registry.service_index(&key_of(service)) else { continue };
+        for service in self.desired.services() {
+            let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
                 let port = if service.port == 0 {
                     lb_common::abi::Port::ANY

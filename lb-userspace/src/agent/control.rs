@@ -131,7 +131,7 @@ impl Control for Handle {
         self.ask(move |agent| {
             let newest = agent.newest_revision();
             if let Some(expected) = body.expect_revision
-                && expected != newest
+                && !agent.journal.is_current(expected)
             {
                 let message = format!("revision {expected} was expected, but the newest is {newest}");
                 return Err(ApiError::new(ErrorCode::RevisionConflict, message)
@@ -320,9 +320,9 @@ impl Agent {
         let mut compiler = self.compiler.clone();
         let world = self.world();
         let mut moved = Vec::new();
-        for service in &next.config.services {
+        for service in next.services() {
             let Some(intent) = next.intents.get(&service.name) else { continue };
-            let compiled = compiler.compile(service, intent, &self.seed, &world);
+            let compiled = compiler.compile(&service, intent, &self.seed, &world);
             let Some(index) = self.publisher.registry.service_index(&compiled.plan.key) else { continue };
             let slots = self.publisher.slots_that_differ(index, &compiled.plan);
             let share = intent.split / 100.0;

@@ -9,10 +9,11 @@ impl Agent {
     /// A warning for each backend and each service that would go while it may have flows.
     pub(super) fn departures(&self, next: &Desired) -> Vec<String> {
         let mut warnings = Vec::new();
-        for service in &self.desired.config.services {
-            let key = key_of(service);
+        let after = next.services();
+        for service in self.desired.services() {
+            let key = key_of(&service);
             let Some(index) = self.publisher.registry.service_index(&key) else { continue };
-            let Some(then) = next.config.services.iter().find(|other| key_of(other) == key) else {
+            let Some(then) = after.iter().find(|other| key_of(other) == key) else {
                 warnings.push(format!(
                     "{} goes: its flows end at once, because the host gets their packets; to let them finish, set the state \
                      of its backends to drain, wait, and apply again",
@@ -26,7 +27,7 @@ impl Agent {
                     if stay.any(|other| other.address == backend.address) {
                         continue;
                     }
-                    let load = id_of(service, backend.address, index, &self.publisher.registry)
+                    let load = id_of(&service, backend.address, index, &self.publisher.registry)
                         .map(|id| self.swept.load(id))
                         .unwrap_or_default();
                     if load.flows == 0 && load.homes == 0 {

@@ -9,11 +9,14 @@ mod change;
 mod control;
 mod departures;
 mod diff;
+mod discovery;
 mod explain;
 mod history;
+mod interfaces;
 mod rates;
 mod reload;
 mod rollout;
+mod scrape;
 mod start;
 mod undo;
 mod view;
@@ -66,10 +69,12 @@ pub struct Agent {
     adopted_hops: HashMap<IpAddr, lb_common::abi::NextHop>,
     devices: HashMap<u32, u16>,
     links: Links,
+    troubles: interfaces::Troubles,
     next_hops: NextHops,
     vips: Vips,
     resolver: Resolver,
     scheduler: Scheduler,
+    discoveries: discovery::Discoveries,
     swept: SweepReport,
     follows: rollout::Follows,
     rates: rates::Rates,
@@ -151,6 +156,7 @@ struct Inbox {
     calls: mpsc::Receiver<Call>,
     health: mpsc::Receiver<HealthEvent>,
     hops: mpsc::Receiver<NextHopEvent>,
+    sources: mpsc::Receiver<crate::discovery::Answer>,
     wanted: crate::wanted::Wanted,
 }
 
@@ -178,6 +184,7 @@ impl Agent {
                     }
                     self.hops_changed(events);
                 }
+                Some(answer) = inbox.sources.recv() => self.source_answered(answer),
                 Ok(()) = links.changed() => self.links_changed(),
                 neighbours = inbox.wanted.next() => self.neighbours_wanted(neighbours),
                 _ = sweep.tick() => self.sweep(),
@@ -220,6 +227,8 @@ impl Agent {
             Err(error) => error!("the sweep failed: {error}"),
         }
         tokio::task::block_in_place(|| self.tend_journal());
+        // What could not be attached when it came may be free by now.
+        self.attach_missing();
     }
 
     /// Notes how fast packets go through the backends.
@@ -242,6 +251,7 @@ impl Agent {
         for name in names {
             if let Err(error) = self.converge_one(&name) {
                 warn!(service = %name, "not published: {error}");
+                self.log.tally(|tally| tally.refused += 1);
                 failures.push((name, error));
             }
         }
@@ -250,12 +260,10 @@ impl Agent {
     }
 
     fn converge_one(&mut self, name: &ServiceName) -> Result<(), crate::publish::PublishError> {
-        let Some(service) = self.desired.config.services.iter().find(|service| service.name == *name) else {
-            return Ok(());
-        };
+        let Some(service) = self.desired.effective(name.as_str()) else { return Ok(()) };
         let Some(intent) = self.desired.intents.get(name) else { return Ok(()) };
         let mut compiler = std::mem::take(&mut self.compiler);
-        let compiled = compiler.compile(service, intent, &self.seed, &self.world());
+        let compiled = compiler.compile(&service, intent, &self.seed, &self.world());
         self.compiler = compiler;
         let published = self.publisher.publish(&compiled.plan, &self.seed, crate::clock::ticks())?;
         if published.changed {

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 
 use super::{Agent, Request};
 use crate::api::{
-    Api, ApiError, ClientCount, ErrorCode, MetricStatus, Observation, Observed, RolloutStatus,
-    StartRollout, VerdictWord,
+    Api, ApiError, ClientCount, ErrorCode, MetricStatus, Observation, Observed, RolloutStatus, StartRollout,
+    VerdictWord,
 };
 use crate::clock;
 use crate::config::{Mode, PoolName, Protocol, Rollout as Configured, ServiceName};
@@ -89,7 +89,8 @@ impl Agent {
         let Ok(index) = self.index(name.as_str()) else { return };
         if let Some(lease) = rollout.plan.lease {
             let until = clock::nanoseconds() + lease.as_nanos() as u64;
-            let word = self.publisher.maps.services.word(index, offset_of!(lb_common::abi::Service, lease_until));
+            let word =
+                self.publisher.maps.services.word(index, offset_of!(lb_common::abi::Service, lease_until));
             word.store(until, Ordering::Release);
         }
         let now = self.publisher.maps.services.read(index).split();
@@ -126,7 +127,8 @@ impl Agent {
     fn begin_step(&mut self, name: &ServiceName, rollout: &Rollout, pools: Pools) {
         let first = !self.follows.contains_key(name);
         self.clear_measure(pools.measure);
-        let traffic = |pool: u16| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
+        let traffic =
+            |pool: u16| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
         let before = [traffic(pools.canary), traffic(pools.stable)];
         let at = (rollout.phase, rollout.step);
         let follow = self.follows.entry(name.clone()).or_insert_with(|| Follow {
@@ -145,7 +147,10 @@ impl Agent {
     }
 
     fn set_tripwire(&self, rollout: &Rollout, measure: u16) {
-        let line = rollout.plan.tripwire.and_then(|ratio| Boundary::new(ratio / 4.0, ratio, rollout.plan.analysis.alpha / 10.0));
+        let line = rollout
+            .plan
+            .tripwire
+            .and_then(|ratio| Boundary::new(ratio / 4.0, ratio, rollout.plan.analysis.alpha / 10.0));
         let fixed = |value: f64| (value * 65_536.0).round() as u64;
         let (start, slope) = line.map_or((0, 0), |line| (fixed(line.start).max(1), fixed(line.slope)));
         let measures = &self.publisher.maps.measures;
@@ -194,7 +199,8 @@ impl Agent {
         let stable = self.desired.intents.get(name).map(|intent| intent.stable.clone());
         let canary = pool(rollout.to.as_str());
         let (takers, wanted) = canary.map_or((0, 0), |pool| {
-            let wanted = pool.backends.iter().filter(|b| b.state == crate::config::AdminState::Ready && b.weight > 0);
+            let wanted =
+                pool.backends.iter().filter(|b| b.state == crate::config::AdminState::Ready && b.weight > 0);
             let takers = pool.backends.iter().filter(|backend| backend.why_not.is_none());
             (takers.count(), wanted.count())
         });
@@ -210,7 +216,9 @@ impl Agent {
         let follow = self.follows.get(name);
         Facts {
             not_ready,
-            stable_takes: stable.and_then(|stable| pool(stable.as_str())).is_some_and(|pool| pool.takes_new()),
+            stable_takes: stable
+                .and_then(|stable| pool(stable.as_str()))
+                .is_some_and(|pool| pool.takes_new()),
             taken_back: self.is_taken_back(name, rollout).then(|| self.taken_back(name)),
             settled: split::is_settled_at_all(&in_kernel)
                 && index.is_some_and(|index| self.publisher.registry.is_closed(index)),
@@ -250,7 +258,10 @@ impl Agent {
         match (tripped, lapsed) {
             (Some(pools), _) => {
                 let clients = self.count(pools, true).clients;
-                format!("the tripwire: {} of {} clients of the canary fared badly", clients.bad, clients.tried)
+                format!(
+                    "the tripwire: {} of {} clients of the canary fared badly",
+                    clients.bad, clients.tried
+                )
             }
             (None, true) => "the lease ran out: the agent was away for too long".to_owned(),
             (None, false) => "rolled back by hand".to_owned(),
@@ -262,11 +273,17 @@ impl Agent {
         let (_, mut intent) = self.intent(name.as_str())?;
         let index = self.index(name.as_str())?;
         let share = next.share();
-        let moved = intent.rollout.as_ref().is_none_or(|now| (now.phase, now.step) != (next.phase, next.step));
+        let moved =
+            intent.rollout.as_ref().is_none_or(|now| (now.phase, now.step) != (next.phase, next.step));
         let summary = summary(name, &next);
         if next.phase == Phase::RolledBack {
             // Before anything is written: from the verdict to the next packet is one store.
-            let done = split::roll_back(&self.publisher.maps.services, &self.publisher.maps.backends, index, Flows::Keep);
+            let done = split::roll_back(
+                &self.publisher.maps.services,
+                &self.publisher.maps.backends,
+                index,
+                Flows::Keep,
+            );
             self.publisher.split_changed(index, clock::ticks());
             tracing::info!(service = %name, store = ?done.store, "rolled back");
         }
@@ -275,6 +292,8 @@ impl Agent {
             intent.canary = Some(std::mem::replace(&mut intent.stable, next.to.clone()));
             intent.split = 0.0;
         }
+        let begins_again =
+            !next.phase.is_over() && intent.rollout.as_ref().is_some_and(|now| now.phase.is_over());
         let before = intent.rollout.replace(next.clone()).map_or(0.0, |rollout| rollout.share());
         let expected = self.publisher.maps.services.read(index).split();
         if share > before {
@@ -289,6 +308,10 @@ impl Agent {
             tracing::error!(service = %name, "the rollback is in force and not in the journal: {}", error.message);
         }
         self.settle_intent(name, intent);
+        if begins_again {
+            // It is measured again.
+            self.converge([name.clone()]);
+        }
         if moved
             && !next.phase.is_over()
             && let Some(pools) = self.pools_of(name)
@@ -366,8 +389,11 @@ impl Agent {
         let configured = found.rollout.clone().unwrap_or_else(Configured::default);
         let plan = configured.plan(body.shares.as_deref(), hold);
         if !plan.steps.is_sorted_by(|a, b| a.weight < b.weight) {
-            return Err(ApiError::new(ErrorCode::InvalidValue, "each step gives the canary more than the one before")
-                .about(service));
+            return Err(ApiError::new(
+                ErrorCode::InvalidValue,
+                "each step gives the canary more than the one before",
+            )
+            .about(service));
         }
         if plan.steps.iter().any(|step| step.analyze) && found.protocol == Protocol::Udp {
             return Err(ApiError::new(ErrorCode::InvalidValue, "UDP has no handshakes to analyse")
@@ -384,7 +410,11 @@ impl Agent {
         let rollout = Rollout::begin(to, plan, Timestamp::now());
         intent.rollout = Some(rollout.clone());
         let summary = summary(&name, &rollout);
-        self.record(request, summary.clone(), Change::Service { name: name.clone(), intent: intent.clone() })?;
+        self.record(
+            request,
+            summary.clone(),
+            Change::Service { name: name.clone(), intent: intent.clone() },
+        )?;
         self.settle_intent(&name, intent);
         if let Some((_, error)) = self.converge([name.clone()]).into_iter().next() {
             let message = format!("the rollout waits: {error}");
@@ -415,9 +445,10 @@ impl Agent {
     /// Takes note that somebody has rolled back by hand.
     pub(super) fn rollout_after_rollback(&self, intent: &mut Intent) {
         if let Some(rollout) = intent.rollout.take() {
-            intent.rollout = Some(engine::obey(&rollout, Order::Abort, Timestamp::now()).map_or(rollout, |aborted| {
-                Rollout { reason: "rolled back by hand".to_owned(), ..aborted }
-            }));
+            intent.rollout =
+                Some(engine::obey(&rollout, Order::Abort, Timestamp::now()).map_or(rollout, |aborted| {
+                    Rollout { reason: "rolled back by hand".to_owned(), ..aborted }
+                }));
         }
     }
 
@@ -453,7 +484,10 @@ impl Agent {
         let inferred = self.desired.service(service).is_some_and(|service| service.mode != Mode::Nat);
         let metrics = follow.map_or(Vec::new(), |follow| {
             let limit = follow.watch.limit();
-            let clients = |sample: crate::rollout::evidence::Sample| ClientCount { tried: sample.tried, bad: sample.bad };
+            let clients = |sample: crate::rollout::evidence::Sample| ClientCount {
+                tried: sample.tried,
+                bad: sample.bad,
+            };
             let metric = |metric: crate::rollout::analysis::Metric| MetricStatus {
                 name: metric.name.to_owned(),
                 canary: clients(metric.canary),
@@ -464,7 +498,8 @@ impl Agent {
             };
             follow.watch.metrics().into_iter().map(metric).collect()
         });
-        let from = if rollout.phase == Phase::Promoted { intent.canary.as_ref() } else { Some(&intent.stable) };
+        let from =
+            if rollout.phase == Phase::Promoted { intent.canary.as_ref() } else { Some(&intent.stable) };
         Ok(RolloutStatus {
             api: Api::V1,
             service: service.to_owned(),
@@ -492,7 +527,8 @@ impl Agent {
             let now = maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
             (now.connections.saturating_sub(before.connections), now.bytes.saturating_sub(before.bytes))
         };
-        let [canary, stable] = [(pools.canary, 0), (pools.stable, 1)].map(|(pool, i)| since(pool, &follow.before[i]));
+        let [canary, stable] =
+            [(pools.canary, 0), (pools.stable, 1)].map(|(pool, i)| since(pool, &follow.before[i]));
         let bytes = canary.1 + stable.1;
         Observed {
             connections: Observation::of(canary.0, canary.0 + stable.0),

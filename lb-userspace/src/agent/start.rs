@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -15,11 +15,12 @@ use lb_common::settle::SweepReport;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Agent, Handle, Inbox, KernelFacts, Shared, Targets};
+use super::{Agent, Handle, Inbox, KernelFacts, Shared, Targets, discovery};
 use crate::clock;
 use crate::compile::{Compiler, key_of};
 use crate::config::{Config, Dataplane, XdpMode};
 use crate::dataplane::{self, Capacities, Native, Options, maps};
+use crate::discovery::Sources;
 use crate::events::{EventLog, Occurrence};
 use crate::health::Scheduler;
 use crate::netlink::{Links, NextHops, Resolver, Vips};
@@ -40,8 +41,6 @@ pub struct Places {
     pub state_dir: PathBuf,
     /// The pins' directory, without the layout.
     pub pin_dir: PathBuf,
-    /// Where metrics are served.
-    pub metrics: SocketAddr,
 }
 
 /// Room for events that the agent has not looked at yet.
@@ -68,7 +67,8 @@ pub async fn start(
         true => recovered(&places.state_dir, &log)?,
         false => Journal::open(&places.state_dir)?,
     };
-    let mut desired = recall(&mut journal, &entries, config, text)?;
+    let desired = recall(&mut journal, &entries, config, text)?;
+    let mut desired = discovery::drop_misfits(desired, &mut journal, &log)?;
     let seed = seed(&desired.config.dataplane, &places.state_dir)?;
 
     let options = options(&places, &desired.config.dataplane, log_level);
@@ -85,6 +85,7 @@ pub async fn start(
     let (calls_sender, calls) = mpsc::channel(BACKLOG);
     let (health_sender, health) = mpsc::channel(BACKLOG);
     let (hops_sender, hops) = mpsc::channel(BACKLOG);
+    let (sources_sender, sources) = mpsc::channel(BACKLOG);
     let shared =
         Arc::new(Shared { maps, indexes: arc_swap::ArcSwap::default(), rollbacks: AtomicU64::new(0) });
     let mut agent = Agent {
@@ -93,10 +94,12 @@ pub async fn start(
         hops: HashMap::new(),
         devices: HashMap::new(),
         links: Links::follow()?,
+        troubles: super::interfaces::Troubles::default(),
         next_hops: NextHops::follow(hops_sender)?,
         vips: Vips::follow()?,
         resolver: Resolver::new()?,
         scheduler: Scheduler::new(health_sender),
+        discoveries: discovery::Discoveries::new(Sources::new(sources_sender)),
         swept: SweepReport::default(),
         follows: HashMap::new(),
         rates: super::rates::Rates::default(),
@@ -124,7 +127,7 @@ pub async fn start(
         seed,
     };
     agent.begin(loaded.adopted)?;
-    let inbox = Inbox { calls, health, hops, wanted: Wanted::open(&directory)? };
+    let inbox = Inbox { calls, health, hops, sources, wanted: Wanted::open(&directory)? };
     // Keeps the object, whose programs and maps live by their pins, out of the way of the task.
     drop(loaded.object);
     tokio::spawn(agent.run(inbox));
@@ -138,6 +141,7 @@ impl Agent {
         let (v4, v6) =
             (dataplane.tunnel_source_v4.network().octets(), dataplane.tunnel_source_v6.network().octets());
         self.publisher.settings(udp_idle, v4, v6);
+        self.note_state();
         self.register_devices();
         self.remove_services_that_are_gone();
         self.follow_config();
@@ -282,11 +286,7 @@ fn options(places: &Places, dataplane: &Dataplane, log_level: u8) -> Options {
     Options {
         pin_dir: places.pin_dir.clone(),
         interfaces: dataplane.interfaces.iter().map(|name| name.as_str().to_owned()).collect(),
-        mode: match dataplane.xdp_mode {
-            XdpMode::Auto => None,
-            XdpMode::Native => Some(Native::Native),
-            XdpMode::Generic => Some(Native::Generic),
-        },
+        mode: native(dataplane.xdp_mode),
         capacities: Capacities {
             flows: dataplane.flows,
             udp_flows: dataplane.udp_flows,
@@ -296,6 +296,15 @@ fn options(places: &Places, dataplane: &Dataplane, log_level: u8) -> Options {
             services: dataplane.services,
         },
         log_level,
+    }
+}
+
+/// Where the program is wanted; `None` is wherever it can be.
+pub(super) const fn native(mode: XdpMode) -> Option<Native> {
+    match mode {
+        XdpMode::Auto => None,
+        XdpMode::Native => Some(Native::Native),
+        XdpMode::Generic => Some(Native::Generic),
     }
 }
 
@@ -356,8 +365,8 @@ fn adopt_splits(
 /// Backends that took flows before are healthy until a check says otherwise: an agent that restarts moves nobody.
 fn presume_up(desired: &Desired, publisher: &Publisher) -> Targets {
     let mut targets = Targets::default();
-    for service in &desired.config.services {
-        let key = key_of(service);
+    for service in desired.services() {
+        let key = key_of(&service);
         let Some(index) = publisher.registry.service_index(&key) else { continue };
         let Some(record) = publisher.registry.services.get(&index) else { continue };
         let mut used: HashMap<u16, u32> = HashMap::new();

@@ -10,7 +10,7 @@ use super::{Agent, Request, diff, history};
 use crate::api::{Answer, ApiError, Applied, ErrorCode};
 use crate::clock;
 use crate::compile::key_of;
-use crate::config::{Config, ServiceName};
+use crate::config::ServiceName;
 use crate::publish::split;
 use crate::state::{Change, Desired, Snapshot};
 
@@ -36,12 +36,14 @@ impl Agent {
         let name = self.desired.revisions.keys().find(|name| name.as_str() == service).cloned();
         let name = name.ok_or_else(|| ApiError::no_service(service, std::iter::empty()))?;
         let before = self.desired.snapshot(service);
+        let next = self.desired.with(&name, wanted);
+        // Overrides of backends that are not there any more are not restored.
+        let wanted = next.snapshot(service);
         let changes = diff::between(&before.values(), &wanted.values());
         if changes.is_empty() {
             return Ok(self.applied(service, changes));
         }
-        let next = self.desired.with(&name, wanted.clone());
-        goes_together(&next.config, service, to)?;
+        goes_together(&next, service, to)?;
         self.may_apply(&next)?;
         let mut moved = self.would_move(&next);
         moved.retain(|moved| moved.service == service);
@@ -134,11 +136,9 @@ impl Agent {
 }
 
 /// Whether a service of another time goes together with the others as they are now.
-fn goes_together(config: &Config, service: &str, to: u64) -> Answer<()> {
-    // The JSON form of a configuration is checked like a file.
-    let checked = serde_json::to_value(config).and_then(serde_json::from_value::<Config>);
-    checked.map(drop).map_err(|error| {
-        let message = format!("revision {to} does not go together with what is configured now: {error}");
+fn goes_together(next: &Desired, service: &str, to: u64) -> Answer<()> {
+    next.goes_together().map_err(|error| {
+        let message = format!("revision {to} does not go together with what holds now: {error}");
         ApiError::new(ErrorCode::InvalidConfig, message)
             .about(service)
             .remedy("nothing was changed; write what is wanted of it into a configuration, and apply that")

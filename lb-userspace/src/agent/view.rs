@@ -25,7 +25,7 @@ impl Agent {
     /// The whole at a glance.
     pub(super) fn status(&self) -> Status {
         let services: Vec<ServiceStatus> =
-            self.desired.config.services.iter().map(|service| self.service_status(service)).collect();
+            self.desired.services().iter().map(|service| self.service_status(service)).collect();
         let dataplane = self.dataplane_status();
         let findings = self.findings(&services, &dataplane);
         let uptime = jiff::Timestamp::now().duration_since(self.kernel.started);
@@ -53,8 +53,9 @@ impl Agent {
         if let Some(name) = only {
             self.known(name)?;
         }
-        let services = &self.desired.config.services;
-        Ok(services
+        Ok(self
+            .desired
+            .services()
             .iter()
             .filter(|s| only.is_none_or(|name| s.name.as_str() == name))
             .map(|s| self.service_status(s))
@@ -192,6 +193,7 @@ impl Agent {
             name: BackendPath::name_of(view.address),
             weight: view.weight,
             configured_weight: configured.map_or(view.weight, |backend| backend.weight.get()),
+            source: self.source_of(&service.name, view.address),
             priority: view.priority,
             state: view.state,
             drain: view.drain.map(|drain| DrainStatus {
@@ -219,6 +221,7 @@ impl Agent {
             id,
             weight: 0,
             configured_weight: 0,
+            source: None,
             priority: 0,
             state: config::AdminState::Drain,
             drain: None,
@@ -533,6 +536,24 @@ impl Agent {
                 "maps keep the size they were made with: `lbctl detach`, and start lbd again",
             );
         }
+        for (name, why) in self.troubles.missing() {
+            find(
+                Severity::Error,
+                "LB1020",
+                name,
+                format!("the program is not on it: {why}"),
+                "it is attached as soon as an interface of that name is there and free",
+            );
+        }
+        for interface in dataplane.interfaces.iter().filter(|it| self.troubles.is_down(it.ifindex)) {
+            find(
+                Severity::Error,
+                "LB1021",
+                &interface.name,
+                "it is down, or has no carrier".to_owned(),
+                "ip link set up, or look at the cable and its other end",
+            );
+        }
         for (vip, state) in self.vips.snapshot() {
             if let crate::netlink::VipState::Failed(error) = state {
                 find(
@@ -544,6 +565,7 @@ impl Agent {
                 );
             }
         }
+        findings.extend(self.discovery_findings());
         findings.sort_by_key(|finding| match finding.severity {
             Severity::Error => 0,
             Severity::Warning => 1,

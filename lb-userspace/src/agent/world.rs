@@ -1,5 +1,6 @@
 //! What the agent knows of the world beside what is configured: health, next hops, interfaces.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -78,7 +79,7 @@ impl View<'_> {
 
 impl Targets {
     /// Gives every check of a backend an id of its own, and forgets those that are gone.
-    pub(super) fn update(&mut self, services: &[Service]) -> Vec<Target> {
+    pub(super) fn update(&mut self, services: &[Cow<'_, Service>]) -> Vec<Target> {
         let mut targets = Vec::new();
         let (ids, agents) = (std::mem::take(&mut self.ids), std::mem::take(&mut self.agents));
         let mut next = self.next;
@@ -313,8 +314,7 @@ impl Agent {
         self.register_devices();
         let touched: Vec<ServiceName> = self
             .desired
-            .config
-            .services
+            .services()
             .iter()
             .filter(|s| {
                 s.pools.iter().flat_map(|pool| &pool.backends).any(|b| moved.contains(&b.address.ip()))
@@ -322,12 +322,6 @@ impl Agent {
             .map(|service| service.name.clone())
             .collect();
         self.converge(touched);
-    }
-
-    /// Interfaces came, went or changed.
-    pub(super) fn links_changed(&mut self) {
-        self.register_devices();
-        self.converge(self.names());
     }
 
     /// Tells the kernel program about every interface that frames leave by: backends' and those of clients.
@@ -356,23 +350,19 @@ impl Agent {
         }
     }
 
-    /// Has checks, neighbours and VIPs follow the configuration.
+    /// Has checks, neighbours, sources of backends and VIPs follow what is desired.
     pub(super) fn follow_config(&mut self) {
-        let targets = self.targets.update(&self.desired.config.services);
+        let services = self.desired.services();
+        let targets = self.targets.update(&services);
         self.scheduler.update(targets);
-        let backends = self
-            .desired
-            .config
-            .services
-            .iter()
-            .flat_map(|service| &service.pools)
-            .flat_map(|pool| &pool.backends);
+        let backends = services.iter().flat_map(|service| &service.pools).flat_map(|pool| &pool.backends);
         self.next_hops.set_targets(backends.map(|backend| backend.address.ip()).collect());
+        self.discoveries.follow(&self.desired.config.services);
         self.place_vips();
     }
 
     /// The host answers ARP and ND for every VIP, on the first interface.
-    fn place_vips(&self) {
+    pub(super) fn place_vips(&self) {
         let Some(first) = self.kernel.attached.first() else { return };
         let vips = self
             .desired
@@ -407,7 +397,7 @@ impl Agent {
     }
 
     pub(super) fn pool_of(&self, service: &ServiceName, backend: SocketAddr) -> Option<String> {
-        let service = self.desired.service(service.as_str())?;
+        let service = self.desired.effective(service.as_str())?;
         let pool = service.pools.iter().find(|pool| pool.backends.iter().any(|b| b.address == backend))?;
         Some(pool.name.as_str().to_owned())
     }

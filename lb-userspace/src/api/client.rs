@@ -14,9 +14,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{
-    ApiError, Applied, Apply, BackendPath, Backends, Detached, Diff, DiffQuery, Event, EventQuery, Explain, Explanation,
-    FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery, Services, StartRollout, SetHealth, SetSplit, SetState,
-    SetWeight, Status, Undo, Validate, Validated,
+    ApiError, Applied, Apply, BackendPath, Backends, Detached, Diff, DiffQuery, Event, EventQuery, Explain,
+    Explanation, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery,
+    Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Undo, Validate, Validated,
 };
 
 use crate::rollout::engine::Order;

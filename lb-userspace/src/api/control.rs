@@ -5,9 +5,9 @@ use std::time::Instant;
 use tokio::sync::broadcast;
 
 use super::{
-    Actor, ApiError, Applied, Apply, BackendPath, Detached, Diff, DiffQuery, Event, Explain, Explanation, FlowQuery, Flows,
-    History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState,
-    SetWeight, StartRollout, Status, Undo,
+    Actor, ApiError, Applied, Apply, BackendPath, Detached, Diff, DiffQuery, Event, Explain, Explanation,
+    FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth,
+    SetSplit, SetState, SetWeight, StartRollout, Status, Undo,
 };
 use crate::config::Loaded;
 use crate::rollout::engine::Order;

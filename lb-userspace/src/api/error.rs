@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Api;
 use crate::config::{Diagnostics, Report};
 
 /// Why a request was refused or failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ApiError {
     /// Version of the API.
     pub api: Api,
@@ -80,6 +81,7 @@ codes! {
     404 NoRollout = "LB0520", "a service without a rollout";
     409 RolloutUnderWay = "LB0521", "something that a rollout under way decides";
     409 RolloutOrder = "LB0522", "an order that makes no sense at this point of a rollout";
+    403 ReadOnly = "LB0523", "a change that is asked of the socket for reading";
 }
 
 impl ErrorCode {

@@ -28,6 +28,10 @@
 //! | `POST /v1/services/{s}/rollback` | [`Rollback`] -> [`RolledBack`] |
 //! | `POST /v1/services/{s}/undo` | [`Undo`] -> [`Applied`] |
 //!
+//! | `GET /v1/openapi.json` | all of this as OpenAPI 3.1 (`deploy/openapi.json`) |
+//!
+//! A second socket, if one is asked for, answers GET only ([`Server::bind_read_only`]).
+//!
 //! Whatever fails is answered with an [`ApiError`] and the status of its [`ErrorCode`].
 
 pub mod client;
@@ -39,5 +43,5 @@ pub mod types;
 pub use client::{Client, ClientError};
 pub use control::{Answer, Call, Control};
 pub use error::{ApiError, ErrorCode};
-pub use server::{BindError, Server, serve};
+pub use server::{BindError, Server};
 pub use types::*;

@@ -1,16 +1,20 @@
 //! `lbd`, the agent.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use lb_userspace::agent::{self, Places};
-use lb_userspace::{api, config, decap};
+use lb_userspace::agent::{self, Handle, Places};
+use lb_userspace::api::Server;
+use lb_userspace::lifecycle::{self, LogFormat, Manager};
+use lb_userspace::metrics::{Listener, Where};
+use lb_userspace::{config, decap};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{debug, error, info, warn};
 
 /// The agent of lb: loads the XDP data path, checks health, and owns the maps.
 #[derive(Parser)]
@@ -28,15 +32,24 @@ struct Arguments {
     /// The admin socket.
     #[arg(long, env = "LB_SOCKET", default_value = "/run/lb/lbd.sock")]
     socket: PathBuf,
+    /// A second socket that answers GET only, for dashboards; none without it.
+    #[arg(long, env = "LB_READ_SOCKET", value_name = "PATH")]
+    read_only_socket: Option<PathBuf>,
+    /// Permission bits of the second socket, octal.
+    #[arg(long, env = "LB_READ_SOCKET_MODE", value_name = "MODE", default_value = "0666", value_parser = octal)]
+    read_only_socket_mode: u32,
     /// Where the journal is kept.
     #[arg(long, env = "LB_STATE_DIR", default_value = "/var/lib/lb")]
     state_dir: PathBuf,
     /// Where programs, maps and links are pinned.
     #[arg(long, env = "LB_PIN_DIR", default_value = "/sys/fs/bpf/lb")]
     pin_dir: PathBuf,
-    /// Where metrics are served.
+    /// Where /metrics, /healthz and /readyz are served; `off`: nowhere.
     #[arg(long, env = "LB_METRICS", default_value = "127.0.0.1:9650")]
-    metrics: SocketAddr,
+    metrics: Where,
+    /// How the log is written. (LB_LOG says what is logged.)
+    #[arg(long, env = "LB_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
     /// Log every packet's verdict in the kernel program (slow: for debugging only). Without it the program has no log
     /// statements at all.
     #[arg(long)]
@@ -45,6 +58,10 @@ struct Arguments {
     /// and say what is lost.
     #[arg(long)]
     recover: bool,
+    /// Only say whether lbd could start here: configuration, privileges, kernel, places, interfaces. Changes nothing; exit code
+    /// 1 if something is in the way.
+    #[arg(long)]
+    check: bool,
 }
 
 #[derive(Subcommand)]
@@ -53,12 +70,24 @@ enum Command {
     Decap(decap::Arguments),
 }
 
+fn octal(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "expected permission bits in octal, such as 0666".to_owned())
+}
+
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("LB_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(std::io::stderr)
-        .init();
     let arguments = Arguments::parse();
+    if arguments.check {
+        return check(&places(&arguments));
+    }
+    if let Err(error) = lifecycle::start_log(arguments.log_format) {
+        eprintln!("lbd: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    match lifecycle::raise_open_files() {
+        Ok(files) => debug!(files, "raised the limit of open files"),
+        Err(error) => warn!("cannot raise the limit of open files: {error}"),
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -82,6 +111,23 @@ fn main() -> ExitCode {
     }
 }
 
+fn places(arguments: &Arguments) -> Places {
+    Places {
+        config: arguments.config.clone(),
+        socket: arguments.socket.clone(),
+        state_dir: arguments.state_dir.clone(),
+        pin_dir: arguments.pin_dir.clone(),
+    }
+}
+
+fn check(places: &Places) -> ExitCode {
+    let findings = lifecycle::check::check(places);
+    for finding in &findings {
+        println!("{finding}");
+    }
+    if findings.iter().all(|finding| finding.outcome.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let path = &arguments.config;
     let text = std::fs::read_to_string(path).with_context(|| {
@@ -91,34 +137,59 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Ok(loaded) => loaded,
         Err(diagnostics) => anyhow::bail!("the configuration has mistakes\n{diagnostics}"),
     };
-    let places = Places {
-        config: arguments.config,
-        socket: arguments.socket.clone(),
-        state_dir: arguments.state_dir,
-        pin_dir: arguments.pin_dir,
-        metrics: arguments.metrics,
-    };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let log_level = if arguments.log_packets { 5 } else { 0 };
-    let handle = agent::start(places, loaded.config, &text, log_level, arguments.recover).await?;
-    let stop = std::sync::Arc::clone(&handle.stop);
-    let reloader = handle.clone();
-    let reload = async {
-        while hangup.recv().await.is_some() {
-            reloader.reload().await?;
-        }
-        anyhow::Ok(())
+    let metrics = match arguments.metrics {
+        Where::Off => None,
+        Where::At(address) => Some(Listener::bind(address).await?),
     };
-    tokio::select! {
-        served = api::serve(&arguments.socket, handle) => served?,
-        reloaded = reload => reloaded?,
-        () = stop.notified() => info!("the data path was taken off"),
-        _ = terminate.recv() => info!("stopped; the data path goes on"),
-        _ = interrupt.recv() => info!("stopped; the data path goes on"),
+    let manager = Manager::of_this_process();
+    let log_level = if arguments.log_packets { 5 } else { 0 };
+    let handle = agent::start(places(&arguments), loaded.config, &text, log_level, arguments.recover).await?;
+
+    let (stopping, stopped) = watch::channel(false);
+    let mut servers = JoinSet::new();
+    let mut sockets = vec![Server::bind(&arguments.socket)?];
+    if let Some(path) = &arguments.read_only_socket {
+        sockets.push(Server::bind_read_only(path, arguments.read_only_socket_mode)?);
     }
-    // The next agent finds no stale socket.
-    let _ = std::fs::remove_file(&arguments.socket);
-    Ok(())
+    for socket in sockets {
+        let mut stopped = stopped.clone();
+        servers.spawn(socket.serve(Arc::new(handle.clone()), async move {
+            _ = stopped.wait_for(|stopped| *stopped).await;
+        }));
+    }
+    if let Some(listener) = metrics {
+        servers.spawn(listener.serve(handle.clone(), stopped));
+    }
+    manager.ready();
+    let ended = tokio::select! {
+        reloaded = reload(&mut hangup, &handle, &manager) => reloaded,
+        () = manager.watch(&handle) => Err(anyhow::anyhow!("the agent has ended; its last words are above")),
+        () = handle.stop.notified() => { info!("the data path was taken off"); Ok(()) }
+        _ = terminate.recv() => { info!("stopped; the data path goes on"); Ok(()) }
+        _ = interrupt.recv() => { info!("stopped; the data path goes on"); Ok(()) }
+    };
+    manager.stopping();
+    // Fails only if every server has ended.
+    _ = stopping.send(true);
+    // Requests that are under way are answered, and the sockets taken away: the next agent finds no stale one.
+    while servers.join_next().await.is_some() {}
+    ended
+}
+
+/// Reads the configuration again, as often as it is told to. Ends if the agent does.
+async fn reload(
+    hangup: &mut tokio::signal::unix::Signal,
+    handle: &Handle,
+    manager: &Manager,
+) -> anyhow::Result<()> {
+    while hangup.recv().await.is_some() {
+        manager.reloading();
+        let done = handle.reload().await;
+        manager.ready();
+        done?;
+    }
+    std::future::pending().await
 }

@@ -142,6 +142,7 @@ mod tests {
             id: 1,
             weight: 100,
             configured_weight: 100,
+            source: None,
             priority: 0,
             state: AdminState::Ready,
             drain: None,

@@ -273,7 +273,8 @@ fn twice(listed: &[BackendDraft], findings: &mut Findings) {
     let mut seen = HashMap::new();
     for (target, at) in listed.iter().filter_map(|backend| backend.address.get()) {
         if let Some(first) = seen.insert((target.ip, target.port), at) {
-            let found = Diagnostic::new(Code::DuplicateBackend, format!("the backend {target} is there twice"));
+            let found =
+                Diagnostic::new(Code::DuplicateBackend, format!("the backend {target} is there twice"));
             findings.add(found.at(at, "again here").at(first, "first here"));
         }
     }
@@ -310,7 +311,8 @@ mod tests {
     #[test]
     fn json_and_toml_say_the_same() {
         let json = r#"{"backends": [{"address": "10.0.0.2:80", "weight": 7}, {"address": "10.0.0.1"}]}"#;
-        let toml = "[[backends]]\naddress = \"10.0.0.2:80\"\nweight = 7\n[[backends]]\naddress = \"10.0.0.1\"\n";
+        let toml =
+            "[[backends]]\naddress = \"10.0.0.2:80\"\nweight = 7\n[[backends]]\naddress = \"10.0.0.1\"\n";
         let expected = Ok(vec![("10.0.0.1:8080".to_owned(), 100), ("10.0.0.2:80".to_owned(), 7)]);
         assert_eq!(listed(json), expected);
         assert_eq!(listed(toml), expected);
@@ -325,8 +327,14 @@ mod tests {
             ("", "list:1:1: the file lacks `backends` (required key is missing)"),
             ("[[backends]]\naddress = \"10.0.0.300:80\"", "list:2:11: `10.0.0.300:80` is not an address"),
             ("[[backends]]\naddress = \"127.0.0.1:80\"", "list:2:11: `127.0.0.1` is loopback"),
-            (r#"{"backends": [{"address": "10.0.0.1", "wieght": 1}]}"#, "list: backends[0].wieght: there is no key"),
-            (r#"{"backends": [{"address": "10.0.0.1"}, {"address": "10.0.0.1:8080"}]}"#, "list: backends[1].address: the backend 10.0.0.1:8080 is there twice"),
+            (
+                r#"{"backends": [{"address": "10.0.0.1", "wieght": 1}]}"#,
+                "list: backends[0].wieght: there is no key",
+            ),
+            (
+                r#"{"backends": [{"address": "10.0.0.1"}, {"address": "10.0.0.1:8080"}]}"#,
+                "list: backends[1].address: the backend 10.0.0.1:8080 is there twice",
+            ),
             (r#"{"backends": [{"address": 1}, {"weight": 1}, {}]}"#, "list: backends[0].address: "),
         ] {
             let told = listed(text).unwrap_err();

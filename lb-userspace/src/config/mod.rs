@@ -32,8 +32,8 @@ pub use rollout::{AnalysisMode, Preset, Rollout, RolloutStep};
 pub use schema::json_schema;
 pub use value::{
     AdminState, Aggression, BackendKey, Check, CommandLine, DnsName, FilePath, HttpHost, HttpPath, HttpUrl,
-    InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase, PoolName, Protocol, Schema, Seed, ServiceName,
-    SplitKey, StatusRanges, TableSize, TlsName, Tracking, Verify, Weight, XdpMode,
+    InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase, PoolName, Protocol,
+    Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking, Verify, Weight, XdpMode,
 };
 
 use keys::{ConfigDraft, ServiceDraft};

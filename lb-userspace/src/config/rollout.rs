@@ -165,7 +165,8 @@ impl Rollout {
     pub fn plan(&self, shares: Option<&[Share]>, hold: Option<Duration>) -> Plan {
         let analyze = self.analysis != AnalysisMode::Off;
         let all_holding = hold.unwrap_or(self.hold);
-        let plain = |share: &Share| plan::Step { weight: share.percent(), hold: all_holding, analyze, gate: None };
+        let plain =
+            |share: &Share| plan::Step { weight: share.percent(), hold: all_holding, analyze, gate: None };
         let steps = match (shares.or(self.shares.as_deref()), self.preset) {
             (Some(shares), _) => shares.iter().map(plain).collect(),
             (None, _) if !self.steps.is_empty() => self

@@ -25,6 +25,7 @@ enum Command {
     Info = 15,
     LookupAndDelete = 21,
     LookupBatch = 24,
+    LinkDetach = 34,
 }
 
 /// `union bpf_attr` for commands on one element.
@@ -143,6 +144,22 @@ pub fn link_ifindex(fd: BorrowedFd<'_>) -> io::Result<u32> {
     };
     bpf(Command::Info, &mut attr)?;
     Ok(info.ifindex)
+}
+
+/// `union bpf_attr` for links.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct LinkAttr {
+    fd: u32,
+}
+
+/// Takes the program of a link off its interface, now: a link that is merely closed is taken off by the kernel some time later.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub fn detach_link(fd: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(Command::LinkDetach, &mut LinkAttr { fd: fd.as_raw_fd() as u32 }).map(drop)
 }
 
 /// Opens a pinned map whose values have the size that we think they have.

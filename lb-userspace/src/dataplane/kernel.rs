@@ -26,7 +26,7 @@ pub fn check() -> Result<(), LoadError> {
 
 /// Whether the kernel shows its own types; without them the verifier takes no function but the first. (Where `/sys` is hidden
 /// it does not, so that this explains a refusal, and is no reason for one.)
-pub(super) fn has_btf() -> bool {
+pub(crate) fn has_btf() -> bool {
     Path::new(BTF).exists()
 }
 

@@ -15,6 +15,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use aya_obj::programs::XdpAttachType;
 use lb_common::abi::LAYOUT;
 use thiserror::Error;
 use tracing::{info, warn};
@@ -152,7 +153,7 @@ pub enum LoadError {
     },
     /// Not allowed.
     #[error(
-        "not permitted to {what}: lbd needs CAP_BPF and CAP_NET_ADMIN; run it as root or by its unit file"
+        "not permitted to {what}: lbd needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; run it as root or by its unit file"
     )]
     Permission {
         /// What was tried.
@@ -258,8 +259,20 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     for name in &options.interfaces {
         attached.push(attach(program, name, options.mode, &directory)?);
     }
-    forget_other_links(&directory, &attached);
+    forget_other_links(&options.pin_dir, &attached);
     Ok(Loaded { maps, attached, adopted, program_id, verified_instructions, jited, object })
+}
+
+/// Attaches the program that is pinned to an interface that came while the agent runs. `mode` as in [`Options`].
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn attach_again(pin_dir: &Path, name: &str, mode: Option<Native>) -> Result<Attached, LoadError> {
+    let directory = maps::directory(pin_dir);
+    let mut program = Xdp::from_pin(directory.join(PROGRAM), XdpAttachType::Interface)
+        .map_err(|error| refused(error, "open the pinned program"))?;
+    attach(&mut program, name, mode, &directory)
 }
 
 fn make_directory(directory: &Path) -> Result<(), LoadError> {
@@ -275,7 +288,8 @@ fn make_directory(directory: &Path) -> Result<(), LoadError> {
     })
 }
 
-fn is_bpffs(path: &Path) -> bool {
+/// Whether a path is on a BPF file system.
+pub(crate) fn is_bpffs(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
     // SAFETY: an all-zero structure of integers is valid, and is filled in.
     unsafe {
@@ -326,6 +340,12 @@ fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
 fn refused(error: ProgramError, what: &str) -> LoadError {
     match &error {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            LoadError::Permission { what: what.to_owned() }
+        }
+        // What the verifier says to those without CAP_PERFMON, about a comparison that it lets others make.
+        ProgramError::LoadError { verifier_log, .. }
+            if verifier_log.to_string().contains("pointer comparison prohibited") =>
+        {
             LoadError::Permission { what: what.to_owned() }
         }
         ProgramError::LoadError { .. } if !kernel::has_btf() => LoadError::NoBtf(error),
@@ -465,11 +485,12 @@ fn link_ifindex(path: &Path) -> io::Result<u32> {
     bpf::link_ifindex(fd.as_fd())
 }
 
-/// Takes the program off interfaces that are not configured any more.
-fn forget_other_links(directory: &Path, attached: &[Attached]) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
+/// Takes the program off interfaces that are not among these: not configured any more, or gone.
+pub fn forget_other_links(pin_dir: &Path, attached: &[Attached]) {
+    let directory = maps::directory(pin_dir);
+    let Ok(entries) = fs::read_dir(&directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
-        let ours = |a: &Attached| path == link_pin(directory, a.mode, a.ifindex);
+        let ours = |a: &Attached| path == link_pin(&directory, a.mode, a.ifindex);
         let is_link = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-"));
         if is_link && !attached.iter().any(ours) {
             match fs::remove_file(&path) {
@@ -494,8 +515,14 @@ pub fn detach(pin_dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(LoadError::Pin { what: "read", path: directory, source }),
     };
-    pins.sort_by_key(|path| !path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-")));
+    let is_link = |path: &Path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-"));
+    pins.sort_by_key(|path| !is_link(path));
     for path in &pins {
+        if is_link(path) {
+            bpf::open_pin(path)
+                .and_then(|link| bpf::detach_link(link.as_fd()))
+                .map_err(|source| LoadError::Pin { what: "detach", path: path.clone(), source })?;
+        }
         fs::remove_file(path).map_err(|source| LoadError::Pin {
             what: "remove",
             path: path.clone(),

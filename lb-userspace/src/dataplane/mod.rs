@@ -6,5 +6,10 @@ mod load;
 pub mod maps;
 
 pub use kernel::check as check_kernel;
-pub use load::{Attached, Capacities, LoadError, Loaded, Native, OBJECT, Options, detach, load};
+pub(crate) use kernel::has_btf;
+pub(crate) use load::is_bpffs;
+pub use load::{
+    Attached, Capacities, LoadError, Loaded, Native, OBJECT, Options, attach_again, detach,
+    forget_other_links, load,
+};
 pub use maps::{Maps, OpenError};

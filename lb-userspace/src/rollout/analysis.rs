@@ -120,7 +120,8 @@ impl Watch {
             };
             let (ours, theirs) = (waits(&canary, &self.canary), waits(&stable, &self.stable));
             self.slow.add(ours, theirs);
-            (self.slow_canary, self.slow_stable) = (self.slow_canary.plus(ours), self.slow_stable.plus(theirs));
+            (self.slow_canary, self.slow_stable) =
+                (self.slow_canary.plus(ours), self.slow_stable.plus(theirs));
         }
         // What is long must be known before it is looked for.
         self.long = slowest_twentieth(&stable);

@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Gate, OnGateTimeout, OnNoData, Plan, Step};
@@ -47,8 +48,9 @@ pub struct Rollout {
 }
 
 /// Where a rollout stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "RolloutPhase")]
 pub enum Phase {
     /// The pool is not ready to take anybody.
     Preparing,
@@ -67,6 +69,17 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Preparing,
+        Self::Holding,
+        Self::Gate,
+        Self::Soaking,
+        Self::Promoted,
+        Self::RolledBack,
+        Self::Failed,
+    ];
+
     /// Whether there is nothing more to come.
     #[must_use]
     pub const fn is_over(self) -> bool {
@@ -306,8 +319,15 @@ pub enum Order {
 
 impl Order {
     /// Every one there is.
-    pub const ALL: &[Self] =
-        &[Self::Pause, Self::Resume, Self::Promote, Self::PromoteFull, Self::Abort, Self::Retry, Self::Approve];
+    pub const ALL: &[Self] = &[
+        Self::Pause,
+        Self::Resume,
+        Self::Promote,
+        Self::PromoteFull,
+        Self::Abort,
+        Self::Retry,
+        Self::Approve,
+    ];
 
     /// The word for it.
     #[must_use]
@@ -354,9 +374,7 @@ pub fn obey(rollout: &Rollout, order: Order, now: Timestamp) -> Result<Rollout, 
         Order::Promote | Order::PromoteFull if rollout.paused.is_some() => {
             Err("it is paused; resume it first".to_owned())
         }
-        Order::Promote if phase == Phase::Preparing => {
-            Err("the pool is not ready yet".to_owned())
-        }
+        Order::Promote if phase == Phase::Preparing => Err("the pool is not ready yet".to_owned()),
         Order::Promote if phase == Phase::Soaking => {
             let plan = Plan { soak: Duration::ZERO, ..rollout.plan.clone() };
             Ok(Rollout { plan, reason: "the soak was cut short".to_owned(), ..rollout.clone() })

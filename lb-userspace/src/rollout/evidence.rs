@@ -80,8 +80,8 @@ impl Relative {
         let fair = share(self.tolerance);
         for (log, multiple) in self.stakes.0.iter_mut().zip(MULTIPLES) {
             let bet = share(self.tolerance * multiple);
-            *log += canary.bad as f64 * (bet / fair).ln()
-                + stable.bad as f64 * ((1.0 - bet) / (1.0 - fair)).ln();
+            *log +=
+                canary.bad as f64 * (bet / fair).ln() + stable.bad as f64 * ((1.0 - bet) / (1.0 - fair)).ln();
         }
     }
 
@@ -114,7 +114,8 @@ impl Absolute {
             // As far beyond the limit as there is room.
             let odds = self.limit / (1.0 - self.limit) * multiple;
             let bet = odds / (1.0 + odds);
-            *log += canary.bad as f64 * (bet / self.limit).ln() + good * ((1.0 - bet) / (1.0 - self.limit)).ln();
+            *log +=
+                canary.bad as f64 * (bet / self.limit).ln() + good * ((1.0 - bet) / (1.0 - self.limit)).ln();
         }
     }
 

@@ -34,7 +34,8 @@ pub fn ask(gate: &Gate, service: &str, pool: &str, share: f64) -> Option<oneshot
         Gate::Http(url) => Question::Http(url.clone()),
         Gate::File(path) => Question::File(path.clone()),
     };
-    let subject = [("LB_SERVICE", service.to_owned()), ("LB_POOL", pool.to_owned()), ("LB_SHARE", share.to_string())];
+    let subject =
+        [("LB_SERVICE", service.to_owned()), ("LB_POOL", pool.to_owned()), ("LB_SHARE", share.to_string())];
     let (mut sender, receiver) = oneshot::channel();
     tokio::spawn(async move {
         loop {
@@ -75,7 +76,12 @@ async fn command(words: &[String], subject: &[(&str, String)]) -> Answer {
         return Answer::No("its command is empty".to_owned());
     };
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
     command.envs(subject.iter().map(|(name, value)| (name, value)));
     match command.status().await {
         Ok(status) if status.success() => Answer::Yes,
@@ -88,7 +94,9 @@ async fn command(words: &[String], subject: &[(&str, String)]) -> Answer {
 async fn http(url: &str) -> Answer {
     match status(url).await {
         Ok(StatusCode::OK) => Answer::Yes,
-        Ok(StatusCode::ACCEPTED | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => Answer::None,
+        Ok(StatusCode::ACCEPTED | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
+            Answer::None
+        }
         Ok(status) => Answer::No(format!("{url}: {status}")),
         // Somebody who is away may come back; the gate's own timeout decides how long that is waited for.
         Err(error) => {
@@ -129,7 +137,9 @@ mod tests {
     async fn a_command_says_yes_no_and_knows_what_it_is_about() {
         assert_eq!(answer(shell("test $LB_SERVICE/$LB_POOL/$LB_SHARE = web/v2/10")).await, Answer::Yes);
         assert_eq!(answer(shell("exit 3")).await, Answer::No("/bin/sh: exit status: 3".into()));
-        let Answer::No(why) = answer(Gate::Command(vec!["/nowhere".into()])).await else { panic!("it is not there") };
+        let Answer::No(why) = answer(Gate::Command(vec!["/nowhere".into()])).await else {
+            panic!("it is not there")
+        };
         assert!(why.starts_with("/nowhere does not start"), "{why}");
     }
 

@@ -2,19 +2,23 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a pool is rolled out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RolloutPlan")]
 pub struct Plan {
     /// One after the other. The last one is followed by 100 %.
     pub steps: Vec<Step>,
     /// How long the pool may take until it can serve.
     #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
     pub ready_within: Duration,
     /// How long 100 % is watched before the pool becomes the stable one.
     #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
     pub soak: Duration,
     /// What makes a canary a bad one.
     pub analysis: Analysis,
@@ -23,17 +27,20 @@ pub struct Plan {
     pub tripwire: Option<f64>,
     /// How long the kernel believes an agent that has fallen silent; then it sends no new flow to the canary.
     #[serde(with = "maybe_seconds", skip_serializing_if = "Option::is_none", default)]
+    #[schemars(with = "Option<f64>")]
     pub lease: Option<Duration>,
 }
 
 /// A share, and what has to hold before the next one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RolloutStep")]
 pub struct Step {
     /// The canary's share in percent.
     pub weight: f64,
     /// At least so long.
     #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
     pub hold: Duration,
     /// Whether analysis has to agree.
     pub analyze: bool,
@@ -43,13 +50,14 @@ pub struct Step {
 }
 
 /// A gate, and how long it may take.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
     /// Who is asked.
     pub what: Gate,
     /// How long the answer may take; `None`: for ever.
     #[serde(with = "maybe_seconds", skip_serializing_if = "Option::is_none", default)]
+    #[schemars(with = "Option<f64>")]
     pub timeout: Option<Duration>,
     /// What no answer means.
     #[serde(default)]
@@ -57,7 +65,7 @@ pub struct Question {
 }
 
 /// Who is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Gate {
     /// An operator (`lbctl rollout approve`).
@@ -71,7 +79,7 @@ pub enum Gate {
 }
 
 /// What no answer at a gate means.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnGateTimeout {
     /// No.
@@ -82,7 +90,7 @@ pub enum OnGateTimeout {
 }
 
 /// What makes a canary a bad one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Analysis {
     /// Whether a bad one is taken back; otherwise it is only said (`shadow`).
@@ -98,13 +106,14 @@ pub struct Analysis {
     pub alpha: f64,
     /// How long a step may go on beyond its time for want of data or of certainty.
     #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
     pub patience: Duration,
     /// What too little data means.
     pub on_no_data: OnNoData,
 }
 
 /// What too little data means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnNoData {
     /// Wait.

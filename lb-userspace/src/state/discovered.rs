@@ -56,7 +56,8 @@ impl Desired {
     /// The first mistakes, as the configuration's reader words them.
     pub fn goes_together(&self) -> Result<(), String> {
         let services = self.services().into_iter().map(Cow::into_owned).collect();
-        let config = Config { schema: self.config.schema, dataplane: self.config.dataplane.clone(), services };
+        let config =
+            Config { schema: self.config.schema, dataplane: self.config.dataplane.clone(), services };
         // The JSON form of a configuration is checked like a file.
         let checked = serde_json::to_value(config).and_then(serde_json::from_value::<Config>);
         checked.map(drop).map_err(|error| error.to_string())
@@ -175,8 +176,16 @@ mod tests {
     fn discovered_backends_stand_beside_configured_ones_which_win() {
         let desired = discovering(&[backend("10.0.0.1:80", 9), backend("10.0.0.2:80", 9)]);
         assert_eq!(addresses(&desired), ["a/10.0.0.1:80 100", "b/10.0.0.2:80 9"]);
-        assert_eq!(desired.service("web"), Some(&config(DISCOVERING).services[0]), "the configuration is as it was");
-        assert_eq!(desired.revisions, Desired::of(config(DISCOVERING)).revisions, "nobody has decided anything");
+        assert_eq!(
+            desired.service("web"),
+            Some(&config(DISCOVERING).services[0]),
+            "the configuration is as it was"
+        );
+        assert_eq!(
+            desired.revisions,
+            Desired::of(config(DISCOVERING)).revisions,
+            "nobody has decided anything"
+        );
     }
 
     #[test]
@@ -184,7 +193,11 @@ mod tests {
         let desired = discovering(&[backend("10.0.0.2:80", 9)]);
         assert_eq!(desired.under(config(DISCOVERING)), desired);
         let other = DISCOVERING.replace("web.example", "shop.example");
-        assert_eq!(desired.under(config(&other)).discovered, desired.discovered, "until the other source answers");
+        assert_eq!(
+            desired.under(config(&other)).discovered,
+            desired.discovered,
+            "until the other source answers"
+        );
         assert!(desired.under(config("")).discovered.is_empty());
     }
 
@@ -197,10 +210,16 @@ mod tests {
         let (service, pool) = names();
         assert_eq!(desired.under(config(DISCOVERING)), desired, "a reload leaves it");
         assert_eq!(desired.discovering(&service, &pool, found.to_vec()), desired);
-        let left = |next: Desired| next.intents[&service].backends.keys().map(ToString::to_string).collect::<Vec<_>>();
+        let left = |next: Desired| {
+            next.intents[&service].backends.keys().map(ToString::to_string).collect::<Vec<_>>()
+        };
         assert_eq!(left(desired.discovering(&service, &pool, found[1..].to_vec())), ["10.0.0.1:80"]);
         let heavier = vec![backend("10.0.0.2:80", 10)];
-        assert_eq!(left(desired.discovering(&service, &pool, heavier)), ["10.0.0.1:80"], "its source changed it");
+        assert_eq!(
+            left(desired.discovering(&service, &pool, heavier)),
+            ["10.0.0.1:80"],
+            "its source changed it"
+        );
     }
 
     #[test]

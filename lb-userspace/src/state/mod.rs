@@ -262,7 +262,9 @@ impl Desired {
                 let service = service.as_deref().cloned();
                 *self = self.with(name, Snapshot { service, intent: intent.clone() });
             }
-            Change::Discovered { name, pool, backends } => *self = self.discovering(name, pool, backends.clone()),
+            Change::Discovered { name, pool, backends } => {
+                *self = self.discovering(name, pool, backends.clone())
+            }
             Change::Base { desired, .. } => *self = (**desired).clone(),
         }
     }

@@ -213,6 +213,7 @@ fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
         id,
         weight: 100,
         configured_weight: 100,
+        source: None,
         priority: 0,
         state: AdminState::Ready,
         drain: None,

@@ -7,4 +7,5 @@ mod follow;
 mod http;
 mod lab;
 mod offline;
+mod openapi;
 mod verbs;

@@ -36,7 +36,9 @@ async fn serve(answers: &'static [&'static [u8]]) -> SocketAddr {
 
 #[tokio::test]
 async fn the_first_answer_decides() {
-    let cases: [(&str, &[&[u8]], Option<&[u8]>, Result<(), Failure>); 6] = [
+    /// What is sent back, what is expected of it, and what that comes to.
+    type Case<'a> = (&'a str, &'a [&'a [u8]], Option<&'a [u8]>, Result<(), Failure>);
+    let cases: [Case<'_>; 6] = [
         ("any answer", &[b"what?"], None, Ok(())),
         ("an empty answer", &[b""], None, Ok(())),
         ("the right answer", &[b"a \xffpong!"], Some(b"\xffpong"), Ok(())),

@@ -1,6 +1,8 @@
 //! The whole, with real servers and real connections.
 
+mod discovery;
 mod health;
+mod lifecycle;
 mod modes;
 mod operator;
 mod policy;
@@ -18,6 +20,8 @@ fn main() -> ExitCode {
         split::claims(),
         survival::claims(),
         health::claims(),
+        lifecycle::claims(),
+        discovery::claims(),
         operator::claims(),
         policy::claims(),
         refusals::claims(),

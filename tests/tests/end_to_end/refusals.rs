@@ -67,7 +67,7 @@ fn no_permission() -> Result<()> {
     command.args(["--pin-dir", "/sys/fs/bpf/unprivileged"]);
     let output = lab.balancer().output(command)?;
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(!output.status.success() && words.contains("CAP_BPF and CAP_NET_ADMIN"), "{words}");
+    ensure!(!output.status.success() && words.contains("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"), "{words}");
     Ok(())
 }
 

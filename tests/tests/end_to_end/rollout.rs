@@ -55,7 +55,11 @@ fn wait_for(scene: &Scene, phase: &str) -> Result<Value> {
         if status["phase"] == phase {
             return Ok(status);
         }
-        ensure!(Instant::now() < deadline, "not {phase} after {patience:?}: {status:#}\n{}", scene.agent.log());
+        ensure!(
+            Instant::now() < deadline,
+            "not {phase} after {patience:?}: {status:#}\n{}",
+            scene.agent.log()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -126,7 +130,16 @@ fn tripwire() -> Result<()> {
     ensure!(reason(&status).starts_with("the tripwire:"), "{status:#}");
     let hurt = load.tally()?.failed();
     ensure!((2..=20).contains(&hurt), "{hurt} clients were hurt: {status:#}");
-    is_back(&scene)
+    is_back(&scene)?;
+
+    scene.servers[2].behave(Behaviour::Serve)?;
+    scene.lbctl(&["rollout", "retry", SERVICE])?;
+    let deadline = Instant::now() + SOON;
+    while rollout(&scene)?["verdict"] != "fine" {
+        ensure!(Instant::now() < deadline, "a repaired canary is fine: {:#}", rollout(&scene)?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 fn slow() -> Result<()> {

@@ -7,7 +7,6 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, State};
 use axum::http::{Method, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
@@ -15,11 +14,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use super::super::{
     Answer, Api, ApiError, Applied, Apply, BackendPath, Backends, Call, Control, Detached, Diff, DiffQuery,
     ErrorCode, Event, EventQuery, Explain, Explanation, FlowQuery, Flows, History, OrderRollout, Rollback,
-    RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout,
-    Status, Undo, Validate, Validated,
+    RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight,
+    StartRollout, Status, Undo, Validate, Validated,
 };
 use super::body::{Asked, Body, LARGEST};
+use super::openapi::{self, JSON_LINES, Route};
 use crate::config::{self, Loaded};
+use crate::events;
 use crate::rollout::engine::Order;
 
 /// What every request needs.
@@ -29,40 +30,98 @@ pub(super) struct App<C> {
     pub stopped: watch::Receiver<bool>,
     /// Places for those who follow events.
     pub followers: Arc<Semaphore>,
+    /// The OpenAPI document.
+    document: Bytes,
 }
 
 type Shared<C> = State<Arc<App<C>>>;
 type Reply<T> = Answer<Json<T>>;
 
-pub(super) fn all<C: Control>(app: App<C>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status::<C>))
-        .route("/v1/services", get(services::<C>))
-        .route("/v1/services/{service}/history", get(history::<C>))
-        .route("/v1/services/{service}/diff", get(diff::<C>))
-        .route("/v1/services/{service}/undo", post(undo::<C>))
-        .route("/v1/services/{service}/split", put(set_split::<C>))
-        .route("/v1/services/{service}/rollback", post(rollback::<C>))
-        .route("/v1/services/{service}/rollout", get(rollout::<C>).post(start_rollout::<C>))
-        .route("/v1/services/{service}/rollout/{order}", post(order_rollout::<C>))
-        .route("/v1/backends", get(backends::<C>))
-        .route(&backend("weight"), put(set_weight::<C>))
-        .route(&backend("state"), put(set_state::<C>))
-        .route(&backend("health"), put(set_health::<C>))
-        .route("/v1/flows", get(flows::<C>))
-        .route("/v1/events", get(events::<C>))
-        .route("/v1/validate", post(validate))
-        .route("/v1/apply", post(apply::<C>))
-        .route("/v1/explain", post(explain::<C>))
-        .route("/v1/detach", post(detach::<C>))
+pub(super) fn all<C: Control>(control: Arc<C>, stopped: watch::Receiver<bool>, followers: usize) -> Router {
+    let table = table();
+    let document = openapi::document(&table).to_string().into();
+    let app = App { control, stopped, followers: Arc::new(Semaphore::new(followers)), document };
+    openapi::router(table)
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(LARGEST))
         .with_state(Arc::new(app))
 }
 
-fn backend(value: &str) -> String {
-    format!("/v1/services/{{service}}/pools/{{pool}}/backends/{{backend}}/{value}")
+/// Every route there is.
+fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
+    vec![
+        Route::get::<Status, _>("/v1/status", "The whole at a glance.", status::<C>),
+        Route::get::<Services, _>("/v1/services", "Every service, or one.", services::<C>)
+            .asks::<ServiceQuery>(),
+        Route::get::<History, _>("/v1/services/{service}/history", "A service's revisions.", history::<C>),
+        Route::get::<Diff, _>(
+            "/v1/services/{service}/diff",
+            "What differs between two revisions.",
+            diff::<C>,
+        )
+        .asks::<DiffQuery>(),
+        Route::post::<Undo, Applied, _>("/v1/services/{service}/undo", "Back to a revision.", undo::<C>),
+        Route::put::<SetSplit, Applied, _>(
+            "/v1/services/{service}/split",
+            "The canary's share.",
+            set_split::<C>,
+        ),
+        Route::post::<Rollback, RolledBack, _>(
+            "/v1/services/{service}/rollback",
+            "Takes every new flow off the canary, at once.",
+            rollback::<C>,
+        ),
+        Route::get::<RolloutStatus, _>(
+            "/v1/services/{service}/rollout",
+            "Where the rollout stands, or how the last one ended.",
+            rollout::<C>,
+        ),
+        Route::post::<StartRollout, RolloutStatus, _>(
+            "/v1/services/{service}/rollout",
+            "Begins to roll a pool out.",
+            start_rollout::<C>,
+        ),
+        Route::post::<OrderRollout, RolloutStatus, _>(
+            "/v1/services/{service}/rollout/{order}",
+            "Has a say in the rollout that is under way: pause, resume, promote, promote-full, abort, retry, approve.",
+            order_rollout::<C>,
+        ),
+        Route::get::<Backends, _>("/v1/backends", "Every backend, or those of one service.", backends::<C>)
+            .asks::<ServiceQuery>(),
+        Route::put::<SetWeight, Applied, _>(
+            "/v1/services/{service}/pools/{pool}/backends/{backend}/weight",
+            "A backend's weight.",
+            set_weight::<C>,
+        ),
+        Route::put::<SetState, Applied, _>(
+            "/v1/services/{service}/pools/{pool}/backends/{backend}/state",
+            "A backend's administrative state.",
+            set_state::<C>,
+        ),
+        Route::put::<SetHealth, Applied, _>(
+            "/v1/services/{service}/pools/{pool}/backends/{backend}/health",
+            "Overrides a backend's health checks, or stops doing so.",
+            set_health::<C>,
+        ),
+        Route::get::<Flows, _>("/v1/flows", "Some tracked flows.", flows::<C>).asks::<FlowQuery>(),
+        Route::get::<Event, _>("/v1/events", "What happened, and with `follow` what happens.", events::<C>)
+            .asks::<EventQuery>()
+            .lines(),
+        Route::post::<Validate, Validated, _>("/v1/validate", "Checks a configuration.", validate),
+        Route::post::<Apply, Applied, _>("/v1/apply", "Converges on a configuration.", apply::<C>),
+        Route::post::<Explain, Explanation, _>("/v1/explain", "Where a flow goes, and why.", explain::<C>),
+        Route::trigger::<Detached, _>(
+            "/v1/detach",
+            "Takes programs, maps and addresses off the host, and ends the agent.",
+            detach::<C>,
+        ),
+        Route::get::<serde_json::Value, _>("/v1/openapi.json", "This document.", document::<C>),
+    ]
+}
+
+async fn document<C: Control>(State(app): Shared<C>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], app.document.clone()).into_response()
 }
 
 async fn status<C: Control>(State(app): Shared<C>) -> Reply<Status> {
@@ -233,7 +292,7 @@ async fn events<C: Control>(State(app): Shared<C>, Asked(query): Asked<EventQuer
     let about = query.service;
     let (past, live) = app.control.events(query.after.unwrap_or(0));
     let past: Vec<u8> = past.iter().filter(|event| is_about(event, &about)).flat_map(line).collect();
-    let kind = [(header::CONTENT_TYPE, "application/jsonl")];
+    let kind = [(header::CONTENT_TYPE, JSON_LINES)];
     let Some(place) = place else {
         return Ok((kind, past).into_response());
     };
@@ -281,7 +340,7 @@ impl Follower {
 }
 
 fn is_about(event: &Event, service: &Option<String>) -> bool {
-    service.is_none() || event.service == *service
+    service.is_none() || event.service == *service || event.code == events::MISSED
 }
 
 fn line(event: &Event) -> Vec<u8> {

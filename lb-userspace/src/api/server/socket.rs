@@ -18,7 +18,8 @@ const GROUP: &str = "lb";
 pub enum BindError {
     /// Somebody answers there.
     #[error(
-        "another agent serves {}; stop it first, or give this one a socket of its own (--socket or LB_SOCKET)",
+        "another agent serves {}; stop it first, or give this one a socket of its own (--socket or LB_SOCKET, --read-only-socket or \
+         LB_READ_SOCKET)",
         path.display()
     )]
     InUse {
@@ -60,7 +61,16 @@ impl Drop for Held {
     }
 }
 
-pub(super) fn bind(path: &Path) -> Result<(UnixListener, Held), BindError> {
+/// Who may use a socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Access {
+    /// Its owner, and the group `lb` if the host has one.
+    Admin,
+    /// Whoever these permission bits let.
+    Mode(u32),
+}
+
+pub(super) fn bind(path: &Path, access: Access) -> Result<(UnixListener, Held), BindError> {
     let refused = |doing, path: &Path| {
         let path = path.to_owned();
         move |source| BindError::Refused { doing, path, source }
@@ -77,7 +87,7 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, Held), BindError> {
     let fresh = sibling(path, &format!(".{}", std::process::id()));
     _ = fs::remove_file(&fresh);
     let listener = StdListener::bind(&fresh).map_err(refused("bind", &fresh))?;
-    let ready = make_ready(&listener, &fresh, path);
+    let ready = make_ready(&listener, &fresh, path, access);
     if ready.is_err() {
         _ = fs::remove_file(&fresh);
     }
@@ -87,11 +97,17 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, Held), BindError> {
     Ok((listener, Held { path: path.to_owned(), identity, _lock: lock }))
 }
 
-fn make_ready(listener: &StdListener, fresh: &Path, path: &Path) -> io::Result<()> {
-    if let Some(group) = group_id(&fs::read_to_string("/etc/group").unwrap_or_default(), GROUP) {
-        chown(fresh, None, Some(group))?;
-    }
-    fs::set_permissions(fresh, Permissions::from_mode(0o660))?;
+fn make_ready(listener: &StdListener, fresh: &Path, path: &Path, access: Access) -> io::Result<()> {
+    let mode = match access {
+        Access::Mode(mode) => mode,
+        Access::Admin => {
+            if let Some(group) = group_id(&fs::read_to_string("/etc/group").unwrap_or_default(), GROUP) {
+                chown(fresh, None, Some(group))?;
+            }
+            0o660
+        }
+    };
+    fs::set_permissions(fresh, Permissions::from_mode(mode))?;
     listener.set_nonblocking(true)?;
     fs::rename(fresh, path)
 }
@@ -171,16 +187,16 @@ mod tests {
     async fn a_socket_of_a_dead_agent_is_replaced_and_of_a_living_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/lbd.sock");
-        let (listener, held) = bind(&path).unwrap();
+        let (listener, held) = bind(&path, Access::Admin).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o660);
-        assert!(matches!(bind(&path), Err(BindError::InUse { .. })));
+        assert!(matches!(bind(&path, Access::Admin), Err(BindError::InUse { .. })));
         drop(held);
         assert!(!path.exists());
         drop(listener);
 
         // Killed: nothing took the file away, and nobody listens.
         drop(StdListener::bind(&path).unwrap());
-        let (_listener, _held) = bind(&path).unwrap();
+        let (_listener, _held) = bind(&path, Access::Admin).unwrap();
         UnixStream::connect(&path).unwrap();
     }
 
@@ -193,10 +209,10 @@ mod tests {
             thread::sleep(Duration::from_millis(100));
             drop(held);
         });
-        bind(&path).unwrap();
+        bind(&path, Access::Admin).unwrap();
         release.join().unwrap();
         let _held = lock(&path).unwrap();
-        assert!(matches!(bind(&path), Err(BindError::InUse { .. })));
+        assert!(matches!(bind(&path, Access::Admin), Err(BindError::InUse { .. })));
     }
 
     #[tokio::test]
@@ -204,7 +220,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lbd.sock");
         let _other = StdListener::bind(&path).unwrap();
-        assert!(matches!(bind(&path), Err(BindError::InUse { .. })));
+        assert!(matches!(bind(&path, Access::Admin), Err(BindError::InUse { .. })));
     }
 
     #[tokio::test]
@@ -212,13 +228,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lbd.sock");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(bind(&path), Err(BindError::NotASocket { .. })));
+        assert!(matches!(bind(&path, Access::Admin), Err(BindError::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 
     #[tokio::test]
     async fn a_place_that_cannot_be_is_named() {
-        let error = bind(Path::new("/dev/null/lbd.sock")).unwrap_err().to_string();
+        let error = bind(Path::new("/dev/null/lbd.sock"), Access::Admin).unwrap_err().to_string();
         assert!(error.starts_with("cannot make the directory /dev/null for the admin socket: "), "{error}");
     }
 }

@@ -5,13 +5,14 @@
 //! what its history, `diff` and `undo` count. Inside of a service's own description
 //! ([`ServiceStatus`](super::ServiceStatus), [`Revision`]) `revision` is the service's.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Api, KeepOrReset};
 use crate::config::Report;
 
 /// Answer to `POST /v1/validate`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Validated {
     /// Version of the API.
     pub api: Api,
@@ -22,7 +23,7 @@ pub struct Validated {
 }
 
 /// Answer to `POST /v1/apply`, to every change of a split, weight, state or health, and to an undo.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Applied {
     /// Version of the API.
     pub api: Api,
@@ -49,7 +50,7 @@ pub struct Applied {
 }
 
 /// A value that changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     /// Which, such as `pool.v41.backend.10.0.1.11:8443.weight`; where more than one service may be meant, with its name
     /// before it.
@@ -61,7 +62,7 @@ pub struct Change {
 }
 
 /// How much of a service's traffic moves.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Moved {
     /// The service.
     pub service: String,
@@ -72,7 +73,7 @@ pub struct Moved {
 }
 
 /// Answer to `POST /v1/services/{s}/rollback`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RolledBack {
     /// Version of the API.
     pub api: Api,
@@ -104,7 +105,7 @@ pub struct RolledBack {
 }
 
 /// Answer to `POST /v1/detach`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Detached {
     /// Version of the API.
     pub api: Api,
@@ -116,7 +117,7 @@ pub struct Detached {
 }
 
 /// Answer to `GET /v1/services/{s}/history`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct History {
     /// Version of the API.
     pub api: Api,
@@ -127,7 +128,7 @@ pub struct History {
 }
 
 /// A service as it was from a change on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Revision {
     /// The service's revision: what `diff` and `undo` take.
     pub revision: u64,
@@ -151,7 +152,7 @@ pub struct Revision {
 }
 
 /// Answer to `GET /v1/services/{s}/diff`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Diff {
     /// Version of the API.
     pub api: Api,

@@ -1,11 +1,12 @@
 //! What happened.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Severity;
 
 /// A line of `GET /v1/events`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Its number; each is one more than the one before.
     pub seq: u64,

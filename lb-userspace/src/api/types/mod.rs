@@ -15,6 +15,7 @@ mod share;
 mod status;
 mod words;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use actor::Actor;
@@ -39,7 +40,7 @@ pub use status::{
 };
 
 /// The version of the API: the first member of every answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Api {
     /// The only one there is.
     #[default]

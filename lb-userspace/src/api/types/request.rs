@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::words::words;
@@ -10,7 +11,7 @@ use super::{HealthWord, Share};
 use crate::config::{AdminState, Protocol, Weight};
 
 /// Body of `POST /v1/validate`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Validate {
     /// A configuration in TOML.
@@ -21,7 +22,7 @@ pub struct Validate {
 }
 
 /// Body of `POST /v1/apply`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Apply {
     /// A configuration in TOML.
@@ -45,7 +46,7 @@ fn default_name() -> String {
 }
 
 /// Body of `PUT …/backends/{b}/weight`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetWeight {
     /// 0 to 65535; 0 takes no new flows.
@@ -56,7 +57,7 @@ pub struct SetWeight {
 }
 
 /// Body of `PUT /v1/services/{s}/split`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetSplit {
     /// The canary's share, a number or text.
@@ -67,7 +68,7 @@ pub struct SetSplit {
 }
 
 /// Body of `PUT …/backends/{b}/state`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetState {
     /// What is wanted of the backend.
@@ -84,7 +85,7 @@ pub struct SetState {
 }
 
 /// Body of `PUT …/backends/{b}/health`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetHealth {
     /// What the backend's health is taken for.
@@ -95,7 +96,7 @@ pub struct SetHealth {
 }
 
 /// Body of `POST /v1/services/{s}/rollback`; may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rollback {
     /// What happens to the canary's established flows.
@@ -107,7 +108,7 @@ pub struct Rollback {
 }
 
 /// Body of `POST /v1/services/{s}/undo`; may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Undo {
     /// The revision of the service that is wanted back; the one before the newest if none is named.
@@ -136,7 +137,7 @@ impl Default for KeepOrReset {
 }
 
 /// Body of `POST /v1/explain`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Explain {
     /// The client.
@@ -153,7 +154,7 @@ fn default_protocol() -> Protocol {
 }
 
 /// Query of `GET /v1/services` and `GET /v1/backends`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceQuery {
     /// This service only.
@@ -162,7 +163,7 @@ pub struct ServiceQuery {
 }
 
 /// Query of `GET /v1/services/{s}/diff`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiffQuery {
     /// One revision of the service.
@@ -172,7 +173,7 @@ pub struct DiffQuery {
 }
 
 /// Query of `GET /v1/flows`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FlowQuery {
     /// Flows of this service only.
@@ -193,7 +194,7 @@ impl FlowQuery {
 }
 
 /// Query of `GET /v1/events`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventQuery {
     /// Only events with a greater number.
@@ -208,7 +209,7 @@ pub struct EventQuery {
 }
 
 /// A backend's place: `SERVICE/POOL/BACKEND`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct BackendPath {
     /// The service.
     pub service: String,

@@ -1,5 +1,6 @@
 //! Rollouts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Api, Share};
@@ -7,7 +8,7 @@ use crate::rollout::engine::Phase;
 use crate::rollout::plan::Plan;
 
 /// Body of `POST /v1/services/{s}/rollout`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartRollout {
     /// The pool that is rolled out.
@@ -27,7 +28,7 @@ pub struct StartRollout {
 }
 
 /// Body of `POST /v1/services/{s}/rollout/{order}`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OrderRollout {
     /// Why, for the history.
@@ -36,7 +37,7 @@ pub struct OrderRollout {
 }
 
 /// Answer to `GET /v1/services/{s}/rollout`, and to every order.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RolloutStatus {
     /// Version of the API.
     pub api: Api,
@@ -76,7 +77,7 @@ pub struct RolloutStatus {
 }
 
 /// What the clients did since the step began: the canary's part.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Observed {
     /// Of new connections, in percent; absent without any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,7 +88,7 @@ pub struct Observed {
 }
 
 /// A share that was counted.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Observation {
     /// In percent.
     pub percent: f64,
@@ -122,7 +123,7 @@ impl Observation {
 }
 
 /// What analysis says, in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VerdictWord {
     /// Not worse, as far as enough clients can tell.
@@ -149,7 +150,7 @@ impl VerdictWord {
 }
 
 /// A figure of both pools.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricStatus {
     /// Which, in words.
     pub name: String,
@@ -166,7 +167,7 @@ pub struct MetricStatus {
 }
 
 /// Clients, and those of them that fared badly.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientCount {
     /// Clients that tried.
     pub tried: u64,

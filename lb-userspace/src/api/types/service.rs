@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::words::words;
@@ -9,7 +10,7 @@ use super::{Api, KeepOrReset};
 use crate::config::{AdminState, Mode, Protocol};
 
 /// Answer to `GET /v1/services`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Services {
     /// Version of the API.
     pub api: Api,
@@ -18,7 +19,7 @@ pub struct Services {
 }
 
 /// A VIP, port and protocol that clients talk to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
@@ -45,7 +46,7 @@ pub struct ServiceStatus {
 }
 
 /// How clients are divided between stable and canary.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SplitStatus {
     /// The canary's share that is wanted, in percent.
     pub percent: f64,
@@ -60,7 +61,7 @@ pub struct SplitStatus {
 }
 
 /// A value that was set at run time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Override {
     /// What was set, such as `pools.v41.backends.10.0.1.11:8443.weight`.
     pub path: String,
@@ -75,7 +76,7 @@ pub struct Override {
 }
 
 /// The backends of one version of a service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolStatus {
     /// Its name.
     pub name: String,
@@ -101,7 +102,7 @@ pub struct PoolStatus {
 }
 
 /// The backends of one priority of a pool.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PriorityStatus {
     /// Which one; 0 is the first.
     pub priority: u32,
@@ -148,7 +149,7 @@ words! {
 }
 
 /// A backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendStatus {
     /// Address and port as in the file, IPv6 in brackets: `10.0.1.11:8443`. In a service of every port the address alone.
     pub name: String,
@@ -156,8 +157,11 @@ pub struct BackendStatus {
     pub id: u16,
     /// Its weight, as it holds.
     pub weight: u16,
-    /// Its weight, as the file says.
+    /// Its weight, as the file says, or the source that has discovered it.
     pub configured_weight: u16,
+    /// Who has discovered it, such as `dns:web.example`; absent: it is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// Whose turn it is: 0 first.
     #[serde(default)]
     pub priority: u32,
@@ -195,7 +199,7 @@ pub struct BackendStatus {
 }
 
 /// How long a backend may drain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainStatus {
     /// Until when (RFC 3339).
     pub deadline: String,
@@ -206,7 +210,7 @@ pub struct DrainStatus {
 }
 
 /// What goes through a backend in a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rate {
     /// Flows that begin.
     pub connections_per_second: f64,
@@ -215,7 +219,7 @@ pub struct Rate {
 }
 
 /// What is known of a backend's health.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HealthStatus {
     /// In a word.
     pub status: HealthState,
@@ -230,7 +234,7 @@ pub struct HealthStatus {
 }
 
 /// Where a backend's packets are sent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum NextHop {
     /// To a neighbour.
@@ -248,7 +252,7 @@ pub enum NextHop {
 }
 
 /// What went through since the program was first loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Traffic {
     /// From clients.
     pub packets: u64,
@@ -263,7 +267,7 @@ pub struct Traffic {
 }
 
 /// Answer to `GET /v1/backends`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Backends {
     /// Version of the API.
     pub api: Api,
@@ -272,7 +276,7 @@ pub struct Backends {
 }
 
 /// A backend and where it belongs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendRow {
     /// Its service.
     pub service: String,

@@ -1,8 +1,10 @@
 //! The canary's share of the clients.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -116,6 +118,22 @@ impl fmt::Display for Share {
             return f.pad(&whole.to_string());
         }
         f.pad(format!("{whole}.{fraction:06}").trim_end_matches('0'))
+    }
+}
+
+impl JsonSchema for Share {
+    fn schema_name() -> Cow<'static, str> {
+        "Share".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A share in percent, with at most six decimals; requests may say it as text.",
+            "anyOf": [
+                { "type": "number", "minimum": 0, "maximum": 100 },
+                { "type": "string", "examples": ["12.5", "12.5 %"] }
+            ]
+        })
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::words::words;
 use super::{Api, ServiceStatus};
 
 /// Answer to `GET /v1/status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Version of the API.
     pub api: Api,
@@ -33,7 +34,7 @@ pub struct Status {
 }
 
 /// Something that an operator should know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// How grave it is.
     pub severity: Severity,
@@ -69,7 +70,7 @@ words! {
 }
 
 /// What happens in the kernel.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DataplaneStatus {
     /// The program; absent if none is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,7 +92,7 @@ pub struct DataplaneStatus {
 }
 
 /// The XDP program.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProgramStatus {
     /// Its number in the kernel.
     pub id: u32,
@@ -101,7 +102,7 @@ pub struct ProgramStatus {
 }
 
 /// An interface whose packets are balanced.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
@@ -116,7 +117,7 @@ pub struct InterfaceStatus {
 }
 
 /// How much of a table is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Room {
     /// Entries in it.
     pub used: u64,
@@ -125,7 +126,7 @@ pub struct Room {
 }
 
 /// How much of the slots is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SlotRoom {
     /// Slots that belong to a service.
     pub used: u64,

@@ -1,10 +1,12 @@
 //! Every kind of mistake: its code, which never changes, and what to say about it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How grave a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "ReportSeverity")]
 pub enum Severity {
     /// Nothing is changed until it is mended.
     Error,
@@ -15,7 +17,8 @@ pub enum Severity {
 macro_rules! codes {
     ($( $severity:ident $name:ident = $code:literal, $title:literal, $explanation:literal; )+) => {
         /// A kind of mistake. The codes are stable: documents, scripts and people refer to them.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        #[schemars(rename = "ReportCode")]
         pub enum Code {
             $( #[doc = $title] #[serde(rename = $code)] $name, )+
         }

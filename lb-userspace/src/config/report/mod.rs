@@ -10,6 +10,7 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::read::Place;
@@ -58,7 +59,7 @@ pub enum Style {
 }
 
 /// A finding as the API sends it. Lines and columns count from 1, columns in characters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
     /// The stable code, such as `LB0103`.
@@ -81,7 +82,7 @@ pub struct Report {
 }
 
 /// A [`Label`] in lines and columns.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Spot {
     /// Line where it begins.
     pub line: usize,
@@ -96,7 +97,7 @@ pub struct Spot {
 }
 
 /// Line and column, both from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Position {
     /// Line.
     pub line: usize,

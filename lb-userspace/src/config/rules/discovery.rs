@@ -25,9 +25,11 @@ fn incomplete(kind: SourceKind, discovery: &DiscoveryDraft, findings: &mut Findi
         SourceKind::Http => ("url", discovery.url.written, "\"http://10.0.0.5:8500/backends\""),
     };
     if !written {
-        let found =
-            Diagnostic::new(Code::DiscoveryIncomplete, format!("a discovery of type `{kind}` needs a `{key}`"))
-                .at(discovery.at(), format!("`{key}` is missing"));
+        let found = Diagnostic::new(
+            Code::DiscoveryIncomplete,
+            format!("a discovery of type `{kind}` needs a `{key}`"),
+        )
+        .at(discovery.at(), format!("`{key}` is missing"));
         findings.add(found.help(format!("for example {key} = {example}")));
     }
 }
@@ -51,7 +53,9 @@ fn without_effect(kind: SourceKind, discovery: &DiscoveryDraft, findings: &mut F
     for (key, _, at, kinds) in keys.into_iter().filter(|(_, written, ..)| *written) {
         let why = match kind {
             _ if !kinds.contains(&kind) => format!("it is not for a discovery of type `{kind}`"),
-            Http if key == "ca_file" && !is_https => "no certificate is asked for at an `http://` address".to_owned(),
+            Http if key == "ca_file" && !is_https => {
+                "no certificate is asked for at an `http://` address".to_owned()
+            }
             Dns | File | Http => continue,
         };
         let found = Diagnostic::new(Code::NoEffect, format!("`{key}` has no effect: {why}"));
@@ -64,15 +68,20 @@ fn without_effect(kind: SourceKind, discovery: &DiscoveryDraft, findings: &mut F
 }
 
 fn times(discovery: &DiscoveryDraft, findings: &mut Findings) {
-    let (Some((least, at)), Some((most, most_at))) = (discovery.min_ttl.get(), discovery.max_ttl.get()) else {
+    let (Some((least, at)), Some((most, most_at))) = (discovery.min_ttl.get(), discovery.max_ttl.get())
+    else {
         return;
     };
     if least > most {
         let format = |time| humantime::format_duration(time);
-        let found = Diagnostic::new(Code::DiscoveryTimes, "an answer would be believed at least longer than at most");
+        let found =
+            Diagnostic::new(Code::DiscoveryTimes, "an answer would be believed at least longer than at most");
         let found = match discovery.min_ttl.written {
             true => found.at(at, format!("expected at most {}", format(*most))),
-            false => found.at(most_at, format!("expected at least {}, which is `min_ttl` unless it is set", format(*least))),
+            false => found.at(
+                most_at,
+                format!("expected at least {}, which is `min_ttl` unless it is set", format(*least)),
+            ),
         };
         findings.add(found);
     }
@@ -82,9 +91,12 @@ fn times(discovery: &DiscoveryDraft, findings: &mut Findings) {
 fn port(service: &ServiceDraft, discovery: &DiscoveryDraft, findings: &mut Findings) {
     let Some((Some(port), at)) = discovery.port.get() else { return };
     if service.is_of_all_ports() {
-        let found = Diagnostic::new(Code::PortOfAll, format!("{} is for every port, its backends for one", service.title()))
-            .at(at, "the client's port is kept, whatever it is")
-            .at(&service.port.at, "every port");
+        let found = Diagnostic::new(
+            Code::PortOfAll,
+            format!("{} is for every port, its backends for one", service.title()),
+        )
+        .at(at, "the client's port is kept, whatever it is")
+        .at(&service.port.at, "every port");
         findings.add(found.help("leave it out"));
     } else if let (Some(wanted), Some(mode)) = (service.one_port(), service.mode.value)
         && mode.is_dsr()

@@ -55,7 +55,8 @@ fn gate(step: &RolloutStepDraft, findings: &mut Findings) {
         (GateWord::File, "file", step.file.written, &step.file.at),
     ] {
         if gate == word && !field_written {
-            let found = Diagnostic::new(Code::GateIncomplete, format!("a gate of type `{word}` needs a `{key}`"));
+            let found =
+                Diagnostic::new(Code::GateIncomplete, format!("a gate of type `{word}` needs a `{key}`"));
             findings.add(found.at(gate_at, format!("`{key}` is missing")));
         }
         if gate != word && field_written {

@@ -21,8 +21,8 @@ pub use numbers::{Percent, Schema, TableSize, Weight};
 pub use policy::{Aggression, Least};
 pub use seed::Seed;
 pub use shares::Factor;
-pub use sources::{DnsName, HttpUrl, NameServer};
 pub(super) use shares::{Text, Truth};
+pub use sources::{DnsName, HttpUrl, NameServer};
 pub(super) use times::Time;
 pub use words::{
     AdminState, BackendKey, Check, Mode, OnDown, OnEmpty, Protocol, SplitKey, Tracking, Verify, XdpMode,

@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn shares_may_have_decimals() {
-        let share = |shape| <Share as Scalar>::parse(&node(shape)).map(Share::percent).map_err(|bad| bad.code);
+        let share =
+            |shape| <Share as Scalar>::parse(&node(shape)).map(Share::percent).map_err(|bad| bad.code);
         assert_eq!(share(Shape::Whole(10)), Ok(10.0));
         assert_eq!(share(Shape::Fraction(0.5)), Ok(0.5));
         assert_eq!(share(Shape::Whole(101)), Err(Code::OutOfRange));

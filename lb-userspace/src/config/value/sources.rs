@@ -40,7 +40,11 @@ impl FromStr for DnsName {
         if TlsName::is_name(text.strip_suffix('.').unwrap_or(text)) {
             return Ok(Self(text.into()));
         }
-        Err(Invalid::new(Code::BadDnsName, what(), "expected a name such as `web.example` or `_http._tcp.web.example`"))
+        Err(Invalid::new(
+            Code::BadDnsName,
+            what(),
+            "expected a name such as `web.example` or `_http._tcp.web.example`",
+        ))
     }
 }
 
@@ -117,8 +121,9 @@ impl FromStr for HttpUrl {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let refused =
-            |why: &str| Err(Invalid::new(Code::BadUrl, format!("{} cannot be asked for", escaped(text)), why));
+        let refused = |why: &str| {
+            Err(Invalid::new(Code::BadUrl, format!("{} cannot be asked for", escaped(text)), why))
+        };
         if text.contains('#') {
             return refused("a fragment is nothing that a server sees");
         }
@@ -159,7 +164,10 @@ mod tests {
             ("::1", "[::1]:53", "::1"),
         ] {
             let server = written.parse::<NameServer>().unwrap();
-            assert_eq!((server.address().to_string(), server.to_string()), (address.into(), canonical.into()));
+            assert_eq!(
+                (server.address().to_string(), server.to_string()),
+                (address.into(), canonical.into())
+            );
         }
         assert_eq!("ns.example".parse::<NameServer>().unwrap_err().code, Code::NotAnAddress);
     }

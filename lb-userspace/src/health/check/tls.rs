@@ -78,10 +78,7 @@ impl Tls {
     }
 
     /// How to connect to `address`, and by which name it is known there.
-    pub(in crate::health) fn towards(
-        &self,
-        address: IpAddr,
-    ) -> Result<(&TlsConnector, ServerName<'static>), Trouble> {
+    pub(crate) fn towards(&self, address: IpAddr) -> Result<(&TlsConnector, ServerName<'static>), Trouble> {
         let name = self.0.name.clone().unwrap_or_else(|| ServerName::from(address));
         self.0.connector.as_ref().map(|connector| (connector, name)).map_err(Clone::clone)
     }

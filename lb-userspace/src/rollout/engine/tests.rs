@@ -155,7 +155,11 @@ fn a_gate_waits_for_approval_which_may_come_early() {
     });
     let waiting = advance(&rollout, &good(), at(60)).expect("at the gate");
     assert_eq!((waiting.phase, waiting.share()), (Phase::Gate, 1.0));
-    assert_eq!(advance(&waiting, &Facts { answer: Answer::Yes, ..good() }, at(61)), None, "not a machine's to say");
+    assert_eq!(
+        advance(&waiting, &Facts { answer: Answer::Yes, ..good() }, at(61)),
+        None,
+        "not a machine's to say"
+    );
     let approved = obey(&waiting, Order::Approve, at(61)).expect("obeyed");
     let next = advance(&approved, &good(), at(61)).expect("goes on");
     assert_eq!((next.phase, next.step, next.approved), (Phase::Holding, 1, false));
@@ -215,8 +219,11 @@ fn what_was_rolled_back_by_hand_stays_back_and_can_be_tried_again() {
 #[test]
 fn the_journal_keeps_all_of_it() {
     let mut rollout = begun(&[0.1, 10.0]);
-    rollout.plan.steps[1].gate =
-        Some(Question { what: Gate::Command(vec!["true".into()]), timeout: None, on_timeout: OnGateTimeout::Pass });
+    rollout.plan.steps[1].gate = Some(Question {
+        what: Gate::Command(vec!["true".into()]),
+        timeout: None,
+        on_timeout: OnGateTimeout::Pass,
+    });
     rollout.plan.lease = Some(Duration::from_millis(1_500));
     let text = serde_json::to_string(&rollout).expect("JSON");
     assert_eq!(serde_json::from_str::<Rollout>(&text).expect("the same"), rollout);

@@ -1,5 +1,5 @@
 //! The main job on real traffic: a canary grows, a server dies, the canary goes bad and is rolled
-//! back, the agent is killed. Every figure that is shown was measured in this run.
+//! back, the agent is killed, a rollout watches itself. Every figure that is shown was measured in this run.
 //!
 //! The process that is started stays outside of the lab. It waits for a copy of itself that runs
 //! the show, and then looks whether anything is left of it.
@@ -21,8 +21,9 @@ use std::{env, process::ExitCode};
 const HELP: &str = "\
 Usage: demo [--plain]
 
-Shows lb at work in network namespaces of its own, in about a minute: a canary that grows, a server
-that dies, a canary that goes bad and is rolled back, an agent that is killed. Needs root.
+Shows lb at work in network namespaces of its own, in little more than a minute: a canary that grows, a server
+that dies, a canary that goes bad and is rolled back, an agent that is killed, and a rollout that
+watches itself. Needs root.
 
   --plain  plain lines, as in a pipe, on a terminal too
 

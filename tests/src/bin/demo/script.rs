@@ -54,6 +54,7 @@ fn all_acts(screen: &Screen) -> Result<bool> {
     show.a_server_dies()?;
     show.the_canary_goes_bad()?;
     show.the_agent_dies()?;
+    show.a_rollout_watches_itself()?;
     show.the_end()
 }
 
@@ -242,6 +243,42 @@ impl Show<'_> {
         let report = &mut self.report;
         report.promise("agent killed: requests failed", share.to_string(), lost.is_empty());
         report.promise("  new connections to v42 after a rollback", count(arrived), arrived == 0);
+        Ok(())
+    }
+
+    fn a_rollout_watches_itself(&mut self) -> Result<()> {
+        self.act(7, "A rollout that watches itself");
+        self.stage.behave(CANARY, Behaviour::Reset)?;
+        self.say("v42-a resets every connection again, and nobody looks at any graph");
+        let began = Instant::now();
+        let pool = ["rollout", "start", SERVICE, "--to", "v42", "--steps", "10,50", "--hold", "3s"];
+        self.stage.lbctl(&pool)?;
+        self.screen.want(10.0);
+        let back = self.stage.wait_rollout("rolled-back", Duration::from_secs(20))?;
+        let ended = Instant::now();
+        self.screen.want(0.0);
+        pause(0.5);
+        let lost = self.lost_to(CANARY, began, ended);
+        let took = Short(ended - began);
+        self.result(&format!("it went back by itself after {took}: {back}"), true);
+        self.say(&format!("{} failed{}", counted(lost.len() as u64, "request"), kinds_of_failure(&lost)));
+
+        self.stage.behave(CANARY, Behaviour::Serve)?;
+        self.say("v42-a has been repaired");
+        let again = Instant::now();
+        self.stage.lbctl(&["rollout", "retry", SERVICE])?;
+        self.screen.want(10.0);
+        self.stage.wait_rollout("soaking", Duration::from_secs(30))?;
+        self.screen.want(100.0);
+        self.result(&format!("10 %, 50 %, 100 %: all the way by itself in {}", Short(again.elapsed())), true);
+        pause(1.5);
+        self.stage.show(&["rollout", "status", SERVICE])?;
+        let after = self.clients.begun_after(again);
+        let share = of(failed(&after).len(), after.len());
+        let report = &mut self.report;
+        report.promise("a bad rollout goes back by itself", format!("after {took}"), true);
+        report.figure("  clients it hurt", count(lost.len() as u64));
+        report.promise("a good one goes on by itself: requests failed", share.to_string(), share.part == 0);
         Ok(())
     }
 

@@ -247,6 +247,26 @@ impl Stage {
         }
     }
 
+    /// Waits until the rollout is in a phase, and says why it is.
+    ///
+    /// # Errors
+    /// If it is not before `patience` is over.
+    pub fn wait_rollout(&self, phase: &str, patience: Duration) -> Result<String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let status = self.ask(&["rollout", "status", SERVICE])?;
+            if status["phase"] == phase {
+                return Ok(status["reason"].as_str().unwrap_or_default().to_owned());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the rollout is not {phase} after {patience:?}: {status:#}\n{}",
+                self.agent.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn program(&self) -> Result<u32> {
         let status = self.ask(&["status"])?;
         let id = status["dataplane"]["program"]["id"].as_u64().context("the status has no program")?;

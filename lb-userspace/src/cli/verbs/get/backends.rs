@@ -124,7 +124,7 @@ fn rate(per_second: f64) -> String {
     }
 }
 
-/// Why it takes no new flows, or else what is odd about it.
+/// Why it takes no new flows, or else what is odd about it, and who has discovered it.
 fn note(backend: &BackendStatus) -> String {
     let unreachable = match &backend.next_hop {
         NextHop::Known { .. } => None,
@@ -137,7 +137,8 @@ fn note(backend: &BackendStatus) -> String {
         (true, KeepOrReset::Reset) => format!("its flows were reset at {}", second(&drain.deadline)),
     });
     let slow = backend.slow_start_percent.map(|part| format!("slow start: {part:.0} % of its weight"));
-    let notes = [backend.why_not.clone(), drain, slow, unreachable, unwell];
+    let found = backend.source.as_ref().map(|source| format!("discovered by {source}"));
+    let notes = [backend.why_not.clone(), drain, slow, unreachable, unwell, found];
     let mut notes: Vec<String> = notes.into_iter().flatten().collect();
     notes.dedup();
     notes.join("; ")

@@ -1,0 +1,155 @@
+//! `lbd --check`: whether the agent could start here. Changes nothing.
+
+use std::ffi::CString;
+use std::fmt;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::agent::Places;
+use crate::config::{self, Config};
+use crate::dataplane;
+use crate::netlink::list_links;
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What.
+    pub what: &'static str,
+    /// What was found; an error says what to do about it.
+    pub outcome: Result<String, String>,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Ok(found) => write!(f, "ok      {}: {found}", self.what),
+            Err(trouble) => write!(f, "failed  {}: {trouble}", self.what),
+        }
+    }
+}
+
+/// Looks at configuration, privileges, kernel, BPF file system, interfaces and directories.
+#[must_use]
+pub fn check(places: &Places) -> Vec<Finding> {
+    let (configuration, config) = configuration(&places.config);
+    let finding = |what, outcome| Finding { what, outcome };
+    let mut findings = vec![
+        finding("configuration", configuration),
+        finding("privileges", privileges(&fs::read_to_string("/proc/self/status").unwrap_or_default())),
+        finding("kernel", kernel()),
+        finding("BPF file system", bpffs(&places.pin_dir)),
+        finding("state directory", writable(&places.state_dir)),
+        finding("socket directory", writable(places.socket.parent().unwrap_or(Path::new(".")))),
+    ];
+    if let Some(config) = config {
+        findings.push(finding("interfaces", interfaces(&config)));
+    }
+    findings
+}
+
+fn configuration(path: &Path) -> (Result<String, String>, Option<Config>) {
+    match config::load(path) {
+        Ok(loaded) if loaded.warnings.is_empty() => (
+            Ok(format!("{}: {} services", path.display(), loaded.config.services.len())),
+            Some(loaded.config),
+        ),
+        Ok(loaded) => {
+            (Ok(format!("{}, with warnings\n{}", path.display(), loaded.warnings)), Some(loaded.config))
+        }
+        Err(error) => (Err(error.to_string()), None),
+    }
+}
+
+/// As `linux/capability.h` numbers them.
+const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+
+/// `status` is the text of proc_pid_status(5).
+fn privileges(status: &str) -> Result<String, String> {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    let Some(effective) = effective else { return Err("/proc does not say which there are".to_owned()) };
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(_, bit)| effective & 1 << bit == 0).map(|(name, _)| *name).collect();
+    match missing.as_slice() {
+        [] => Ok("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN".to_owned()),
+        missing => Err(format!("{} missing; run lbd as root or by its unit file", missing.join(" and "))),
+    }
+}
+
+fn kernel() -> Result<String, String> {
+    dataplane::check_kernel().map_err(|error| error.to_string())?;
+    if !dataplane::has_btf() {
+        return Err("it shows no types of its own (/sys/kernel/btf/vmlinux), which its verifier needs; use one that was \
+                    built with CONFIG_DEBUG_INFO_BTF"
+            .to_owned());
+    }
+    Ok("new enough, and shows its types".to_owned())
+}
+
+fn bpffs(pin_dir: &Path) -> Result<String, String> {
+    match pin_dir.ancestors().find(|path| path.exists()) {
+        Some(there) if dataplane::is_bpffs(there) => writable(pin_dir),
+        _ => Err(dataplane::LoadError::NoBpffs { path: pin_dir.to_owned() }.to_string()),
+    }
+}
+
+/// Whether files can be made in a directory, or the directory can be.
+fn writable(directory: &Path) -> Result<String, String> {
+    let there = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    let allowed = CString::new(there.as_os_str().as_bytes()).is_ok_and(|path| {
+        // SAFETY: a string that ends.
+        unsafe {
+            libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS) == 0
+        }
+    });
+    match (allowed, there == directory) {
+        (true, true) => Ok(directory.display().to_string()),
+        (true, false) => Ok(format!("{} can be made", directory.display())),
+        (false, _) => {
+            Err(format!("{} cannot be written to; give it to lbd's user, or choose another", there.display()))
+        }
+    }
+}
+
+fn interfaces(config: &Config) -> Result<String, String> {
+    let links = list_links().map_err(|error| error.to_string())?;
+    let wanted: Vec<&str> = config.dataplane.interfaces.iter().map(|name| name.as_str()).collect();
+    let missing: Vec<&str> =
+        wanted.iter().filter(|name| !links.values().any(|link| link.name == **name)).copied().collect();
+    if missing.is_empty() {
+        return Ok(wanted.join(", "));
+    }
+    let present: Vec<&str> = links.values().map(|link| link.name.as_str()).collect();
+    Err(format!("there is no interface {}; there are {}", missing.join(", "), present.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn privileges_are_read_from_the_effective_set() {
+        let status = |bits: &str| format!("Name:\tlbd\nCapPrm:\t000001ffffffffff\nCapEff:\t{bits}\n");
+        assert!(privileges(&status("000001ffffffffff")).is_ok());
+        assert!(privileges(&status("000000c000001000")).is_ok());
+        let missing = |bits: &str| privileges(&status(bits)).unwrap_err();
+        assert!(missing("0000004000001000").starts_with("CAP_BPF missing"));
+        assert!(missing("0000000000000000").starts_with("CAP_NET_ADMIN and CAP_PERFMON and CAP_BPF missing"));
+        assert!(privileges("").is_err());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_yet_is_judged_by_the_one_above() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("a/b");
+        assert_eq!(writable(directory.path()), Ok(directory.path().display().to_string()));
+        assert_eq!(writable(&below), Ok(format!("{} can be made", below.display())));
+        assert!(!below.exists(), "nothing was changed");
+        assert!(
+            writable(Path::new("/proc/self/here"))
+                .unwrap_err()
+                .starts_with("/proc/self cannot be written to")
+        );
+    }
+}

@@ -1,0 +1,44 @@
+//! What Prometheus scrapes: the agent's view and the kernel's counters, as they are when they are asked for.
+//!
+//! [`families`] makes figures of a [`Scrape`]; [`text`] writes them in the text format, version 0.0.4, which every scraper reads
+//! (an OpenMetrics encoder names counters otherwise in its `# TYPE` lines, which tools for the older format take for another
+//! metric). Every series is there from the start, at zero. Counters of the data path outlive the agent; what the agent counts
+//! itself ([`Tally`]) begins with it.
+
+mod families;
+mod listener;
+mod tally;
+mod text;
+
+use lb_common::verdict::Counters;
+
+use crate::api::Status;
+use crate::rollout::engine::Phase;
+
+pub use listener::{ListenError, Listener, Where};
+pub use tally::{Cause, Tally};
+
+/// All that there is to tell, at one moment.
+#[derive(Clone, Debug)]
+pub struct Scrape {
+    /// The agent's view.
+    pub status: Status,
+    /// The configured interfaces.
+    pub interfaces: Vec<String>,
+    /// The kernel's counters, of all interfaces.
+    pub counters: Counters,
+    /// The rollout of each service that has or had one, by the service's name: its phase, and its step from 1.
+    pub rollouts: Vec<(String, Phase, usize)>,
+    /// What the agent counted.
+    pub tally: Tally,
+    /// When the agent answered, in seconds since 1970.
+    pub heartbeat: f64,
+}
+
+impl Scrape {
+    /// In the text format.
+    #[must_use]
+    pub fn text(&self) -> String {
+        text::of(&families::of(self))
+    }
+}

@@ -1,0 +1,129 @@
+//! What the agent counts itself, since it has started.
+
+use std::collections::BTreeMap;
+
+use crate::api::BackendPath;
+use crate::events::Occurrence;
+use crate::state::Author;
+
+/// Why a canary was taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// Somebody said so.
+    Manual,
+    /// A rollout did it by itself; its event says why.
+    Rollout,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Manual, Self::Rollout];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Manual => "manual",
+            Self::Rollout => "rollout",
+        }
+    }
+}
+
+/// Counts of events. Whoever is not in it has 0.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// By service and backend: how often it came up, and how often it went down.
+    transitions: BTreeMap<(String, String), [u64; 2]>,
+    rollbacks: BTreeMap<(String, Cause), u64>,
+    /// When a configuration was last taken, in seconds since 1970.
+    pub configured: f64,
+    /// Changes that the kernel refused.
+    pub refused: u64,
+}
+
+impl Tally {
+    /// Takes an event into account.
+    pub fn note(&mut self, what: &Occurrence) {
+        let service = what.service.clone().unwrap_or_default();
+        match what.code {
+            "agent_started" | "applied" => self.configured = now(),
+            "backend_up" | "backend_down" => {
+                let backend = what.backend.as_deref().and_then(|backend| backend.parse().ok());
+                let backend = backend.map(BackendPath::name_of).unwrap_or_default();
+                let both = self.transitions.entry((service, backend)).or_default();
+                both[usize::from(what.code == "backend_down")] += 1;
+            }
+            "rolled_back" => *self.rollbacks.entry((service, Cause::Manual)).or_default() += 1,
+            "rollout_rolled_back" => {
+                let by_itself = what.actor.as_ref() == Some(&Author::agent("rollout").name);
+                let cause = if by_itself { Cause::Rollout } else { Cause::Manual };
+                *self.rollbacks.entry((service, cause)).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// How often a backend came up, and how often it went down.
+    #[must_use]
+    pub fn transitions(&self, service: &str, backend: &str) -> [u64; 2] {
+        self.transitions.get(&(service.to_owned(), backend.to_owned())).copied().unwrap_or_default()
+    }
+
+    /// How often a service's canary was taken back.
+    #[must_use]
+    pub fn rollbacks(&self, service: &str, cause: Cause) -> u64 {
+        self.rollbacks.get(&(service.to_owned(), cause)).copied().unwrap_or_default()
+    }
+
+    /// Forgets backends that are not there any more, as `known` says of service and backend.
+    pub fn forget_others(&mut self, known: impl Fn(&str, &str) -> bool) {
+        self.transitions.retain(|(service, backend), _| known(service, backend));
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    jiff::Timestamp::now().as_microsecond() as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn what(code: &'static str, backend: Option<&str>, actor: Option<&str>) -> Occurrence {
+        Occurrence {
+            code,
+            service: Some("web".to_owned()),
+            backend: backend.map(str::to_owned),
+            actor: actor.map(str::to_owned),
+            ..Occurrence::default()
+        }
+    }
+
+    #[test]
+    fn events_are_counted_where_they_belong() {
+        let mut tally = Tally::default();
+        assert_eq!(
+            (tally.transitions("web", "10.0.0.1:80"), tally.rollbacks("web", Cause::Manual)),
+            ([0, 0], 0)
+        );
+        let engine = Author::agent("rollout").name;
+        for event in [
+            what("backend_up", Some("10.0.0.1:80"), None),
+            what("backend_down", Some("10.0.0.1:80"), None),
+            what("backend_up", Some("10.0.0.1:80"), None),
+            what("rolled_back", None, Some("root")),
+            what("rollout_rolled_back", None, Some("root")),
+            what("rollout_rolled_back", None, Some(&engine)),
+        ] {
+            tally.note(&event);
+        }
+        assert_eq!(tally.transitions("web", "10.0.0.1:80"), [2, 1]);
+        assert_eq!(Cause::ALL.map(|cause| tally.rollbacks("web", cause)), [2, 1]);
+        assert_eq!(tally.configured, 0.0);
+        tally.note(&what("applied", None, None));
+        assert!(tally.configured > 1.7e9);
+        tally.forget_others(|_, backend| backend == "10.0.0.2:80");
+        assert_eq!(tally.transitions("web", "10.0.0.1:80"), [0, 0]);
+    }
+}
