@@ -3,7 +3,7 @@
 use std::{fmt, ops::AddAssign};
 
 /// How many tests ended how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Tests that passed.
     pub passed: u32,
@@ -11,6 +11,8 @@ pub struct Tally {
     pub failed: u32,
     /// Tests that were not run though the filter allows them.
     pub skipped: u32,
+    /// What failed, in the words of its test program.
+    pub failures: Vec<String>,
 }
 
 impl Tally {
@@ -24,7 +26,12 @@ impl Tally {
             let pair = words.windows(2).find(|pair| pair[1] == label)?;
             pair[0].parse().ok()
         };
-        Some(Self { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
+        Some(Self {
+            passed: count("passed")?,
+            failed: count("failed")?,
+            skipped: count("ignored")?,
+            failures: Vec::new(),
+        })
     }
 }
 
@@ -33,6 +40,7 @@ impl AddAssign for Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.failures.extend(other.failures);
     }
 }
 
@@ -46,12 +54,56 @@ impl fmt::Display for Tally {
     }
 }
 
+/// Reads what a test program says of its failures: a block a test, headed `---- name stdout ----` by libtest, and
+/// `---- name ----` by libtest-mimic; the list of names that follows ends the last one.
+#[derive(Debug, Default)]
+pub struct Failures {
+    /// Heading and text of each.
+    pub found: Vec<String>,
+    inside: bool,
+}
+
+impl Failures {
+    /// Takes the next line.
+    pub fn read(&mut self, line: &str) {
+        let plain = line.trim();
+        if plain.starts_with("---- ") && plain.ends_with(" ----") {
+            self.found.push(plain.to_owned());
+            self.inside = true;
+        } else if plain == "failures:" || Tally::parse(line).is_some() {
+            self.inside = false;
+        } else if self.inside
+            && let Some(last) = self.found.last_mut()
+        {
+            last.push('\n');
+            last.push_str(line);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const fn tally(passed: u32, failed: u32, skipped: u32) -> Tally {
-        Tally { passed, failed, skipped }
+        Tally { passed, failed, skipped, failures: Vec::new() }
+    }
+
+    #[test]
+    fn failures_of_both_harnesses_are_kept_with_their_text() {
+        let output = "test a ... ok\n\nfailures:\n\n---- rollout::it_goes_back stdout ----\nassertion failed\nat x.rs:3\n\n\n\
+                      failures:\n    rollout::it_goes_back\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored;\n\
+                      failures:\n\n---- a drain ends ----\nnot after 5 s\n\nfailures:\n    a drain ends\n";
+        let mut failures = Failures::default();
+        output.lines().for_each(|line| failures.read(line));
+        let found: Vec<_> = failures.found.iter().map(|text| text.trim_end()).collect();
+        assert_eq!(
+            found,
+            [
+                "---- rollout::it_goes_back stdout ----\nassertion failed\nat x.rs:3",
+                "---- a drain ends ----\nnot after 5 s"
+            ]
+        );
     }
 
     #[test]

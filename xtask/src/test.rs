@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{host, setup, tally::Tally, toolchain};
+use crate::{
+    host, setup,
+    tally::{Failures, Tally},
+    toolchain,
+};
 
 /// Which tests to run.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -42,8 +46,9 @@ pub fn run(options: &Options) -> ExitCode {
         let mut tally = Tally::default();
         let line = match outcome {
             Ok(Outcome::Ran(counted)) => {
+                let line = counted.to_string();
                 tally = counted;
-                counted.to_string()
+                line
             }
             Ok(Outcome::Skipped(why)) => {
                 tally.skipped = 1;
@@ -51,15 +56,24 @@ pub fn run(options: &Options) -> ExitCode {
             }
             Err(error) => {
                 tally.failed = 1;
+                tally.failures.push(format!("{name}: {error:#}"));
                 eprintln!("error: {error:#}");
                 format!("failed: {}", error.root_cause())
             }
         };
+        let failed = tally.failed > 0;
         sum += tally;
         report.push(format!("{name:<8}{seconds:>7.1} s  {line}"));
         // Nothing runs without a toolchain, and a page of follow-ups would bury the reason.
-        if name == "setup" && tally.failed > 0 {
+        if name == "setup" && failed {
             break;
+        }
+    }
+    if !sum.failures.is_empty() {
+        // Once more, where nobody has to look for them.
+        println!("== failures ==");
+        for line in &sum.failures {
+            println!("{line}");
         }
     }
     println!("== summary ==");
@@ -180,6 +194,7 @@ fn fuzz(options: &Options) -> Result<Outcome> {
             Ok(()) => tally.passed += 1,
             Err(error) => {
                 println!("      {error}; the input is in {}", artifacts.display());
+                tally.failures.push(format!("fuzz target {name}: {error}"));
                 tally.failed += 1;
             }
         }
@@ -209,10 +224,12 @@ fn count_all(options: &Options, cargo: impl Fn() -> Command) -> Result<Outcome> 
 fn count(command: &mut Command) -> Result<Tally> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| host::cannot_start(command))?;
     let mut tally = Tally::default();
+    let mut failures = Failures::default();
     let stdout = child.stdout.take().context("standard output is a pipe")?;
     for line in BufReader::new(stdout).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         println!("{line}");
+        failures.read(&line);
         if let Some(counts) = Tally::parse(&line) {
             tally += counts;
         }
@@ -220,6 +237,8 @@ fn count(command: &mut Command) -> Result<Tally> {
     // Does not compile, or died before its closing line.
     if !child.wait()?.success() && tally.failed == 0 {
         tally.failed = 1;
+        tally.failures.push("a test program ended before its closing line, or was not built".to_owned());
     }
+    tally.failures.append(&mut failures.found);
     Ok(tally)
 }
