@@ -22,3 +22,4 @@ pub mod rollout;
 pub mod state;
 pub mod sweep;
 mod wanted;
+mod web;

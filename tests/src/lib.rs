@@ -41,6 +41,7 @@ pub mod packets;
 mod plan;
 mod process;
 pub mod programs;
+pub mod prometheus;
 mod roles;
 pub mod scene;
 mod settle;

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 
 use super::{Agent, Request};
 use crate::api::{
-    Api, ApiError, ClientCount, ErrorCode, MetricStatus, Observation, Observed, RolloutStatus, StartRollout,
-    VerdictWord,
+    Api, ApiError, ClientCount, ErrorCode, MetricStatus, Observation, Observed, QueryStatus, RolloutStatus,
+    StartRollout, VerdictWord,
 };
 use crate::clock;
 use crate::config::{Mode, PoolName, Protocol, Rollout as Configured, ServiceName};
@@ -26,6 +26,9 @@ use crate::rollout::analysis::{Count, Watch};
 use crate::rollout::engine::{self, Answer, Facts, Order, Phase, Rollout, Verdict};
 use crate::rollout::evidence::Boundary;
 use crate::rollout::gate;
+use crate::rollout::metric::{Judge, Reading};
+use crate::rollout::plan;
+use crate::rollout::prometheus::{Asking, Subject};
 use crate::state::{Author, Change, Intent};
 
 /// How often rollouts are looked at.
@@ -41,6 +44,13 @@ pub(super) struct Follow {
     /// Somebody at the gate is being asked.
     asked: Option<oneshot::Receiver<Answer>>,
     answer: Answer,
+    queries: Vec<Query>,
+}
+
+/// A figure of Prometheus under watch.
+struct Query {
+    judge: Judge,
+    asking: Asking,
 }
 
 /// The pools of a rollout in the kernel's tables.
@@ -115,6 +125,11 @@ impl Agent {
         let (canary, stable) = (self.count(pools, true), self.count(pools, false));
         let Some(follow) = self.follows.get_mut(name) else { return };
         follow.watch.look(canary, stable);
+        for query in &mut follow.queries {
+            for measured in query.asking.news() {
+                query.judge.take(measured);
+            }
+        }
         if let Some(asked) = &mut follow.asked
             && let Ok(answer) = asked.try_recv()
         {
@@ -131,15 +146,36 @@ impl Agent {
             |pool: u16| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
         let before = [traffic(pools.canary), traffic(pools.stable)];
         let at = (rollout.phase, rollout.step);
+        let subject = Subject {
+            service: name.as_str().to_owned(),
+            canary: rollout.to.as_str().to_owned(),
+            stable: self
+                .desired
+                .intents
+                .get(name)
+                .map_or_else(String::new, |intent| intent.stable.to_string()),
+        };
         let follow = self.follows.entry(name.clone()).or_insert_with(|| Follow {
             watch: Watch::new(&rollout.plan.analysis),
             at,
             before,
             asked: None,
             answer: Answer::None,
+            queries: Vec::new(),
         });
-        if !first {
+        if first {
+            let begin = |metric: &plan::Metric| Query {
+                judge: Judge::new(metric.clone()),
+                asking: Asking::begin(metric, &subject),
+            };
+            follow.queries = rollout.plan.metrics.iter().map(begin).collect();
+        } else {
             follow.watch.next_step();
+            for query in &mut follow.queries {
+                // Asked anew: an answer under way is about the step before.
+                query.asking = Asking::begin(query.judge.metric(), &subject);
+                query.judge.next_step();
+            }
         }
         (follow.at, follow.before) = (at, before);
         (follow.asked, follow.answer) = (None, Answer::None);
@@ -228,12 +264,18 @@ impl Agent {
     }
 
     fn verdict(&self, name: &ServiceName, rollout: &Rollout) -> Verdict {
-        if let Some(why) = self.not_measured(name) {
-            return Verdict::NoData(why.to_owned());
-        }
-        match self.follows.get(name) {
-            Some(follow) if follow.at == (rollout.phase, rollout.step) => follow.watch.verdict(),
-            _ => Verdict::NoData("the step has just begun".to_owned()),
+        let begun = self.follows.get(name).filter(|follow| follow.at == (rollout.phase, rollout.step));
+        let Some(follow) = begun else {
+            let why = self.not_measured(name).unwrap_or("the step has just begun");
+            return Verdict::NoData { why: why.to_owned(), then: rollout.plan.analysis.on_no_data };
+        };
+        let counted = follow.queries.iter().filter(|query| !query.judge.metric().shadow);
+        let queries = counted.map(|query| query.judge.verdict());
+        match self.not_measured(name) {
+            // Prometheus may know what the kernel program cannot.
+            Some(_) if !follow.queries.is_empty() => Verdict::gravest(queries),
+            Some(why) => Verdict::NoData { why: why.to_owned(), then: rollout.plan.analysis.on_no_data },
+            None => Verdict::gravest([follow.watch.verdict()].into_iter().chain(queries)),
         }
     }
 
@@ -395,10 +437,11 @@ impl Agent {
             )
             .about(service));
         }
-        if plan.steps.iter().any(|step| step.analyze) && found.protocol == Protocol::Udp {
+        let analyzed = plan.steps.iter().any(|step| step.analyze) && plan.metrics.is_empty();
+        if analyzed && found.protocol == Protocol::Udp {
             return Err(ApiError::new(ErrorCode::InvalidValue, "UDP has no handshakes to analyse")
                 .about(service)
-                .remedy("say analysis = \"off\" in [service.rollout]"));
+                .remedy("add a [[service.rollout.metric]], or say analysis = \"off\" in [service.rollout]"));
         }
         // Not the same clients first each time. Flows that are still tracked were placed by the old salt.
         let index = self.index(service)?;
@@ -475,12 +518,10 @@ impl Agent {
             Phase::Soaking => Some(rollout.plan.soak),
             Phase::Promoted | Phase::RolledBack | Phase::Failed => None,
         };
-        let (verdict, verdict_reason) = match self.verdict(&name, rollout) {
-            Verdict::Fine => (VerdictWord::Fine, format!("clients of {} fare no worse", rollout.to)),
-            Verdict::Worse(why) => (VerdictWord::Worse, why),
-            Verdict::Unsure(why) => (VerdictWord::Unsure, why),
-            Verdict::NoData(why) => (VerdictWord::NoData, why),
-        };
+        let (verdict, verdict_reason) = in_words(self.verdict(&name, rollout));
+        let verdict_reason =
+            verdict_reason.unwrap_or_else(|| format!("clients of {} fare no worse", rollout.to));
+        let queries = follow.map_or(Vec::new(), |follow| follow.queries.iter().map(query_status).collect());
         let inferred = self.desired.service(service).is_some_and(|service| service.mode != Mode::Nat);
         let metrics = follow.map_or(Vec::new(), |follow| {
             let limit = follow.watch.limit();
@@ -518,6 +559,7 @@ impl Agent {
             verdict,
             verdict_reason,
             metrics,
+            queries,
         })
     }
 
@@ -539,6 +581,34 @@ impl Agent {
 
 /// Follows by service.
 pub(super) type Follows = HashMap<ServiceName, Follow>;
+
+fn in_words(verdict: Verdict) -> (VerdictWord, Option<String>) {
+    match verdict {
+        Verdict::Fine => (VerdictWord::Fine, None),
+        Verdict::Worse(why) => (VerdictWord::Worse, Some(why)),
+        Verdict::Unsure(why) => (VerdictWord::Unsure, Some(why)),
+        Verdict::NoData { why, .. } => (VerdictWord::NoData, Some(why)),
+    }
+}
+
+fn query_status(query: &Query) -> QueryStatus {
+    let metric = query.judge.metric();
+    let (verdict, why) = in_words(query.judge.verdict());
+    let (canary, stable) = query.judge.last().map_or((None, None), |last| {
+        // JSON has no infinity; the sentence has.
+        let finite = |reading: &Reading| reading.as_ref().ok().copied().filter(|figure| figure.is_finite());
+        (finite(&last.canary), last.stable.as_ref().and_then(finite))
+    });
+    QueryStatus {
+        name: metric.name.clone(),
+        canary,
+        stable,
+        bounds: metric.bounds,
+        verdict,
+        verdict_reason: why.unwrap_or_default(),
+        shadow: metric.shadow,
+    }
+}
 
 fn under_way(service: &str) -> ApiError {
     ApiError::new(ErrorCode::RolloutUnderWay, "a rollout is under way").about(service)

@@ -28,7 +28,7 @@ pub use read::Invalid;
 pub use report::{
     Code, Diagnostic, Diagnostics, Label, Position, Report, Severity, Spot, Style, UnknownCode,
 };
-pub use rollout::{AnalysisMode, Preset, Rollout, RolloutStep};
+pub use rollout::{AnalysisMode, OnNoData, Preset, Rollout, RolloutMetric, RolloutStep};
 pub use schema::json_schema;
 pub use value::{
     AdminState, Aggression, BackendKey, Check, CommandLine, DnsName, FilePath, HttpHost, HttpPath, HttpUrl,

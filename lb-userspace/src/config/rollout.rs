@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use super::read::{Findings, Kind, List, Maybe, Node, Place, Shape, Tables, table, words};
-use super::value::{Count, Factor, Text, Time, Truth};
+use super::value::{Count, Factor, HttpUrl, Multiple, Number, Text, Time, Truth};
 use crate::api::Share;
 use crate::rollout::plan::{self, Analysis, Gate, Plan, Question};
 
 const SECOND: u64 = 1_000;
 const DAY: u64 = 24 * 3_600 * SECOND;
+/// Where Prometheus listens that is on the same host and was not told otherwise.
+const PROMETHEUS: &str = "http://127.0.0.1:9090";
 
 table! {
     /// How a new version of a service takes over.
@@ -44,6 +46,40 @@ table! {
         patience: Duration as Time<0, { 7 * DAY }> = Duration::from_secs(900),
         /// What too little data means when a step's time is over.
         on_no_data: OnNoData as OnNoData = OnNoData::Hold,
+        /// Where Prometheus is, for the metrics.
+        prometheus: Option<HttpUrl> as Maybe<HttpUrl> = None,
+        /// Figures that Prometheus is asked for, beside what the kernel program counts.
+        metrics @ "metric": Vec<RolloutMetric> as Tables<RolloutMetric> = Vec::new(),
+    }
+}
+
+table! {
+    /// A figure that Prometheus is asked for, and what is a good one.
+    RolloutMetric from RolloutMetricDraft "[[service.rollout.metric]]" {
+        /// Its name, for people and for labels.
+        name: String as Text,
+        /// In PromQL; `{{service}}`, `{{pool}}` and `{{window}}` are filled in. It gives one figure.
+        query: String as Text,
+        /// At most this.
+        max: Option<Number> as Maybe<Number> = None,
+        /// At least this.
+        min: Option<Number> as Maybe<Number> = None,
+        /// At most so many times the stable pool's figure at the same time.
+        max_ratio: Option<Number> as Maybe<Multiple> = None,
+        /// At least so many times the stable pool's figure at the same time.
+        min_ratio: Option<Number> as Maybe<Multiple> = None,
+        /// What `{{window}}` stands for.
+        window: Duration as Time<SECOND, DAY> = Duration::from_secs(60),
+        /// From one question to the next; the first one comes so long after a step has begun.
+        interval: Duration as Time<100, DAY> = Duration::from_secs(30),
+        /// How long an answer may take.
+        timeout: Duration as Time<10, { 300 * SECOND }> = Duration::from_secs(5),
+        /// So many bad figures in a row make a bad canary.
+        failure_limit: u32 as Count<1, 1000> = 3,
+        /// What a figure that is not there means when a step's time is over; the rollout's `on_no_data` if it says nothing.
+        on_no_data: Option<OnNoData> as Maybe<OnNoData> = None,
+        /// Whether it is only talked about.
+        shadow: bool as Truth = false,
     }
 }
 
@@ -149,6 +185,39 @@ impl RolloutStep {
     }
 }
 
+impl OnNoData {
+    const fn planned(self) -> plan::OnNoData {
+        match self {
+            Self::Hold => plan::OnNoData::Hold,
+            Self::Pass => plan::OnNoData::Pass,
+            Self::Fail => plan::OnNoData::Fail,
+        }
+    }
+}
+
+impl RolloutMetric {
+    fn planned(&self, rollout: &Rollout) -> plan::Metric {
+        let number = |number: Option<Number>| number.map(Number::get);
+        plan::Metric {
+            name: self.name.clone(),
+            server: rollout.prometheus.as_ref().map_or_else(|| PROMETHEUS.to_owned(), ToString::to_string),
+            query: self.query.clone(),
+            window: self.window,
+            interval: self.interval,
+            timeout: self.timeout,
+            bounds: plan::Bounds {
+                max: number(self.max),
+                min: number(self.min),
+                max_ratio: number(self.max_ratio),
+                min_ratio: number(self.min_ratio),
+            },
+            failure_limit: self.failure_limit,
+            on_no_data: self.on_no_data.unwrap_or(rollout.on_no_data).planned(),
+            shadow: self.shadow,
+        }
+    }
+}
+
 impl Default for Rollout {
     /// What a service has that says nothing of rollouts.
     fn default() -> Self {
@@ -201,11 +270,12 @@ impl Rollout {
                 max_failure_ratio: self.max_failures.map(|share| share.percent() / 100.0),
                 alpha: self.false_rollbacks.percent() / 100.0,
                 patience: self.patience,
-                on_no_data: match self.on_no_data {
-                    OnNoData::Hold => plan::OnNoData::Hold,
-                    OnNoData::Pass => plan::OnNoData::Pass,
-                    OnNoData::Fail => plan::OnNoData::Fail,
-                },
+                on_no_data: self.on_no_data.planned(),
+            },
+            metrics: if analyze {
+                self.metrics.iter().map(|metric| metric.planned(self)).collect()
+            } else {
+                Vec::new()
             },
             tripwire: (self.analysis == AnalysisMode::Enforce && self.tripwire != Share::ZERO)
                 .then(|| self.tripwire.percent() / 100.0),

@@ -1,23 +1,13 @@
 //! Backends as a web server lists them: one GET after the other (HTTP/1.1, RFC 9110), each on a connection of its own. What
 //! has an `ETag` is only sent again when it has changed. Redirects are not followed.
 
-use std::error::Error;
-use std::net::IpAddr;
-
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::header::{ACCEPT, CONNECTION, ETAG, HOST, HeaderValue, IF_NONE_MATCH, USER_AGENT};
-use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
+use hyper::StatusCode;
+use hyper::header::{ETAG, HeaderValue, IF_NONE_MATCH};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::MAX_LIST;
 use crate::config::{self, Backend, read_backends};
-use crate::health::{Alpn, Tls, Trust};
+use crate::web::Get;
 
 pub(super) struct Http {
     asked: config::Http,
@@ -61,82 +51,25 @@ impl Http {
     }
 
     async fn get(&self) -> Result<Said, String> {
-        let uri = self.asked.url.uri();
-        let authority = uri.authority().ok_or("there is no host in it")?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let is_https = self.asked.url.is_https();
-        let port = authority.port_u16().unwrap_or(if is_https { 443 } else { 80 });
-        let stream =
-            TcpStream::connect((host, port)).await.map_err(|error| format!("cannot connect: {error}"))?;
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let mut request = Request::get(path)
-            .header(HOST, authority.as_str())
-            .header(USER_AGENT, concat!("lb-discovery/", env!("CARGO_PKG_VERSION")))
-            .header(ACCEPT, "application/json")
-            .header(CONNECTION, "close");
-        if let Some((tag, _)) = &self.last {
-            request = request.header(IF_NONE_MATCH, tag);
-        }
-        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
-        if !is_https {
-            return exchange(stream, request).await;
-        }
-        let peer = stream.peer_addr().map_err(|error| error.to_string())?;
-        let stream = self.within_tls(host, peer.ip(), stream).await?;
-        exchange(stream, request).await
-    }
-
-    async fn within_tls(
-        &self,
-        host: &str,
-        address: IpAddr,
-        stream: TcpStream,
-    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, String> {
-        let trust = match &self.asked.ca_file {
-            Some(file) => Trust::File(file.as_path().to_owned()),
-            None => Trust::Host,
+        let tag = self.last.iter().map(|(tag, _)| (IF_NONE_MATCH, tag.clone())).collect();
+        let get = Get {
+            uri: self.asked.url.uri(),
+            agent: "lb-discovery",
+            ca_file: self.asked.ca_file.as_ref().map(|file| file.as_path()),
+            headers: tag,
+            limit: MAX_LIST,
         };
-        let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
-        // Files are read each time: certificates are renewed.
-        let tls = Tls::new(trust, Some(name), Alpn::Http1);
-        let (connector, name) = tls.towards(address).map_err(|trouble| trouble.to_string())?;
-        connector.connect(name, stream).await.map_err(|error| format!("no TLS: {error}"))
+        let got = get.ask().await?;
+        match got.status {
+            StatusCode::OK => {
+                let tag = got.headers.get(ETAG).cloned();
+                let text = String::from_utf8(got.body.into()).map_err(|_| "what it sent is no text")?;
+                Ok(Said::List { text, tag })
+            }
+            StatusCode::NOT_MODIFIED => Ok(Said::Unchanged),
+            status => Err(status.to_string()),
+        }
     }
-}
-
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Empty<Bytes>>,
-) -> Result<Said, String> {
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| why(&error))?;
-    // Ends with this function, whoever is faster.
-    let mut driving = JoinSet::new();
-    driving.spawn(connection);
-    let response = sender.send_request(request).await.map_err(|error| why(&error))?;
-    match response.status() {
-        StatusCode::OK => list(response).await,
-        StatusCode::NOT_MODIFIED => Ok(Said::Unchanged),
-        status => Err(status.to_string()),
-    }
-}
-
-async fn list(response: Response<Incoming>) -> Result<Said, String> {
-    let tag = response.headers().get(ETAG).cloned();
-    let body = Limited::new(response.into_body(), MAX_LIST).collect().await;
-    let body = body.map_err(|error| why(&*error))?;
-    let text = String::from_utf8(body.to_bytes().into()).map_err(|_| "what it sent is no text")?;
-    Ok(Said::List { text, tag })
-}
-
-/// An error, and what it comes from.
-fn why(error: &(dyn Error + 'static)) -> String {
-    let (mut words, mut cause) = (error.to_string(), error.source());
-    while let Some(error) = cause {
-        words += &format!(": {error}");
-        cause = error.source();
-    }
-    words
 }
 
 #[cfg(test)]

@@ -215,7 +215,21 @@ fn rollouts(scrape: &Scrape) -> Vec<Family> {
             rollbacks.push((labels, scrape.tally.rollbacks(&service.name, cause) as f64));
         }
     }
+    let analyses = scrape.analyses.iter().map(|analysed| {
+        let labels = vec![
+            ("frontend", analysed.service.clone()),
+            ("group", analysed.pool.clone()),
+            ("metric", analysed.metric.clone()),
+        ];
+        (labels, analysed.value)
+    });
     vec![
+        family(
+            "lb_analysis_value",
+            Kind::Gauge,
+            "What the analysis of a rollout under way looks at: a part of clients, or a figure of Prometheus.",
+            analyses.collect(),
+        ),
         family(
             "lb_rollout_phase",
             Kind::Gauge,

@@ -29,10 +29,25 @@ pub struct Scrape {
     pub counters: Counters,
     /// The rollout of each service that has or had one, by the service's name: its phase, and its step from 1.
     pub rollouts: Vec<(String, Phase, usize)>,
+    /// What the analysis of rollouts under way looks at.
+    pub analyses: Vec<Analysed>,
     /// What the agent counted.
     pub tally: Tally,
     /// When the agent answered, in seconds since 1970.
     pub heartbeat: f64,
+}
+
+/// A figure of one pool that an analysis looks at.
+#[derive(Clone, Debug)]
+pub struct Analysed {
+    /// The service's name.
+    pub service: String,
+    /// The pool's.
+    pub pool: String,
+    /// The figure's.
+    pub metric: String,
+    /// The figure.
+    pub value: f64,
 }
 
 impl Scrape {

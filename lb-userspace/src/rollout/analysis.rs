@@ -167,7 +167,7 @@ impl Watch {
         let limit = self.limit();
         let metrics = self.metrics();
         let Some(worst) = metrics.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)) else {
-            return Verdict::NoData("nothing is measured".to_owned());
+            return self.no_data("nothing is measured".to_owned());
         };
         let in_words = |metric: &Metric| {
             format!(
@@ -184,12 +184,16 @@ impl Watch {
         }
         let seen = self.canary.clients.tried;
         if seen < self.plan.min_clients {
-            return Verdict::NoData(format!("{seen} of {} clients in the canary", self.plan.min_clients));
+            return self.no_data(format!("{seen} of {} clients in the canary", self.plan.min_clients));
         }
         if worst.evidence >= SUSPICIOUS {
             return Verdict::Unsure(in_words(worst));
         }
         Verdict::Fine
+    }
+
+    const fn no_data(&self, why: String) -> Verdict {
+        Verdict::NoData { why, then: self.plan.on_no_data }
     }
 }
 
@@ -239,7 +243,10 @@ mod tests {
     fn too_few_clients_are_no_data_and_enough_good_ones_are_fine() {
         let mut watch = Watch::new(&plan());
         watch.look(count(99, 0, &[]), count(1_000, 1, &[]));
-        assert_eq!(watch.verdict(), Verdict::NoData("99 of 100 clients in the canary".into()));
+        assert_eq!(
+            watch.verdict(),
+            Verdict::NoData { why: "99 of 100 clients in the canary".into(), then: OnNoData::Hold }
+        );
         watch.look(count(100, 0, &[]), count(1_010, 1, &[]));
         assert_eq!(watch.verdict(), Verdict::Fine);
     }
@@ -318,6 +325,6 @@ mod tests {
         watch.next_step();
         watch.look(count(0, 0, &[]), count(0, 0, &[]));
         assert_eq!(watch.metrics()[0].evidence, before);
-        assert!(matches!(watch.verdict(), Verdict::NoData(_)));
+        assert!(matches!(watch.verdict(), Verdict::NoData { .. }));
     }
 }

@@ -110,8 +110,35 @@ pub enum Verdict {
     Worse(String),
     /// There is something, and not enough to be sure; what.
     Unsure(String),
-    /// Too few clients, or somebody does not answer; what is missing.
-    NoData(String),
+    /// Too few clients, or somebody does not answer.
+    NoData {
+        /// What is missing.
+        why: String,
+        /// What that means when the step's time is over.
+        then: OnNoData,
+    },
+}
+
+impl Verdict {
+    /// The gravest of several.
+    #[must_use]
+    pub fn gravest(verdicts: impl IntoIterator<Item = Self>) -> Self {
+        // Of equals the first one: it is the one that is told.
+        verdicts
+            .into_iter()
+            .fold(Self::Fine, |gravest, next| if next.gravity() > gravest.gravity() { next } else { gravest })
+    }
+
+    const fn gravity(&self) -> u8 {
+        match self {
+            Self::Fine => 0,
+            Self::NoData { then: OnNoData::Pass, .. } => 1,
+            Self::NoData { then: OnNoData::Hold, .. } => 2,
+            Self::NoData { then: OnNoData::Fail, .. } => 3,
+            Self::Unsure(_) => 4,
+            Self::Worse(_) => 5,
+        }
+    }
 }
 
 /// What somebody or something at a gate says.
@@ -255,7 +282,8 @@ fn hold(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
     if elapsed < step.hold {
         return None;
     }
-    if step.analyze {
+    // In shadow nothing that is found holds anything up.
+    if step.analyze && rollout.plan.analysis.enforce {
         let patience = step.hold + rollout.plan.analysis.patience;
         match &facts.verdict {
             Verdict::Fine | Verdict::Worse(_) => {}
@@ -263,7 +291,7 @@ fn hold(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
             Verdict::Unsure(why) => {
                 return Some(rollout.back(now, format!("still not sure that it is good: {why}")));
             }
-            Verdict::NoData(why) => match rollout.plan.analysis.on_no_data {
+            Verdict::NoData { why, then } => match then {
                 OnNoData::Hold => return None,
                 OnNoData::Fail if elapsed < patience => return None,
                 OnNoData::Fail => return Some(rollout.back(now, format!("no data: {why}"))),

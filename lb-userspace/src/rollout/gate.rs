@@ -4,23 +4,21 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use http_body_util::Empty;
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use hyper::{StatusCode, Uri};
 use tokio::process::Command;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::engine::Answer;
 use super::plan::Gate;
+use crate::web::Get;
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait before asking again.
 const PAUSE: Duration = Duration::from_secs(2);
+/// What a web server says beside its status is not looked at, but has to end.
+const MAX_BODY: usize = 1 << 20;
 /// "Not yet": `EX_TEMPFAIL` of `sysexits.h`.
 const NOT_YET: i32 = 75;
 
@@ -106,18 +104,10 @@ async fn http(url: &str) -> Answer {
     }
 }
 
-async fn status(url: &str) -> anyhow::Result<StatusCode> {
-    let uri: Uri = url.parse()?;
-    let authority = uri.authority().ok_or_else(|| anyhow::anyhow!("no host in {url}"))?;
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = Request::get(path).header("Host", authority.as_str()).body(Empty::<Bytes>::new())?;
-    // Ends with this function, whoever is faster.
-    let mut driving = JoinSet::new();
-    driving.spawn(connection);
-    Ok(sender.send_request(request).await?.status())
+async fn status(url: &str) -> Result<StatusCode, String> {
+    let uri: Uri = url.parse().map_err(|error| format!("{error}"))?;
+    let get = Get { uri: &uri, agent: "lb-rollout", ca_file: None, headers: Vec::new(), limit: MAX_BODY };
+    Ok(get.ask().await?.status)
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ pub struct Plan {
     pub soak: Duration,
     /// What makes a canary a bad one.
     pub analysis: Analysis,
+    /// Figures that Prometheus is asked for, beside what the kernel counts.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub metrics: Vec<Metric>,
     /// The part of the canary's clients that fare badly at which the kernel program takes the canary back by itself.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tripwire: Option<f64>,
@@ -110,6 +113,83 @@ pub struct Analysis {
     pub patience: Duration,
     /// What too little data means.
     pub on_no_data: OnNoData,
+}
+
+/// A figure that Prometheus is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "RolloutMetric")]
+pub struct Metric {
+    /// Its name, for people and for labels.
+    pub name: String,
+    /// Where Prometheus is.
+    pub server: String,
+    /// In PromQL; [`Metric::PLACEHOLDERS`] are filled in.
+    pub query: String,
+    /// What `{{window}}` stands for.
+    #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
+    pub window: Duration,
+    /// From one question to the next; the first one comes so long after a step has begun.
+    #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
+    pub interval: Duration,
+    /// How long an answer may take.
+    #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
+    pub timeout: Duration,
+    /// What is a good one.
+    pub bounds: Bounds,
+    /// So many bad ones in a row make a bad canary.
+    pub failure_limit: u32,
+    /// What a figure that is not there means.
+    pub on_no_data: OnNoData,
+    /// It is only talked about.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub shadow: bool,
+}
+
+impl Metric {
+    /// What may stand in a query: the service, the pool that is asked about, the window.
+    pub const PLACEHOLDERS: [&'static str; 3] = ["{{service}}", "{{pool}}", "{{window}}"];
+
+    /// The query about one pool.
+    #[must_use]
+    pub fn about(&self, service: &str, pool: &str) -> String {
+        let window = match self.window.as_millis() {
+            ms if ms % 1_000 == 0 => format!("{}s", ms / 1_000),
+            ms => format!("{ms}ms"),
+        };
+        // Names are made of letters, digits, `.`, `_` and `-`: they need no escape in PromQL's strings.
+        let [a, b, c] = Self::PLACEHOLDERS;
+        self.query.replace(a, service).replace(b, pool).replace(c, &window)
+    }
+}
+
+/// Between what a figure has to lie. Each bound that is there has to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Bounds {
+    /// At most this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max: Option<f64>,
+    /// At least this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub min: Option<f64>,
+    /// At most so many times the stable pool's figure at the same time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_ratio: Option<f64>,
+    /// At least so many times the stable pool's figure at the same time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub min_ratio: Option<f64>,
+}
+
+impl Bounds {
+    /// Whether the stable pool has to be asked about, too.
+    #[must_use]
+    pub const fn are_relative(&self) -> bool {
+        self.max_ratio.is_some() || self.min_ratio.is_some()
+    }
 }
 
 /// What too little data means.

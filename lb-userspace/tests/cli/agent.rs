@@ -608,5 +608,6 @@ fn rollout(service: &str, phase: Phase) -> RolloutStatus {
         verdict: VerdictWord::NoData,
         verdict_reason: "nobody came".to_owned(),
         metrics: Vec::new(),
+        queries: Vec::new(),
     }
 }

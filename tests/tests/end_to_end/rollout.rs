@@ -1,5 +1,7 @@
 //! Rollouts: a good canary goes on by itself, a bad one goes back by itself.
 
+mod prometheus;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +12,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 pub fn claims() -> Vec<Trial> {
-    vec![
+    let mut claims = vec![
         claim("a good canary is promoted by itself, and no connection is lost", good),
         claim("a canary that refuses 5 % of connections goes back by itself", refusing),
         claim("a canary that resets every connection trips the wire in the kernel", tripwire),
@@ -20,7 +22,9 @@ pub fn claims() -> Vec<Trial> {
         claim("a canary whose lease runs out gets no new flow", lease),
         claim("an operator pauses, approves, promotes and aborts a rollout", orders),
         claim("a rollback by hand ends a rollout", rollback),
-    ]
+    ];
+    claims.extend(prometheus::claims());
+    claims
 }
 
 const SOON: Duration = Duration::from_secs(40);

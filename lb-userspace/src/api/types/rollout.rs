@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Api, Share};
 use crate::rollout::engine::Phase;
-use crate::rollout::plan::Plan;
+use crate::rollout::plan::{Bounds, Plan};
 
 /// Body of `POST /v1/services/{s}/rollout`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -74,6 +74,9 @@ pub struct RolloutStatus {
     pub verdict_reason: String,
     /// What it says that from.
     pub metrics: Vec<MetricStatus>,
+    /// And what Prometheus says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queries: Vec<QueryStatus>,
 }
 
 /// What the clients did since the step began: the canary's part.
@@ -164,6 +167,27 @@ pub struct MetricStatus {
     pub limit: f64,
     /// The figure comes from what clients send only (`dsr`), and leaves out what backends answer.
     pub inferred: bool,
+}
+
+/// A figure of Prometheus.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct QueryStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The canary's figure when it was asked for last; absent where there was none, or no finite one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<f64>,
+    /// The stable pool's, where it is compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable: Option<f64>,
+    /// What is a good one.
+    pub bounds: Bounds,
+    /// What it says of the canary.
+    pub verdict: VerdictWord,
+    /// The same in a sentence; empty where it is fine.
+    pub verdict_reason: String,
+    /// It is only talked about.
+    pub shadow: bool,
 }
 
 /// Clients, and those of them that fared badly.

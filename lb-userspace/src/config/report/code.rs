@@ -137,6 +137,10 @@ codes! {
         "Each step gives the canary more than the one before: growing it only adds clients, and going back is for when it is bad. Steps are given in short (`shares`) or in full (`[[service.rollout.step]]`), not both.";
     Error GateIncomplete = "LB0331", "a gate that does not say whom to ask",
         "A gate of type `command` needs a `command`, one of type `http` a `url`, one of type `file` a `file`.";
+    Error MetricIncomplete = "LB0332", "a metric that cannot say whether a canary is good",
+        "A metric has a name of its own, at least one bound (`max`, `min`, `max_ratio`, `min_ratio`), and a query. What is compared with the stable pool has to name the pool in its query: `{{pool}}`.";
+    Error BadPlaceholder = "LB0333", "a placeholder that does not exist",
+        "In the query of a metric `{{service}}`, `{{pool}}` and `{{window}}` are filled in. PromQL itself has no double braces.";
     Error DiscoveryIncomplete = "LB0340", "a discovery that does not say whom to ask",
         "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`.";
     Error DiscoveryTimes = "LB0341", "an answer that would be believed for less than no time",

@@ -2,9 +2,11 @@
 
 use crate::api::Share;
 use crate::config::keys::ServiceDraft;
-use crate::config::read::{Findings, Place, Table};
+use crate::config::read::{Field, Findings, Place, Table, escaped};
 use crate::config::report::{Code, Diagnostic};
-use crate::config::rollout::{GateWord, RolloutDraft, RolloutStepDraft};
+use crate::config::rollout::{GateWord, RolloutDraft, RolloutMetricDraft, RolloutStepDraft};
+use crate::config::value::Number;
+use crate::rollout::plan::Metric;
 
 pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     let Some((Some(rollout), at)) = service.rollout.get() else { return };
@@ -20,6 +22,68 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     rising(steps.iter().filter_map(|step| step.share.get()).map(|(share, at)| (*share, at)), findings);
     for step in steps {
         gate(step, findings);
+    }
+    let metrics = rollout.metrics.value.as_deref().unwrap_or_default();
+    for (i, metric) in metrics.iter().enumerate() {
+        bounds(metric, findings);
+        query(metric, findings);
+        let twin = metrics[..i].iter().find(
+            |other| matches!((other.name.get(), metric.name.get()), (Some((a, _)), Some((b, _))) if a == b),
+        );
+        if let (Some(twin), Some((name, at))) = (twin, metric.name.get()) {
+            let found = Diagnostic::new(Code::MetricIncomplete, format!("there are two metrics {name}"))
+                .at(at, "their figures could not be told apart")
+                .at(&twin.name.at, "the first one");
+            findings.add(found);
+        }
+    }
+    if metrics.is_empty() && rollout.prometheus.written {
+        let found = Diagnostic::new(Code::NoEffect, "Prometheus is not asked for anything");
+        let found = found.at(&rollout.prometheus.at, "there is no metric");
+        findings.add(found.help("add a `[[service.rollout.metric]]`"));
+    }
+}
+
+fn bounds(metric: &RolloutMetricDraft, findings: &mut Findings) {
+    let bounds = [&metric.max, &metric.min, &metric.max_ratio, &metric.min_ratio];
+    if bounds.iter().all(|bound| !bound.written) {
+        let found = Diagnostic::new(Code::MetricIncomplete, "this metric has no bound")
+            .at(metric.at(), "every figure would be a good one");
+        findings.add(found.help("say `max`, `min`, `max_ratio` or `min_ratio`"));
+    }
+    for (most, least) in [(&metric.max, &metric.min), (&metric.max_ratio, &metric.min_ratio)] {
+        let value = |field: &Field<Option<Number>>| field.value.flatten();
+        if let (Some(max), Some(min)) = (value(most), value(least))
+            && max.get() < min.get()
+        {
+            let found = Diagnostic::new(Code::MetricIncomplete, "no figure is good enough for this metric")
+                .at(&most.at, "at most this")
+                .at(&least.at, "and at least this");
+            findings.add(found);
+        }
+    }
+}
+
+fn query(metric: &RolloutMetricDraft, findings: &mut Findings) {
+    let Some((query, at)) = metric.query.get() else { return };
+    let known = || Metric::PLACEHOLDERS.join(", ");
+    let rest = Metric::PLACEHOLDERS.iter().fold(query.clone(), |rest, known| rest.replace(known, ""));
+    if let Some(from) = rest.find("{{") {
+        let end = rest[from..].find("}}").map_or(rest.len(), |end| from + end + 2);
+        let found = Diagnostic::new(
+            Code::BadPlaceholder,
+            format!("there is no placeholder {}", escaped(&rest[from..end])),
+        );
+        findings.add(found.at(at, "in this query").help(format!("there are {}", known())));
+    }
+    let relative = [&metric.max_ratio, &metric.min_ratio].into_iter().find(|bound| bound.written);
+    if let Some(bound) = relative
+        && !query.contains("{{pool}}")
+    {
+        let found = Diagnostic::new(Code::MetricIncomplete, "this metric would compare a pool with itself")
+            .at(at, "the query does not name the pool")
+            .at(&bound.at, "and is compared with the stable pool's");
+        findings.add(found.help("put `{{pool}}` where the query says which version it is about"));
     }
 }
 

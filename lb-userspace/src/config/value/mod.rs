@@ -20,8 +20,8 @@ pub(super) use numbers::{Count, Port};
 pub use numbers::{Percent, Schema, TableSize, Weight};
 pub use policy::{Aggression, Least};
 pub use seed::Seed;
-pub use shares::Factor;
-pub(super) use shares::{Text, Truth};
+pub use shares::{Factor, Number};
+pub(super) use shares::{Multiple, Text, Truth};
 pub use sources::{DnsName, HttpUrl, NameServer};
 pub(super) use times::Time;
 pub use words::{

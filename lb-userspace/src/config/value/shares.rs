@@ -76,6 +76,60 @@ impl<'de> Deserialize<'de> for Factor {
     }
 }
 
+/// A number that is one: neither infinite nor NaN, so that each equals itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Number(f64);
+
+impl Eq for Number {}
+
+impl Number {
+    /// As it was written.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl Scalar for Number {
+    type Value = Self;
+
+    fn parse(node: &Node) -> Result<Self, Invalid> {
+        number(node, "a number such as 0.5").map(Self)
+    }
+
+    fn write<S: Serializer>(value: &Self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(value.0)
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "number" })
+    }
+}
+
+/// A multiple of something: a number above 0.
+pub(in crate::config) struct Multiple;
+
+impl Scalar for Multiple {
+    type Value = Number;
+
+    fn parse(node: &Node) -> Result<Number, Invalid> {
+        let expected = "a multiple such as 1.5";
+        let multiple = number(node, expected)?;
+        if multiple > 0.0 {
+            return Ok(Number(multiple));
+        }
+        let message = format!("{multiple} is no multiple");
+        Err(Invalid::new(Code::OutOfRange, message, "expected more than 0"))
+    }
+
+    fn write<S: Serializer>(value: &Number, to: S) -> Result<S::Ok, S::Error> {
+        Number::write(value, to)
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "number", "exclusiveMinimum": 0 })
+    }
+}
+
 /// True or false.
 pub(in crate::config) struct Truth;
 
@@ -157,5 +211,14 @@ mod tests {
         assert_eq!(factor(Shape::Fraction(1.25)), Ok(1.25));
         assert_eq!(factor(Shape::Whole(2)), Ok(2.0));
         assert_eq!(factor(Shape::Fraction(0.9)), Err(Code::OutOfRange));
+    }
+
+    #[test]
+    fn multiples_are_more_than_nothing() {
+        let multiple = |shape| Multiple::parse(&node(shape)).map(Number::get).map_err(|bad| bad.code);
+        assert_eq!(multiple(Shape::Fraction(0.9)), Ok(0.9));
+        assert_eq!(multiple(Shape::Whole(0)), Err(Code::OutOfRange));
+        assert_eq!(multiple(Shape::Fraction(f64::INFINITY)), Err(Code::WrongType));
+        assert_eq!(Number::parse(&node(Shape::Whole(-3))).map(Number::get), Ok(-3.0));
     }
 }

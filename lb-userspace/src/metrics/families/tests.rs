@@ -108,6 +108,12 @@ fn scrape() -> Scrape {
         interfaces: vec!["eth0".to_owned(), "eth1".to_owned()],
         counters,
         rollouts: vec![("web".to_owned(), Phase::Holding, 2)],
+        analyses: vec![crate::metrics::Analysed {
+            service: "web".to_owned(),
+            pool: "blue".to_owned(),
+            metric: "errors".to_owned(),
+            value: 0.25,
+        }],
         tally,
         heartbeat: 1_790_000_001.0,
     }

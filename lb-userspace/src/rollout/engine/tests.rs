@@ -25,6 +25,7 @@ fn plan(weights: &[f64]) -> Plan {
             patience: Duration::from_secs(900),
             on_no_data: OnNoData::Hold,
         },
+        metrics: Vec::new(),
         tripwire: None,
         lease: None,
     }
@@ -110,14 +111,37 @@ fn in_shadow_a_bad_canary_is_only_talked_about() {
     let facts = Facts { verdict: Verdict::Worse("5 % refused".into()), ..good() };
     let next = advance(&rollout, &facts, at(60)).expect("goes on");
     assert_eq!(next.phase, Phase::Soaking);
+    for verdict in [
+        Verdict::Unsure("1 of 2".into()),
+        Verdict::NoData { why: "nobody came".into(), then: OnNoData::Hold },
+        Verdict::NoData { why: "nobody came".into(), then: OnNoData::Fail },
+    ] {
+        let facts = Facts { verdict, ..good() };
+        assert_eq!(advance(&rollout, &facts, at(60)).map(|next| next.phase), Some(Phase::Soaking));
+    }
+}
+
+#[test]
+fn of_several_verdicts_the_gravest_counts() {
+    let none = |then| Verdict::NoData { why: format!("{then:?}"), then };
+    let [pass, hold, fail] = [OnNoData::Pass, OnNoData::Hold, OnNoData::Fail].map(none);
+    let (unsure, worse) = (Verdict::Unsure("a".into()), Verdict::Worse("b".into()));
+    let rising = [Verdict::Fine, pass, hold, fail, unsure, worse];
+    for (i, gravest) in rising.iter().enumerate() {
+        let forth = Verdict::gravest(rising[..=i].iter().cloned());
+        let back = Verdict::gravest(rising[..=i].iter().rev().cloned());
+        assert_eq!((&forth, &back), (gravest, gravest));
+    }
+    assert_eq!(Verdict::gravest([]), Verdict::Fine);
+    let twice = [Verdict::Worse("first".into()), Verdict::Worse("second".into())];
+    assert_eq!(Verdict::gravest(twice), Verdict::Worse("first".into()));
 }
 
 #[test]
 fn no_data_means_what_was_asked_for() {
-    let facts = Facts { verdict: Verdict::NoData("3 of 100 clients".into()), ..good() };
-    let of = |on_no_data, second| {
-        let mut rollout = begun(&[1.0]);
-        rollout.plan.analysis.on_no_data = on_no_data;
+    let of = |then, second| {
+        let rollout = begun(&[1.0]);
+        let facts = Facts { verdict: Verdict::NoData { why: "3 of 100 clients".into(), then }, ..good() };
         advance(&rollout, &facts, at(second)).map(|next| next.phase)
     };
     assert_eq!(of(OnNoData::Hold, 100_000), None);
@@ -234,7 +258,8 @@ fn any_facts() -> impl Strategy<Value = Facts> {
         4 => Just(Verdict::Fine),
         1 => Just(Verdict::Worse("bad".into())),
         2 => Just(Verdict::Unsure("who knows".into())),
-        2 => Just(Verdict::NoData("nobody came".into())),
+        2 => prop_oneof![Just(OnNoData::Hold), Just(OnNoData::Pass), Just(OnNoData::Fail)]
+            .prop_map(|then| Verdict::NoData { why: "nobody came".into(), then }),
     ];
     let answer = prop_oneof![Just(Answer::None), Just(Answer::Yes), Just(Answer::No("no".into()))];
     let sometimes = |text: &'static str| prop_oneof![9 => Just(None), 1 => Just(Some(text.to_owned()))];

@@ -15,7 +15,7 @@
 
 use std::io;
 
-use crate::api::{MetricStatus, Observation, RolloutStatus, VerdictWord};
+use crate::api::{MetricStatus, Observation, QueryStatus, RolloutStatus, VerdictWord};
 use crate::cli::human::{age, count, percent};
 use crate::cli::screen::{Format, Screen};
 use crate::rollout::engine::Phase;
@@ -44,6 +44,9 @@ pub(super) fn draw(status: &RolloutStatus) -> String {
     }
     for metric in &status.metrics {
         text += &format!("  {}\n", figure(status, metric));
+    }
+    for query in &status.queries {
+        text += &format!("  {}\n", queried(status, query));
     }
     if status.verdict != VerdictWord::Fine && !status.phase.is_over() {
         text += &format!("  {}: {}\n", status.verdict.as_str(), status.verdict_reason);
@@ -152,11 +155,23 @@ fn figure(status: &RolloutStatus, metric: &MetricStatus) -> String {
     )
 }
 
+fn queried(status: &RolloutStatus, query: &QueryStatus) -> String {
+    let QueryStatus { name, canary, stable, bounds, verdict, shadow, .. } = query;
+    let figure = |figure: &Option<f64>| figure.map_or("?".to_owned(), |figure| format!("{figure:.4}"));
+    let mut text = format!("{name}   {} {}", status.to, figure(canary));
+    if bounds.are_relative() {
+        text += &format!("   {} {}", status.from, figure(stable));
+    }
+    let shadow = if *shadow { " (shadow)" } else { "" };
+    text + &format!("   {}{shadow}", verdict.as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::api::{Api, ClientCount, Observed};
     use crate::config::Rollout;
+    use crate::rollout::plan::Bounds;
 
     fn status(phase: Phase, step: usize) -> RolloutStatus {
         RolloutStatus {
@@ -184,6 +199,26 @@ mod tests {
                 limit: 100.0,
                 inferred: false,
             }],
+            queries: vec![
+                QueryStatus {
+                    name: "errors".into(),
+                    canary: Some(0.25),
+                    stable: None,
+                    bounds: Bounds { max_ratio: Some(1.5), ..Bounds::default() },
+                    verdict: VerdictWord::NoData,
+                    verdict_reason: "errors: of the stable pool: no series".into(),
+                    shadow: true,
+                },
+                QueryStatus {
+                    name: "latency".into(),
+                    canary: Some(0.012),
+                    stable: None,
+                    bounds: Bounds { max: Some(0.1), ..Bounds::default() },
+                    verdict: VerdictWord::Fine,
+                    verdict_reason: String::new(),
+                    shadow: false,
+                },
+            ],
         }
     }
 
@@ -201,6 +236,8 @@ checkout: v41 -> v42   step 2 of 4, 5 %, 3m left
   new connections   5 % (3.81 to 6.53) of 1000
   bytes             5.02 %
   clients that fared badly   v42 0 of 803   v41 2 of 15.4k   evidence 0.6 of 100
+  errors   v42 0.2500   v41 ?   no data (shadow)
+  latency   v42 0.0120   fine
   1 % passed
 ";
         assert_eq!(picture, expected);

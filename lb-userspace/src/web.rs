@@ -1,0 +1,114 @@
+//! One GET of a web server (HTTP/1.1, RFC 9110), on a connection of its own, within TLS where the URL says so. Redirects are
+//! not followed: who is asked is who was configured.
+
+use std::error::Error;
+use std::net::IpAddr;
+use std::path::Path;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Request, StatusCode, Uri, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use crate::health::{Alpn, Tls, Trust};
+
+/// What is asked for.
+pub struct Get<'a> {
+    /// The URL: `http` or `https`, with a host.
+    pub uri: &'a Uri,
+    /// Who asks, for the server's log: `lb-discovery`.
+    pub agent: &'static str,
+    /// The authorities that are trusted, if not those of this host.
+    pub ca_file: Option<&'a Path>,
+    /// Headers besides `Host`, `User-Agent`, `Accept` and `Connection`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// More bytes than that are an error.
+    pub limit: usize,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Got {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, whatever the status.
+    pub body: Bytes,
+}
+
+impl Get<'_> {
+    /// Asks, once. How long that may take is the caller's to say.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no answer, in words; never with the query of the URL, which may hold a secret.
+    pub async fn ask(self) -> Result<Got, String> {
+        let authority = self.uri.authority().ok_or("there is no host in it")?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let is_https = self.uri.scheme_str() == Some("https");
+        let port = authority.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        let stream =
+            TcpStream::connect((host, port)).await.map_err(|error| format!("cannot connect: {error}"))?;
+        let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
+        let mut request = Request::get(path)
+            .header(HOST, authority.as_str())
+            .header(USER_AGENT, format!("{}/{}", self.agent, env!("CARGO_PKG_VERSION")))
+            .header(ACCEPT, "application/json")
+            .header(CONNECTION, "close");
+        for (name, value) in self.headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+        if !is_https {
+            return exchange(stream, request, self.limit).await;
+        }
+        let peer = stream.peer_addr().map_err(|error| error.to_string())?;
+        let stream = within_tls(host, peer.ip(), self.ca_file, stream).await?;
+        exchange(stream, request, self.limit).await
+    }
+}
+
+async fn within_tls(
+    host: &str,
+    address: IpAddr,
+    ca_file: Option<&Path>,
+    stream: TcpStream,
+) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, String> {
+    let trust = ca_file.map_or(Trust::Host, |file| Trust::File(file.to_owned()));
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+    // Files are read each time: certificates are renewed.
+    let tls = Tls::new(trust, Some(name), Alpn::Http1);
+    let (connector, name) = tls.towards(address).map_err(|trouble| trouble.to_string())?;
+    connector.connect(name, stream).await.map_err(|error| format!("no TLS: {error}"))
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Empty<Bytes>>,
+    limit: usize,
+) -> Result<Got, String> {
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| why(&error))?;
+    // Ends with this function, whoever is faster.
+    let mut driving = JoinSet::new();
+    driving.spawn(connection);
+    let (head, body) = sender.send_request(request).await.map_err(|error| why(&error))?.into_parts();
+    let body = Limited::new(body, limit).collect().await.map_err(|error| why(&*error))?;
+    Ok(Got { status: head.status, headers: head.headers, body: body.to_bytes() })
+}
+
+/// An error, and what it comes from.
+fn why(error: &(dyn Error + 'static)) -> String {
+    let (mut words, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        words += &format!(": {error}");
+        cause = error.source();
+    }
+    words
+}
