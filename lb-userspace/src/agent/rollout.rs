@@ -14,15 +14,15 @@ use tokio::sync::oneshot;
 
 use super::{Agent, Request};
 use crate::api::{
-    Api, ApiError, ClientCount, ErrorCode, MetricStatus, Observation, Observed, QueryStatus, RolloutStatus,
-    StartRollout, VerdictWord,
+    Api, ApiError, ClientCount, ErrorCode, MetricStatus, Observation, Observed, PoolTelemetry, Quantiles,
+    QueryStatus, RolloutStatus, StartRollout, VerdictWord,
 };
 use crate::clock;
 use crate::config::{Mode, PoolName, Protocol, Rollout as Configured, ServiceName};
 use crate::dataplane::maps;
 use crate::events::Occurrence;
 use crate::publish::split::{self, Flows};
-use crate::rollout::analysis::{Count, Watch};
+use crate::rollout::analysis::{Count, SUSPICIOUS, Watch};
 use crate::rollout::engine::{self, Answer, Facts, Order, Phase, Rollout, Verdict};
 use crate::rollout::evidence::Boundary;
 use crate::rollout::gate;
@@ -202,13 +202,26 @@ impl Agent {
     }
 
     fn count(&self, pools: Pools, canary: bool) -> Count {
+        let (outcomes, _, first_byte) = self.measured(pools, canary);
+        Count::of(&outcomes, &first_byte)
+    }
+
+    /// Outcomes, handshakes, first bytes: what the kernel has counted of a pool since the step began.
+    fn measured(
+        &self,
+        pools: Pools,
+        canary: bool,
+    ) -> ([u64; Outcome::COUNT], [u64; BUCKETS], [u64; BUCKETS]) {
         let measures = &self.publisher.maps.measures;
         let word = |offset: usize| measures.word(pools.measure.into(), offset).load(Ordering::Acquire);
         let first = counter(canary, Outcome::ClientTried);
+        let histogram = |offset: usize| std::array::from_fn(|i| word(first + offset + i * 8));
         let outcomes = std::array::from_fn(|i| word(first + i * 8));
-        let histogram = first + offset_of!(PoolMeasure, first_byte);
-        let waits: [u64; BUCKETS] = std::array::from_fn(|i| word(histogram + i * 8));
-        Count::of(&outcomes, &waits)
+        (
+            outcomes,
+            histogram(offset_of!(PoolMeasure, handshake)),
+            histogram(offset_of!(PoolMeasure, first_byte)),
+        )
     }
 
     fn pools_of(&self, name: &ServiceName) -> Option<Pools> {
@@ -535,6 +548,12 @@ impl Agent {
                 stable: clients(metric.stable),
                 evidence: metric.evidence,
                 limit,
+                verdict: match metric.evidence {
+                    evidence if evidence >= limit => VerdictWord::Worse,
+                    evidence if evidence >= SUSPICIOUS => VerdictWord::Unsure,
+                    _ if metric.canary.tried == 0 => VerdictWord::NoData,
+                    _ => VerdictWord::Fine,
+                },
                 inferred,
             };
             follow.watch.metrics().into_iter().map(metric).collect()
@@ -556,11 +575,53 @@ impl Agent {
             left_seconds: lasts.map(|lasts| lasts.saturating_sub(elapsed).as_secs_f64()),
             desired_percent: rollout.share(),
             observed: self.observed(&name, follow),
+            telemetry: self.telemetry(&name, rollout, inferred),
             verdict,
             verdict_reason,
             metrics,
             queries,
         })
+    }
+
+    fn telemetry(&self, name: &ServiceName, rollout: &Rollout, inferred: bool) -> Vec<PoolTelemetry> {
+        let (Some(follow), Some(pools)) = (self.follows.get(name), self.pools_of(name)) else {
+            return Vec::new();
+        };
+        let stable =
+            self.desired.intents.get(name).map_or_else(String::new, |intent| intent.stable.to_string());
+        let of = |canary: bool| {
+            let (pool, name, before) = if canary {
+                (pools.canary, rollout.to.to_string(), follow.before[0])
+            } else {
+                (pools.stable, stable.clone(), follow.before[1])
+            };
+            let (outcomes, handshake, first_byte) = self.measured(pools, canary);
+            let now = maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
+            let count = |outcome: Outcome| outcomes[outcome as usize];
+            PoolTelemetry {
+                pool: name,
+                tried: count(Outcome::Tried),
+                answered: count(Outcome::Answered),
+                refused: count(Outcome::Refused),
+                repeated: count(Outcome::Repeated),
+                reset_early: count(Outcome::ResetEarly),
+                served: count(Outcome::Served),
+                bytes: now.bytes.saturating_sub(before.bytes),
+                reply_bytes: now.reply_bytes.saturating_sub(before.reply_bytes),
+                tracked: self.tracked(pool),
+                handshake: Quantiles::of(&handshake),
+                first_byte: Quantiles::of(&first_byte),
+                inferred,
+            }
+        };
+        vec![of(true), of(false)]
+    }
+
+    /// Flows of a pool's backends that tables know, at the last sweep.
+    fn tracked(&self, pool: u16) -> u64 {
+        let backends = &self.publisher.maps.backends;
+        let loads = self.swept.loads.iter().enumerate().skip(1);
+        loads.filter(|(id, _)| backends.read(*id as u32).pool == pool).map(|(_, load)| load.flows).sum()
     }
 
     fn observed(&self, name: &ServiceName, follow: Option<&Follow>) -> Observed {

@@ -77,7 +77,7 @@ pub struct Watch {
 }
 
 /// Evidence that is worth waiting for more, as a multiple of the stake.
-const SUSPICIOUS: f64 = 10.0;
+pub const SUSPICIOUS: f64 = 10.0;
 /// Waits of the stable pool that must be known before any is called long.
 const ENOUGH_WAITS: u64 = 50;
 

@@ -605,6 +605,7 @@ fn rollout(service: &str, phase: Phase) -> RolloutStatus {
         left_seconds: None,
         desired_percent: 1.0,
         observed: Observed::default(),
+        telemetry: Vec::new(),
         verdict: VerdictWord::NoData,
         verdict_reason: "nobody came".to_owned(),
         metrics: Vec::new(),

@@ -28,8 +28,8 @@ pub use request::{
     SetHealth, SetSplit, SetState, SetWeight, Undo, Validate,
 };
 pub use rollout::{
-    ClientCount, MetricStatus, Observation, Observed, OrderRollout, QueryStatus, RolloutStatus, StartRollout,
-    VerdictWord,
+    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, Quantiles, QueryStatus,
+    RolloutStatus, StartRollout, VerdictWord,
 };
 pub use service::{
     BackendRow, BackendStatus, Backends, DrainStatus, HealthState, HealthStatus, HealthWord, NextHop,

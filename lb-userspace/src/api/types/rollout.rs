@@ -1,5 +1,6 @@
 //! Rollouts.
 
+use lb_common::measure::{BUCKETS, bucket_start};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,9 @@ pub struct RolloutStatus {
     pub desired_percent: f64,
     /// What the clients did since the step began.
     pub observed: Observed,
+    /// What became of their connections since then: of the canary's, then of the stable pool's; empty where nothing is measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub telemetry: Vec<PoolTelemetry>,
     /// What analysis says.
     pub verdict: VerdictWord,
     /// The same in a sentence.
@@ -88,6 +92,74 @@ pub struct Observed {
     /// Of bytes to the backends, in percent; absent without any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_percent: Option<f64>,
+}
+
+/// What became of a pool's connections, as the kernel program saw it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolTelemetry {
+    /// The pool.
+    pub pool: String,
+    /// Connections that began.
+    pub tried: u64,
+    /// Of these, connections that a backend has answered.
+    pub answered: u64,
+    /// Connections that a backend has refused.
+    pub refused: u64,
+    /// Connections whose client has asked again, since nobody had answered.
+    pub repeated: u64,
+    /// Connections that a backend has reset before it had sent a byte.
+    pub reset_early: u64,
+    /// Connections whose backend has sent its first byte.
+    pub served: u64,
+    /// Bytes to the backends.
+    pub bytes: u64,
+    /// Bytes from the backends.
+    pub reply_bytes: u64,
+    /// Connections of its backends that tables know: those that the hash alone does not explain.
+    pub tracked: u64,
+    /// From a client's SYN to its answer; absent where none was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake: Option<Quantiles>,
+    /// From a client's SYN to the first byte of its backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte: Option<Quantiles>,
+    /// Only what clients send is seen (`dsr`): who was answered, refused or served is not, nor when.
+    pub inferred: bool,
+}
+
+/// How long something took, in seconds: the upper end of the bucket in which each quantile lies (two buckets for each
+/// doubling).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Quantiles {
+    /// Half of them took no longer.
+    pub p50: f64,
+    /// 95 %.
+    pub p95: f64,
+    /// 99 %.
+    pub p99: f64,
+    /// Of how many clients; each counts once a step.
+    pub of: u64,
+}
+
+impl Quantiles {
+    /// Of a histogram; none of nothing.
+    #[must_use]
+    pub fn of(histogram: &[u64; BUCKETS]) -> Option<Self> {
+        let of: u64 = histogram.iter().sum();
+        if of == 0 {
+            return None;
+        }
+        let quantile = |part: f64| {
+            let rank = (of as f64 * part).ceil() as u64;
+            let mut sum = 0;
+            let bucket = histogram.iter().position(|count| {
+                sum += count;
+                sum >= rank
+            });
+            bucket_start(bucket.map_or(BUCKETS, |bucket| bucket + 1)) as f64 / 1e9
+        };
+        Some(Self { p50: quantile(0.5), p95: quantile(0.95), p99: quantile(0.99), of })
+    }
 }
 
 /// A share that was counted.
@@ -165,6 +237,8 @@ pub struct MetricStatus {
     pub evidence: f64,
     /// How much evidence it takes.
     pub limit: f64,
+    /// What it says of the canary by itself.
+    pub verdict: VerdictWord,
     /// The figure comes from what clients send only (`dsr`), and leaves out what backends answer.
     pub inferred: bool,
 }
@@ -202,6 +276,20 @@ pub struct ClientCount {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantiles_are_upper_ends_of_buckets() {
+        let mut histogram = [0; BUCKETS];
+        assert_eq!(Quantiles::of(&histogram), None);
+        // 98 below 2 µs, one of 1 ms, one of a second.
+        for (nanoseconds, count) in [(1_500, 98), (1_000_000, 1), (1_000_000_000, 1)] {
+            histogram[lb_common::measure::bucket(nanoseconds)] += count;
+        }
+        let seen = Quantiles::of(&histogram).expect("some");
+        assert_eq!((seen.of, seen.p50), (100, seen.p95));
+        assert!((1.5e-6..3.1e-6).contains(&seen.p50), "{seen:?}");
+        assert!((1e-3..2.1e-3).contains(&seen.p99), "{seen:?}");
+    }
 
     #[test]
     fn an_observed_share_has_an_interval_around_it() {
