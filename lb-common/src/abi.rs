@@ -3,6 +3,7 @@
 //! Addresses and ports are in network byte order, everything else in the host's. No type has padding, so that each can be
 //! viewed as bytes; a change of any of them is a new [`LAYOUT`].
 
+use core::mem::offset_of;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
@@ -258,7 +259,8 @@ pub enum OnEmpty {
     Pass = 3,
 }
 
-/// One element of `SERVICES`: what every packet needs in the first cache line, what a canary needs in the second.
+/// One element of `SERVICES`: what every packet needs in the first cache line, what a canary needs in the second, and the
+/// rest in the third.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Service {
@@ -278,10 +280,8 @@ pub struct Service {
     pub mode: u8,
     /// [`OnEmpty`].
     pub on_empty: u8,
-    /// [`Service::TRACK_UDP`], [`Service::AFFINITY`], [`Service::SPLIT_BY_PORTS`], [`Service::MEASURED`].
-    pub flags: u8,
-    /// IP protocol number.
-    pub protocol: u8,
+    /// [`Service::TRACK_UDP`], [`Service::AFFINITY`], [`Service::SPLIT_BY_PORTS`], and those of [`Service::ATTENDED`].
+    pub flags: u16,
     /// Keys of the backend hash.
     pub backend_keys: Keys,
     /// Keys of the split hash.
@@ -298,22 +298,32 @@ pub struct Service {
     pub canary_pool: u16,
     /// Index of its [`Measure`](crate::measure::Measure), if it is measured.
     pub measure: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 7],
+    /// Zero; room for what attended services need.
+    pub reserved: [u64; 7],
 }
 
 impl Service {
     /// A UDP flow is tracked for as long as it talks.
-    pub const TRACK_UDP: u8 = 1;
+    pub const TRACK_UDP: u16 = 1;
     /// The backend hash sees the client's address only.
-    pub const AFFINITY: u8 = 2;
+    pub const AFFINITY: u16 = 2;
     /// The split hash sees the ports, too.
-    pub const SPLIT_BY_PORTS: u8 = 4;
+    pub const SPLIT_BY_PORTS: u16 = 4;
     /// Handshakes are measured.
-    pub const MEASURED: u8 = 8;
+    pub const MEASURED: u16 = 8;
+
+    /// Flags that need more than the bare rule: packets to such a service go through
+    /// [`Stage::Attend`](crate::stage::Stage::Attend), and those to all others pay nothing for it.
+    pub const ATTENDED: u16 = Self::MEASURED;
 
     /// Whether a flag is set.
     #[must_use]
     #[inline(always)]
-    pub const fn has(&self, flag: u8) -> bool {
+    pub const fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
 
@@ -642,8 +652,9 @@ fn volatile(word: &u64) -> u64 {
 }
 
 const _: () = {
-    assert!(size_of::<Service>() == 128, "two cache lines");
-    assert!(core::mem::offset_of!(Service, split_keys) == 64, "what every packet needs is in the first");
+    assert!(size_of::<Service>() == 192, "three cache lines");
+    assert!(offset_of!(Service, split_keys) == 64, "what every packet needs is in the first");
+    assert!(offset_of!(Service, protocol) == 128, "what a canary needs is in the second");
     assert!(size_of::<Backend>() == 64, "one cache line");
     assert!(size_of::<VipKey>() == 20 && size_of::<FlowKey>() == 24);
     assert!(size_of::<Device>() == 16);

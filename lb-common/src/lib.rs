@@ -2,20 +2,23 @@
 //!
 //! `receive -> parse -> service -> split -> slot -> track -> admit -> rewrite -> transmit`
 //!
-//! [`pipeline::process`] is the whole story. It is generic over how bytes ([`Packet`](pipeline::Packet)) and tables
+//! [`pipeline::process`] is the whole story, in [stages](stage). It is generic over how bytes ([`Packet`](pipeline::Packet)) and tables
 //! ([`Tables`](pipeline::Tables)) are reached, so that the kernel program, `lbctl explain` and the tests run the very same
 //! decision. Nothing here allocates, blocks, reads a clock or panics; what only hosts need stands behind the feature `std`.
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
 pub mod abi;
+pub mod attend;
 pub mod checksum;
 pub mod decap;
 pub mod hash;
 pub mod measure;
 pub mod parse;
 pub mod pipeline;
+pub mod reply;
 pub mod rewrite;
 pub mod select;
+pub mod stage;
 pub mod verdict;
 pub mod wire;
 

@@ -205,7 +205,7 @@ pub fn extensions<P: Packet>(packet: &P, mut protocol: u8, mut offset: usize) ->
             wire::IPPROTO_AH => 4,
             _ => return Err(Reason::OtherProtocol),
         };
-        let header: &Ipv6Extension = packet.view(offset).ok_or(Reason::Malformed)?;
+        let header: &Ipv6Extension = packet.view(packet.bounded(offset)).ok_or(Reason::Malformed)?;
         protocol = header.next_header;
         // "Not including the first 8 octets": one unit of 8, two of 4.
         offset += 8 + usize::from(header.length) * unit;

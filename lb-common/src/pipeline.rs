@@ -2,14 +2,17 @@
 
 use crate::abi::{
     Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, Mode, OnEmpty, Port,
-    Replier, Service, Settings, Slot, TCP_IDLE_TICKS, VipKey, ticks,
+    Replier, Service, Settings, Slot, VipKey, ticks,
 };
+use crate::attend::attend;
 use crate::measure::{self, Handshake, Reply};
 use crate::parse::{self, Kind, Network, Transport};
+use crate::reply::reply;
 use crate::rewrite::{self, End};
 use crate::select::{Place, select};
+use crate::stage::Stage;
 use crate::verdict::{Account, Event, Reason, Verdict};
-use crate::wire::{IPPROTO_TCP, Mac, TCP_RST, TCP_SYN, Tcp, Wire};
+use crate::wire::{Mac, Wire};
 
 /// A frame: in the kernel, or in memory.
 pub trait Packet {
@@ -17,6 +20,10 @@ pub trait Packet {
     fn view<T: Wire>(&self, offset: usize) -> Option<&T>;
     /// The same, to be changed.
     fn view_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
+    /// The offset itself. (In the kernel, where its verifier is shown that it stays within bounds.)
+    fn bounded(&self, offset: usize) -> usize {
+        offset
+    }
     /// Whether the frame has at least `length` bytes.
     fn reaches(&self, length: usize) -> bool;
     /// [`parse::extensions`]; the kernel has it verified apart from everything that follows.
@@ -149,79 +156,129 @@ pub enum Route {
     None,
 }
 
+/// Where a packet's road leads from a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It ends here.
+    End(Verdict),
+    /// On to another stage, which starts from the packet as it came.
+    Next(Stage),
+}
+
 /// What becomes of a packet. What is passed up is as it came, but for [`Reason::RepliedByHost`].
-#[inline(always)]
+///
+/// In the kernel each stage is a program, and tail calls take the place of this loop.
 pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
-    match road(packet, tables) {
-        Ok(verdict) => verdict,
-        Err(reason) => Verdict::of(reason),
+    let mut step = enter(packet, tables);
+    loop {
+        step = match step {
+            Ok(Step::Next(Stage::Reply)) => reply(packet, tables),
+            Ok(Step::Next(Stage::Attend)) => attend(packet, tables),
+            Ok(Step::End(verdict)) => return verdict,
+            Err(reason) => return Verdict::of(reason),
+        }
     }
 }
 
+/// Where every packet begins: the program whose cost counts.
+///
+/// # Errors
+///
+/// Why the road ends here, if it does not end in a verdict that is more than a reason.
 #[inline(always)]
-fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason> {
+pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let to_vip = contains(&settings.vips, network.destination);
-    let from_backend = contains(&settings.repliers, network.source);
-    let to_backend = contains(&settings.repliers, network.destination);
-    if !(to_vip || from_backend || to_backend) {
-        return Err(Reason::NotOurs);
+    if contains(&settings.vips, network.destination) {
+        let transport = parse::transport(packet, &network)?;
+        if let Some(index) = find_service(tables, &network, &transport) {
+            let service = tables.service(index).ok_or(Reason::NoTable)?;
+            if service.has(Service::ATTENDED) {
+                return Ok(Step::Next(Stage::Attend));
+            }
+            let key = FlowKey::of_request(&network, &transport, index);
+            let place = tables.place(service, &key, transport.kind)?;
+            if place.backend == 0 {
+                return empty(packet, service, &network, &transport).map(Step::End);
+            }
+            let target = Target::of(tables, &place)?;
+            return forward(packet, tables, settings, service, &network, &transport, &key, &place, &target)
+                .map(Step::End);
+        }
     }
-    let transport = parse::transport(packet, &network)?;
-
-    if to_vip
-        && let Some(index) = find(network.destination, &transport, End::Destination, |key| tables.vip(key))
-    {
-        return request(packet, tables, settings, &network, &transport, index);
-    }
-    if from_backend
-        && let Some(replier) = find(network.source, &transport, End::Source, |key| tables.replier(key))
-    {
-        return reply(packet, tables, settings, &network, &transport, replier);
-    }
-    if to_backend {
-        return Err(past_vip(tables, &network, &transport));
+    if contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination) {
+        return Ok(Step::Next(Stage::Reply));
     }
     Err(Reason::NotOurs)
 }
 
-/// From a client to a service.
+/// The index of the service that a packet is for.
 #[inline(always)]
-fn request<T: Tables>(
+pub(crate) fn find_service<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Option<u32> {
+    find(network.destination, transport, End::Destination, |key| tables.vip(key))
+}
+
+impl FlowKey {
+    /// The flow of a client's packet to a service.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_request(network: &Network, transport: &Transport, service: u32) -> Self {
+        Self {
+            client: network.source,
+            client_port: transport.source,
+            port: transport.destination,
+            owner: service,
+        }
+    }
+}
+
+/// A backend that can be reached, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub backend: &'a Backend,
+    pub device: &'a Device,
+    pub mac: Mac,
+}
+
+impl<'a> Target<'a> {
+    #[inline(always)]
+    pub fn of<T: Tables>(tables: &'a T, place: &Place) -> Result<Self, Reason> {
+        let backend = tables.backend(place.backend).ok_or(Reason::NoTable)?;
+        if !backend.life().is_usable() {
+            return Err(Reason::BackendGone);
+        }
+        let hop = backend.next_hop();
+        let mac = hop.mac().ok_or(Reason::NoNeighbour)?;
+        let device = tables.device(hop.device()).ok_or(Reason::NoTable)?;
+        Ok(Self { backend, device, mac })
+    }
+}
+
+/// To its backend.
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined; a structure of them would live on the kernel program's stack"
+)]
+pub(crate) fn forward<T: Tables>(
     packet: &mut T::Packet,
     tables: &T,
     settings: &Settings,
+    service: &Service,
     network: &Network,
     transport: &Transport,
-    index: u32,
+    key: &FlowKey,
+    place: &Place,
+    target: &Target<'_>,
 ) -> Result<Verdict, Reason> {
-    let service = tables.service(index).ok_or(Reason::NoTable)?;
-    let key = FlowKey {
-        client: network.source,
-        client_port: transport.source,
-        port: transport.destination,
-        owner: index,
-    };
-    let place = tables.place(service, &key, transport.kind)?;
-    if place.backend == 0 {
-        return empty(packet, service, network, transport);
-    }
-    let backend = tables.backend(place.backend).ok_or(Reason::NoTable)?;
-    if !backend.life().is_usable() {
-        return Err(Reason::BackendGone);
-    }
-    let hop = backend.next_hop();
-    let mac = hop.mac().ok_or(Reason::NoNeighbour)?;
-    let device = tables.device(hop.device()).ok_or(Reason::NoTable)?;
+    let Target { backend, device, mac } = *target;
     let length = network.end - network.l3;
-    let account = account(network, &place, backend);
-    if service.has(Service::MEASURED)
-        && let Kind::Syn(sequence) = transport.kind
-    {
-        tables.begins(service, &key, sequence, backend.pool == service.canary_pool);
-    }
-
+    let account = Account {
+        backend: place.backend,
+        pool: backend.pool,
+        bytes: network.end as u32,
+        begins: place.begins,
+    };
     if service.mode == Mode::DsrIpip as u8 {
         if !rewrite::fits(device, length + rewrite::overhead(backend.address)) {
             return Err(Reason::TooBig);
@@ -236,7 +293,7 @@ fn request<T: Tables>(
             if place.begins {
                 // The client had the same ports in use past the VIP before: this flow's replies are ours again.
                 let port = if backend.port.is_any() { transport.destination } else { backend.port };
-                tables.forget_direct(&FlowKey { port, owner: u32::from(place.backend), ..key });
+                tables.forget_direct(&FlowKey { port, owner: u32::from(place.backend), ..*key });
             }
         }
         rewrite::link(packet, device.mac, mac)?;
@@ -244,14 +301,9 @@ fn request<T: Tables>(
     Ok(Verdict { reason: Reason::Forwarded, ifindex: device.ifindex, account })
 }
 
-#[inline(always)]
-fn account(network: &Network, place: &Place, backend: &Backend) -> Account {
-    Account { backend: place.backend, pool: backend.pool, bytes: network.end as u32, begins: place.begins }
-}
-
 /// No backend may take it.
 #[inline(always)]
-fn empty<P: Packet>(
+pub(crate) fn empty<P: Packet>(
     packet: &mut P,
     service: &Service,
     network: &Network,
@@ -265,115 +317,9 @@ fn empty<P: Packet>(
     Err(if service.on_empty == OnEmpty::Pass as u8 { Reason::EmptyPass } else { Reason::NoBackend })
 }
 
-/// From a backend, perhaps back to a client.
-#[inline(always)]
-fn reply<T: Tables>(
-    packet: &mut T::Packet,
-    tables: &T,
-    settings: &Settings,
-    network: &Network,
-    transport: &Transport,
-    replier: Replier,
-) -> Result<Verdict, Reason> {
-    if replier.direct != 0 {
-        let key = FlowKey {
-            client: network.destination,
-            client_port: transport.destination,
-            port: transport.source,
-            owner: u32::from(replier.backend),
-        };
-        if is_direct(tables, settings, &key, transport.kind, replier.direct) {
-            return Err(Reason::Direct);
-        }
-    }
-    let out = match tables.route(packet, network) {
-        Route::Out { ifindex, source, destination } => Some((ifindex, source, destination)),
-        Route::Unresolved => None,
-        Route::Local => return Err(Reason::Local),
-        Route::TooBig => return Err(Reason::TooBig),
-        Route::ForwardingOff => return Err(Reason::ForwardingOff),
-        Route::None => return Err(Reason::NoRoute),
-    };
-    let service = tables.service(replier.service).ok_or(Reason::NoTable)?;
-    let backend = tables.backend(replier.backend).ok_or(Reason::NoTable)?;
-    if service.has(Service::MEASURED) && transport.protocol == IPPROTO_TCP {
-        measured(packet, tables, service, network, transport, replier)?;
-    }
-    rewrite::translate(packet, network, transport, End::Source, service.vip, service.port)?;
-    let account =
-        Account { backend: replier.backend, pool: backend.pool, bytes: network.end as u32, begins: false };
-    let Some((ifindex, source, destination)) = out else {
-        // The host knows how to find a neighbour, and keeps the packet meanwhile.
-        return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
-    };
-    rewrite::link(packet, source, destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex, account })
-}
-
-/// What a reply says about its handshake.
-#[inline(always)]
-fn measured<T: Tables>(
-    packet: &T::Packet,
-    tables: &T,
-    service: &Service,
-    network: &Network,
-    transport: &Transport,
-    replier: Replier,
-) -> Result<(), Reason> {
-    let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
-    let reply = Reply {
-        answers: header.flags & TCP_SYN != 0,
-        resets: header.flags & TCP_RST != 0,
-        data: transport.l4 + usize::from(header.data_offset >> 4) * 4 < network.end,
-        acknowledged: u32::from_be_bytes(header.acknowledgement),
-    };
-    let port = if service.port == Port::ANY { transport.source } else { service.port };
-    let key = FlowKey {
-        client: network.destination,
-        client_port: transport.destination,
-        port,
-        owner: replier.service,
-    };
-    tables.replies(service, &key, reply);
-    Ok(())
-}
-
-/// Whether a flow goes on past the VIP, to a backend that was `marked` last.
-///
-/// Mark and entry hold the time of the newest packet, and are void once that is older than a flow may be silent: nobody
-/// has to take them away.
-#[inline(always)]
-fn is_direct<T: Tables>(tables: &T, settings: &Settings, key: &FlowKey, kind: Kind, marked: u32) -> bool {
-    let idle = if matches!(kind, Kind::Udp) { settings.udp_idle } else { TCP_IDLE_TICKS };
-    let now = tables.ticks();
-    // Signed: another CPU may have seen the next tick.
-    let recent = |then| now.wrapping_sub(then) as i32 <= idle as i32;
-    recent(marked) && tables.direct(key).is_some_and(recent)
-}
-
-/// From a client to a backend's own address: its replies are none of ours.
-#[inline(always)]
-fn past_vip<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Reason {
-    let Some((key, replier)) = find(network.destination, transport, End::Destination, |key| {
-        tables.replier(key).map(|replier| (*key, replier))
-    }) else {
-        return Reason::NotOurs;
-    };
-    let flow = FlowKey {
-        client: network.source,
-        client_port: transport.source,
-        port: transport.destination,
-        owner: u32::from(replier.backend),
-    };
-    if tables.direct(&flow) != Some(tables.ticks()) {
-        tables.note_direct(&flow, &key);
-    }
-    Reason::Direct
-}
-
 /// Looks up an address with its port, then with port 0: every port of it.
 #[inline(always)]
-fn find<R>(
+pub(crate) fn find<R>(
     address: Address,
     transport: &Transport,
     end: End,
@@ -391,7 +337,7 @@ fn find<R>(
 }
 
 #[inline(always)]
-fn contains(filter: &Filter, address: Address) -> bool {
+pub(crate) fn contains(filter: &Filter, address: Address) -> bool {
     let bit = address.filter_bit() & (FILTER_BITS - 1);
     match filter.get((bit / 64) as usize) {
         Some(word) => word >> (bit % 64) & 1 != 0,

@@ -30,7 +30,7 @@ proptest! {
         stable in prop::collection::vec(0..100u16, 1..12),
         canary in prop::collection::vec(0..100u16, 1..4),
         share in any::<u32>(),
-        flags in 0..8u8,
+        flags in 0..8u16,
         clients in prop::collection::vec((any::<u32>(), any::<u16>()), 50),
     ) {
         let spec = ServiceSpec { flags, table_size: 251, ..ServiceSpec::tcp(VIP.into(), 443, Mode::DsrL2) };

@@ -5,27 +5,63 @@
 
 mod maps;
 mod packet;
+mod stages;
 mod tables;
+mod verifier;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
+use lb_common::attend::attend;
 use lb_common::decap::{Decapsulated, decapsulate};
-use lb_common::pipeline::{Packet, process};
-use lb_common::verdict::{Action, Verdict};
+use lb_common::pipeline::{Packet, Step, enter};
+use lb_common::reply::reply;
+use lb_common::verdict::{Action, Reason, Verdict};
 
 use crate::packet::Frame;
+use crate::stages::jump;
 use crate::tables::{Kernel, bump};
 
-/// The balancer.
+/// The balancer: every packet begins here.
 #[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
-    let verdict = process(&mut frame, &Kernel);
+    let step = enter(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Reply`](lb_common::stage::Stage::Reply).
+#[xdp(frags)]
+pub fn lb_reply(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = reply(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Attend`](lb_common::stage::Stage::Attend).
+#[xdp(frags)]
+pub fn lb_attend(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = attend(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// The end of a program: of the road, or of a part of it.
+#[inline(always)]
+fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
+    let verdict = match step {
+        Ok(Step::End(verdict)) => verdict,
+        Ok(Step::Next(stage)) => {
+            jump(ctx, stage);
+            // Still here: there is no such program in the array.
+            Verdict::of(Reason::NoTable)
+        }
+        Err(reason) => Verdict::of(reason),
+    };
     Kernel.count(&verdict);
-    debug!(&ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
-    act(&frame, &verdict)
+    debug!(ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
+    act(frame, &verdict)
 }
 
 #[inline(always)]

@@ -2,12 +2,13 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
     Backend, Device, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Traffic, VipKey,
 };
 use lb_common::decap;
 use lb_common::measure::{Handshake, Measure};
+use lb_common::stage::Stage;
 use lb_common::verdict::Counters;
 
 #[map]
@@ -54,6 +55,10 @@ pub static MEASURES: Array<Measure> = Array::with_max_entries(64, BPF_F_MMAPABLE
 
 #[map]
 pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);
+
+/// Not shared between versions: each loading of the programs has an array of its own.
+#[map]
+pub static STAGES: ProgramArray = ProgramArray::with_max_entries(Stage::COUNT as u32, 0);
 
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);

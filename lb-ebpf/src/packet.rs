@@ -8,6 +8,11 @@ use lb_common::pipeline::Packet;
 use lb_common::verdict::Reason;
 use lb_common::wire::Wire;
 
+use crate::verifier::bounded;
+
+/// No header starts beyond this: any chain of extension headers is shorter. (The verifier follows no offset beyond 64 KiB.)
+const MAX_OFFSET: u32 = 0x3fff;
+
 /// The linear part of a frame. (Headers are in it; the rest of a jumbo frame may lie in further buffers.)
 pub struct Frame {
     ctx: *mut xdp_md,
@@ -29,6 +34,9 @@ impl Frame {
     #[inline(always)]
     fn at<T: Wire>(&self, offset: usize) -> Option<*mut T> {
         let first = self.start + offset;
+        // SAFETY: it is an address. (LLVM would ask `None` or `Some` by comparing it with null, after arithmetic, which the
+        // verifier allows only to those with CAP_PERFMON.)
+        unsafe { core::hint::assert_unchecked(first != 0) };
         (first + T::SIZE <= self.end).then_some(first as *mut T)
     }
 
@@ -54,7 +62,14 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn bounded(&self, offset: usize) -> usize {
+        bounded::<MAX_OFFSET>(offset)
+    }
+
+    #[inline(always)]
     fn reaches(&self, length: usize) -> bool {
+        // Headers, and a length of 16 bits.
+        let length = bounded::<0x1_ffff>(length);
         // SAFETY: the context is the kernel's.
         self.start + length <= self.end || length as u64 <= unsafe { bpf_xdp_get_buff_len(self.ctx) }
     }
@@ -62,8 +77,7 @@ impl Packet for Frame {
     #[inline(always)]
     fn past_extensions(&self, protocol: u8, offset: usize) -> Result<(u8, usize), Reason> {
         let packed = lb_extensions(self.ctx, protocol, offset as u32);
-        // The mask is for the verifier: any chain is shorter, and it follows no offset beyond 64 KiB.
-        let (kind, protocol, offset) = (packed >> 32, packed as u8, (packed >> 8) as usize & 0x3fff);
+        let (kind, protocol, offset) = (packed >> 32, packed as u8, (packed >> 8) as usize & MAX_OFFSET as usize);
         match kind {
             0 => Ok((protocol, offset)),
             1 => Err(Reason::Fragment),
@@ -119,7 +133,7 @@ extern "C" fn lb_extensions(ctx: *mut xdp_md, protocol: u8, offset: u32) -> u64 
         return 3 << 32;
     }
     match extensions(&frame, protocol, offset as usize) {
-        Ok((protocol, offset)) => (offset as u64 & 0x3fff) << 8 | u64::from(protocol),
+        Ok((protocol, offset)) => (offset as u64 & u64::from(MAX_OFFSET)) << 8 | u64::from(protocol),
         Err(Reason::Fragment) => 1 << 32,
         Err(Reason::OtherProtocol) => 2 << 32,
         Err(_) => 3 << 32,

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
+use lb_common::stage::Stage;
 use lb_tests::claim;
 
 #[path = "../src/bin/bench/programs.rs"]
@@ -11,12 +12,23 @@ mod programs;
 use programs::{BUDGETS, sizes};
 
 fn main() -> ExitCode {
-    lb_tests::run(vec![claim("each program keeps to its budgets", within_budgets)])
+    lb_tests::run(vec![
+        claim("each program keeps to its budgets", within_budgets),
+        claim("each stage has a budget", complete),
+    ])
+}
+
+fn complete() -> Result<()> {
+    for name in Stage::ALL.iter().map(|stage| stage.program()) {
+        ensure!(BUDGETS.iter().any(|budget| budget.program == name), "{name} has none");
+    }
+    Ok(())
 }
 
 fn within_budgets() -> Result<()> {
     let mut beyond = String::new();
     for (size, budget) in sizes()?.iter().zip(BUDGETS) {
+        println!("{size:?}");
         let mut check = |what: &str, is: u32, may: u32| {
             if is > may {
                 beyond += &format!("{}: {is} {what}, but its budget is {may}\n", budget.program);

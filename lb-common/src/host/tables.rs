@@ -73,7 +73,7 @@ pub struct ServiceSpec {
     /// What a new flow gets when no backend may take it.
     pub on_empty: OnEmpty,
     /// Flags of [`Service`].
-    pub flags: u8,
+    pub flags: u16,
     /// Slots in a table.
     pub table_size: u32,
 }

@@ -1,8 +1,14 @@
-//! Brings the program and its maps into the kernel, or adopts those that are there.
+//! Brings the programs and their maps into the kernel, or adopts those that are there.
 //!
 //! Everything lives by its pin: the agent may die at any point, and the next one goes on from what it finds. A map that is
-//! pinned is used as it is. The program is always loaded anew, and a link that is pinned gets it by one atomic update, so
-//! that no packet sees the interface without a program.
+//! pinned is used as it is. The programs are always loaded anew, and a link that is pinned gets the first of them by one
+//! atomic update, so that no packet sees the interface without a program.
+//!
+//! The first program jumps to the others through the array `STAGES`, and each loading has one of its own: the update of the
+//! link replaces all of them as one, and no packet goes from a program of one version to one of another. The kernel empties
+//! such an array when its last descriptor and its last pin are gone, whatever programs still use it. So it is pinned before
+//! a link gets its program, under a name with its number (`STAGES-17`), and that of the version before stays until no link
+//! needs it.
 
 use std::ffi::CString;
 use std::fs;
@@ -11,12 +17,14 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use aya::maps::{Map, ProgramArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_obj::programs::XdpAttachType;
 use lb_common::abi::LAYOUT;
+use lb_common::stage::Stage;
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -26,8 +34,11 @@ use super::{bpf, kernel};
 /// The kernel programs.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
-/// The name of the program, and of its pin.
+/// The name of the first program, and of its pin.
 pub const PROGRAM: &str = "lb";
+
+/// The name of the array of the others. (Not one of [`maps::NAMES`]: it belongs to the programs, and is made with them.)
+const STAGES: &str = "STAGES";
 
 /// The global that switches logging in the kernel program on. At 0 the verifier cuts every log statement out.
 const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
@@ -112,9 +123,9 @@ pub struct Loaded {
     pub attached: Vec<Attached>,
     /// Whether the maps were there before.
     pub adopted: bool,
-    /// The program's number in the kernel.
+    /// The first program's number in the kernel.
     pub program_id: u32,
-    /// Instructions that the verifier went through, where the kernel says so.
+    /// Instructions of the first program that the verifier went through, where the kernel says so.
     pub verified_instructions: Option<u32>,
     /// Whether the program is machine code; the kernel interprets it otherwise.
     pub jited: bool,
@@ -205,7 +216,7 @@ pub enum LoadError {
     Program(#[from] ProgramError),
     /// The object cannot be loaded.
     #[error("cannot load the object: {0}")]
-    Object(#[from] aya::EbpfError),
+    Object(#[from] EbpfError),
     /// Maps that do not fit.
     #[error("{0}; if an earlier version left it behind, `lbctl detach` takes it away")]
     Maps(#[from] maps::OpenError),
@@ -242,8 +253,11 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let adopted = directory.join("SETTINGS").exists();
 
     let mut object = load_object(options, &directory)?;
-    let program: &mut Xdp = xdp(&mut object)?;
-    program.load().map_err(|error| refused(error, "load the program"))?;
+    for name in programs() {
+        xdp(&mut object, name)?.load().map_err(|error| refused(error, "load the programs"))?;
+    }
+    let stages = pin_stages(&mut object, &directory)?;
+    let program = xdp(&mut object, PROGRAM)?;
     let info = program.info()?;
     let (program_id, verified_instructions) = (info.id(), info.verified_instruction_count());
     let jited = info.size_jitted() > 0;
@@ -252,7 +266,6 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
             "the kernel interprets BPF programs, which is several times slower: sysctl -w net.core.bpf_jit_enable=1"
         );
     }
-    pin_program(program, &directory)?;
     let maps = Maps::open(&directory)?;
 
     let mut attached = Vec::new();
@@ -260,6 +273,10 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         attached.push(attach(program, name, options.mode, &directory)?);
     }
     forget_other_links(&options.pin_dir, &attached);
+    for name in programs() {
+        pin_program(xdp(&mut object, name)?, name, &directory)?;
+    }
+    forget_other_stages(&directory, &stages);
     Ok(Loaded { maps, attached, adopted, program_id, verified_instructions, jited, object })
 }
 
@@ -333,8 +350,46 @@ fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.raw_os_error() == Some(libc::EPERM))
 }
 
-fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
-    object.program_mut(PROGRAM).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+/// The names of all programs.
+fn programs() -> impl Iterator<Item = &'static str> {
+    std::iter::once(PROGRAM).chain(Stage::ALL.iter().map(|stage| stage.program()))
+}
+
+fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
+    object.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+}
+
+/// Fills the array through which the programs of stages are reached, and pins it. Returns its pin.
+fn pin_stages(object: &mut Ebpf, directory: &Path) -> Result<PathBuf, LoadError> {
+    let mut map = object.take_map(STAGES).ok_or(ProgramError::UnexpectedProgramType)?;
+    let mut array = ProgramArray::try_from(&mut map).map_err(EbpfError::from)?;
+    for stage in Stage::ALL {
+        let program = xdp(object, stage.program())?.fd()?;
+        array.set(*stage as u32, program, 0).map_err(EbpfError::from)?;
+    }
+    let Map::ProgramArray(map) = map else { return Err(ProgramError::UnexpectedProgramType.into()) };
+    let id = map.info().map_err(EbpfError::from)?.id();
+    let path = directory.join(format!("{STAGES}-{id}"));
+    map.pin(&path).map_err(|error| LoadError::Pin {
+        what: "pin",
+        path: path.clone(),
+        source: io::Error::other(error),
+    })?;
+    Ok(path)
+}
+
+/// Unpins the arrays of programs that no link has any more.
+fn forget_other_stages(directory: &Path, stages: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let is_array = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"STAGES-"));
+        if is_array
+            && path != stages
+            && let Err(error) = fs::remove_file(&path)
+        {
+            warn!(pin = %path.display(), "cannot remove the pin of an earlier version: {error}");
+        }
+    }
 }
 
 fn refused(error: ProgramError, what: &str) -> LoadError {
@@ -354,9 +409,9 @@ fn refused(error: ProgramError, what: &str) -> LoadError {
 }
 
 /// Pins the program over the one that may be pinned there.
-fn pin_program(program: &mut Xdp, directory: &Path) -> Result<(), LoadError> {
-    let path = directory.join(PROGRAM);
-    let aside = directory.join(format!("{PROGRAM}-next"));
+fn pin_program(program: &mut Xdp, name: &str, directory: &Path) -> Result<(), LoadError> {
+    let path = directory.join(name);
+    let aside = directory.join(format!("{name}-next"));
     let pin = |what, path: &Path, source| LoadError::Pin { what, path: path.to_owned(), source };
     let _ = fs::remove_file(&aside);
     program.pin(&aside).map_err(|error| pin("pin", &aside, io::Error::other(error)))?;

@@ -42,7 +42,7 @@ pub struct ServicePlan {
     /// What a flow gets when no backend may take it.
     pub on_empty: OnEmpty,
     /// Flags of [`Service`].
-    pub flags: u8,
+    pub flags: u16,
     /// Bits of the client's address that the split sees.
     pub split_mask: [u32; 4],
     /// Makes another set of clients the first of the canary.

@@ -10,7 +10,7 @@ use crate::report::{Section, Table};
 #[derive(Debug, Serialize)]
 pub struct Sizes {
     programs: Vec<Budget>,
-    budgets: [Budget; 2],
+    budgets: &'static [Budget],
 }
 
 /// Loads the programs and asks the kernel.
@@ -27,7 +27,7 @@ impl Section for Sizes {
     fn text(&self) -> String {
         let mut table = Table::new(["program", "verified instructions", "translated", "machine code"]);
         let of = |value: u32, budget: u32| format!("{value} of {budget}");
-        for (size, budget) in self.programs.iter().zip(&self.budgets) {
+        for (size, budget) in self.programs.iter().zip(self.budgets) {
             table.row(vec![
                 size.program.to_owned(),
                 of(size.verified_instructions, budget.verified_instructions),

@@ -1,0 +1,136 @@
+//! The way back: from a `nat` backend to its client, with the VIP as its source; and what goes past the VIP.
+
+use crate::abi::{FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
+use crate::measure::Reply;
+use crate::parse::{self, Kind, Network, Transport};
+use crate::pipeline::{Packet, Route, Step, Tables, contains, find};
+use crate::rewrite::{self, End};
+use crate::verdict::{Account, Reason, Verdict};
+use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
+
+/// [`Stage::Reply`](crate::stage::Stage::Reply): from or to an address that is a backend's.
+///
+/// # Errors
+///
+/// Why it is not sent to a client.
+#[inline(always)]
+pub fn reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
+    let network = parse::network(packet)?;
+    let settings = tables.settings().ok_or(Reason::NoTable)?;
+    let transport = parse::transport(packet, &network)?;
+    if contains(&settings.repliers, network.source)
+        && let Some(replier) = find(network.source, &transport, End::Source, |key| tables.replier(key))
+    {
+        return back(packet, tables, settings, &network, &transport, replier).map(Step::End);
+    }
+    if contains(&settings.repliers, network.destination) {
+        return Err(past_vip(tables, &network, &transport));
+    }
+    Err(Reason::NotOurs)
+}
+
+/// From a backend, perhaps back to a client.
+#[inline(always)]
+fn back<T: Tables>(
+    packet: &mut T::Packet,
+    tables: &T,
+    settings: &Settings,
+    network: &Network,
+    transport: &Transport,
+    replier: Replier,
+) -> Result<Verdict, Reason> {
+    if replier.direct != 0 {
+        let key = FlowKey {
+            client: network.destination,
+            client_port: transport.destination,
+            port: transport.source,
+            owner: u32::from(replier.backend),
+        };
+        if is_direct(tables, settings, &key, transport.kind, replier.direct) {
+            return Err(Reason::Direct);
+        }
+    }
+    let out = match tables.route(packet, network) {
+        Route::Out { ifindex, source, destination } => Some((ifindex, source, destination)),
+        Route::Unresolved => None,
+        Route::Local => return Err(Reason::Local),
+        Route::TooBig => return Err(Reason::TooBig),
+        Route::ForwardingOff => return Err(Reason::ForwardingOff),
+        Route::None => return Err(Reason::NoRoute),
+    };
+    let service = tables.service(replier.service).ok_or(Reason::NoTable)?;
+    let backend = tables.backend(replier.backend).ok_or(Reason::NoTable)?;
+    if service.has(Service::MEASURED) && transport.protocol == IPPROTO_TCP {
+        measured(packet, tables, service, network, transport, replier)?;
+    }
+    rewrite::translate(packet, network, transport, End::Source, service.vip, service.port)?;
+    let account =
+        Account { backend: replier.backend, pool: backend.pool, bytes: network.end as u32, begins: false };
+    let Some((ifindex, source, destination)) = out else {
+        // The host knows how to find a neighbour, and keeps the packet meanwhile.
+        return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
+    };
+    rewrite::link(packet, source, destination)?;
+    Ok(Verdict { reason: Reason::Replied, ifindex, account })
+}
+
+/// What a reply says about its handshake.
+#[inline(always)]
+fn measured<T: Tables>(
+    packet: &T::Packet,
+    tables: &T,
+    service: &Service,
+    network: &Network,
+    transport: &Transport,
+    replier: Replier,
+) -> Result<(), Reason> {
+    let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
+    let reply = Reply {
+        answers: header.flags & TCP_SYN != 0,
+        resets: header.flags & TCP_RST != 0,
+        data: transport.l4 + usize::from(header.data_offset >> 4) * 4 < network.end,
+        acknowledged: u32::from_be_bytes(header.acknowledgement),
+    };
+    let port = if service.port == Port::ANY { transport.source } else { service.port };
+    let key = FlowKey {
+        client: network.destination,
+        client_port: transport.destination,
+        port,
+        owner: replier.service,
+    };
+    tables.replies(service, &key, reply);
+    Ok(())
+}
+
+/// Whether a flow goes on past the VIP, to a backend that was `marked` last.
+///
+/// Mark and entry hold the time of the newest packet, and are void once that is older than a flow may be silent: nobody
+/// has to take them away.
+#[inline(always)]
+fn is_direct<T: Tables>(tables: &T, settings: &Settings, key: &FlowKey, kind: Kind, marked: u32) -> bool {
+    let idle = if matches!(kind, Kind::Udp) { settings.udp_idle } else { TCP_IDLE_TICKS };
+    let now = tables.ticks();
+    // Signed: another CPU may have seen the next tick.
+    let recent = |then| now.wrapping_sub(then) as i32 <= idle as i32;
+    recent(marked) && tables.direct(key).is_some_and(recent)
+}
+
+/// From a client to a backend's own address: its replies are none of ours.
+#[inline(always)]
+fn past_vip<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Reason {
+    let Some((key, replier)) = find(network.destination, transport, End::Destination, |key| {
+        tables.replier(key).map(|replier| (*key, replier))
+    }) else {
+        return Reason::NotOurs;
+    };
+    let flow = FlowKey {
+        client: network.source,
+        client_port: transport.source,
+        port: transport.destination,
+        owner: u32::from(replier.backend),
+    };
+    if tables.direct(&flow) != Some(tables.ticks()) {
+        tables.note_direct(&flow, &key);
+    }
+    Reason::Direct
+}

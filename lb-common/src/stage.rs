@@ -1,0 +1,55 @@
+//! The data path in stages: each is a program of its own in the kernel, reached by a tail call.
+//!
+//! Every packet meets the first program ([`enter`](crate::pipeline::enter)), which finds its service and forwards it by the
+//! bare rule. Whatever needs more than that goes on to a [`Stage`], so that it costs those nothing that need it not: neither
+//! the instructions, nor the registers that they would keep busy, nor the verifier's patience with their product.
+//!
+//! A stage starts from the packet as it came, and parses it again. Nothing is handed over: a stage can be verified, tested
+//! and replaced by itself, and parsing costs less than the memory that the results would go through.
+//!
+//! The way through the stages has no loop, so that it ends (the kernel allows 33 tail calls).
+
+macro_rules! stages {
+    ($($(#[doc = $doc:literal])+ $stage:ident = $program:literal,)+) => {
+        /// What follows the first program, by its index in `STAGES`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Stage { $($(#[doc = $doc])+ $stage,)+ }
+
+        impl Stage {
+            /// All of them, in the order of their indexes.
+            pub const ALL: &[Self] = &[$(Self::$stage,)+];
+
+            /// The name of its program.
+            #[must_use]
+            pub const fn program(self) -> &'static str {
+                match self { $(Self::$stage => $program,)+ }
+            }
+        }
+    };
+}
+
+stages! {
+    /// From or to a backend's own address: replies to clients, and what goes past the VIP. ([`reply`](crate::reply))
+    Reply = "lb_reply",
+    /// To a service that has more than the bare rule. ([`attend`](crate::attend))
+    Attend = "lb_attend",
+}
+
+impl Stage {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_found_by_its_index() {
+        for (index, stage) in Stage::ALL.iter().enumerate() {
+            assert_eq!(*stage as usize, index);
+            assert!(stage.program().starts_with("lb_"));
+        }
+    }
+}
