@@ -160,6 +160,12 @@ impl EventLog {
         (marker.into_iter().chain(past).collect(), self.stream.subscribe())
     }
 
+    /// The newest ones, the oldest first.
+    pub fn newest(&self, count: usize) -> Vec<Event> {
+        let inner = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        inner.events.iter().skip(inner.events.len().saturating_sub(count)).cloned().collect()
+    }
+
     /// What was counted.
     pub fn tally<R>(&self, f: impl FnOnce(&mut Tally) -> R) -> R {
         f(&mut self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner))

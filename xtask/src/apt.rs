@@ -50,7 +50,7 @@ pub const RUST: [Package; 2] = [
 ];
 
 /// For tests, demo and benchmarks.
-pub const TESTS: [Package; 12] = [
+pub const TESTS: [Package; 13] = [
     package("iproute2", "ip", "network namespaces, links, addresses"),
     package("ethtool", "ethtool", "checksum offload off on veth, so that XDP sees whole packets"),
     package("bpftool", "bpftool", "instruction counts of loaded programs"),
@@ -59,9 +59,10 @@ pub const TESTS: [Package; 12] = [
     service("nginx", "nginx", "backends that serve HTTP"),
     package("curl", "curl", "HTTP requests one by one, and the agent's socket"),
     package("wrk", "wrk", "HTTP load"),
-    service("prometheus", "prometheus", "figures that rollouts ask for"),
     package("iperf3", "iperf3", "TCP and UDP streams"),
     package("tcpdump", "tcpdump", "what was on the wire when a test fails"),
+    service("prometheus", "promtool", "figures that rollouts ask for; metrics, alert rules and dashboard are tested with it"),
+    package("chromium", "chromium", "the status page is looked at in a real browser"),
     package("g++", "c++", "libFuzzer's runtime"),
 ];
 

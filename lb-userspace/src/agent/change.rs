@@ -347,6 +347,7 @@ impl Agent {
         // Whoever asked for more at the same moment, and was heard first, loses.
         self.lower(index, 0);
         intent.split = 0.0;
+        self.end_measuring(&name);
         self.rollout_after_rollback(&mut intent);
         self.desired.intents.insert(name.clone(), intent.clone());
         let kept = match flows {

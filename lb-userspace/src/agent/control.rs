@@ -213,6 +213,7 @@ impl Control for Handle {
         };
         let done = self.shared.roll_back(&service, flows)?;
         let total = Instant::now().duration_since(call.arrived);
+        self.log.tally(|tally| tally.rollback_took(&service, total.as_secs_f64()));
         let (handle, name) = (self.clone(), service.clone());
         // A task of its own: the agent is told even if nobody waits for it any more.
         let told = tokio::spawn(async move {

@@ -13,6 +13,7 @@ mod discovery;
 mod explain;
 mod history;
 mod interfaces;
+mod measured;
 mod rates;
 mod reload;
 mod rollout;
@@ -77,6 +78,8 @@ pub struct Agent {
     discoveries: discovery::Discoveries,
     swept: SweepReport,
     follows: rollout::Follows,
+    measured: measured::Measured,
+    checks: crate::metrics::Checks,
     rates: rates::Rates,
     books: sweep::Books,
     log: Arc<EventLog>,

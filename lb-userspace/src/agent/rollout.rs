@@ -55,10 +55,10 @@ struct Query {
 
 /// The pools of a rollout in the kernel's tables.
 #[derive(Clone, Copy)]
-struct Pools {
-    canary: u16,
-    stable: u16,
-    measure: u16,
+pub(super) struct Pools {
+    pub canary: u16,
+    pub stable: u16,
+    pub measure: u16,
 }
 
 impl Agent {
@@ -67,7 +67,7 @@ impl Agent {
         for name in self.names() {
             let under_way = |intent: &Intent| intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over());
             if !self.desired.intents.get(&name).is_some_and(under_way) {
-                self.follows.remove(&name);
+                self.end_measuring(&name);
                 continue;
             }
             self.follow_rollout(&name);
@@ -141,6 +141,9 @@ impl Agent {
 
     fn begin_step(&mut self, name: &ServiceName, rollout: &Rollout, pools: Pools) {
         let first = !self.follows.contains_key(name);
+        if !first {
+            self.keep_handshakes(name, pools);
+        }
         self.clear_measure(pools.measure);
         let traffic =
             |pool: u16| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
@@ -195,6 +198,17 @@ impl Agent {
         measures.word(measure.into(), offset_of!(Measure, trip_start)).store(start, Ordering::Release);
     }
 
+    /// Keeps what was counted, as long as the pools have the roles that they were measured in.
+    pub(super) fn end_measuring(&mut self, name: &ServiceName) {
+        if self.follows.contains_key(name)
+            && let Some(pools) = self.pools_of(name)
+        {
+            self.keep_handshakes(name, pools);
+            self.clear_measure(pools.measure);
+        }
+        self.follows.remove(name);
+    }
+
     fn clear_measure(&self, measure: u16) {
         for word in self.publisher.maps.measures.words(measure.into()) {
             word.store(0, Ordering::Release);
@@ -207,7 +221,7 @@ impl Agent {
     }
 
     /// Outcomes, handshakes, first bytes: what the kernel has counted of a pool since the step began.
-    fn measured(
+    pub(super) fn measured(
         &self,
         pools: Pools,
         canary: bool,
@@ -224,7 +238,7 @@ impl Agent {
         )
     }
 
-    fn pools_of(&self, name: &ServiceName) -> Option<Pools> {
+    pub(super) fn pools_of(&self, name: &ServiceName) -> Option<Pools> {
         let service = self.index(name.as_str()).ok()?;
         let in_kernel = self.publisher.maps.services.read(service);
         let (canary, stable, measure) = (in_kernel.canary_pool, in_kernel.stable_pool, in_kernel.measure);
@@ -341,6 +355,7 @@ impl Agent {
             );
             self.publisher.split_changed(index, clock::ticks());
             tracing::info!(service = %name, store = ?done.store, "rolled back");
+            self.log.tally(|tally| tally.rollback_took(name.as_str(), done.store.as_secs_f64()));
         }
         intent.split = share;
         if next.phase == Phase::Promoted {
@@ -362,6 +377,9 @@ impl Agent {
             // What is taken back stays so; the journal has it with the next change.
             tracing::error!(service = %name, "the rollback is in force and not in the journal: {}", error.message);
         }
+        if next.phase.is_over() {
+            self.end_measuring(name);
+        }
         self.settle_intent(name, intent);
         if begins_again {
             // It is measured again.
@@ -382,7 +400,6 @@ impl Agent {
             self.publisher.set_split(index, expected, split::share(share), clock::ticks());
         }
         if next.phase.is_over() {
-            self.follows.remove(name);
             self.converge([name.clone()]);
         }
         if moved {

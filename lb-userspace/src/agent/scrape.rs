@@ -1,13 +1,16 @@
-//! What is told to Prometheus.
+//! What is told to Prometheus, and to the status page.
+
+use std::collections::HashSet;
 
 use super::Agent;
-use crate::api::ClientCount;
-use crate::metrics::{Analysed, Scrape};
+use crate::api::{BackendPath, ClientCount, Event, RolloutStatus, Status};
+use crate::metrics::{Analysed, Checks, Scrape};
 use crate::rollout::engine::Phase;
 
 impl Agent {
     /// All figures, as they are now.
-    pub(crate) fn scrape(&self) -> Scrape {
+    pub(crate) fn scrape(&mut self) -> Scrape {
+        let checks = self.checks();
         let status = self.status();
         let known = |name: &str, backend: &str| {
             let service = status.services.iter().find(|service| service.name == name);
@@ -30,10 +33,31 @@ impl Agent {
             // As for the status: what cannot be read shows nothing.
             counters: self.publisher.maps.counters().unwrap_or_default(),
             rollouts: rollouts.collect(),
+            handshakes: self.all_handshakes(),
             analyses: self.analyses(),
+            checks,
+            forgotten: self.books.forgotten(),
             tally,
             heartbeat: jiff::Timestamp::now().as_microsecond() as f64 / 1e6,
         }
+    }
+    /// What has come of health checks so far.
+    fn checks(&mut self) -> Checks {
+        let pools = self.desired.services();
+        let pools = pools.iter().flat_map(|service| service.pools.iter().map(move |pool| (service, pool)));
+        for (service, pool) in pools {
+            for backend in &pool.backends {
+                let id = self.targets.ids.get(&(service.name.clone(), backend.address)).copied();
+                let Some((id, report)) = id.and_then(|id| Some((id, self.scheduler.report(id)?))) else {
+                    continue;
+                };
+                let name = BackendPath::name_of(backend.address);
+                self.checks.note(service.name.as_str(), pool.name.as_str(), &name, id, &report.counters);
+            }
+        }
+        let known: HashSet<_> = self.targets.ids.values().copied().collect();
+        self.checks.forget_others(&known);
+        self.checks.clone()
     }
 
     /// What the analysis of each rollout under way looks at.
@@ -62,5 +86,20 @@ impl Agent {
             }
         }
         analyses
+    }
+    /// The whole at a glance.
+    pub(crate) fn whole(&self) -> Status {
+        self.status()
+    }
+
+    /// Every rollout that is under way, or was the last one of its service.
+    pub(crate) fn all_rollouts(&self) -> Vec<RolloutStatus> {
+        let names = self.desired.intents.iter().filter(|(_, intent)| intent.rollout.is_some());
+        names.filter_map(|(name, _)| self.rollout_status(name.as_str()).ok()).collect()
+    }
+
+    /// The newest events, the oldest first.
+    pub(crate) fn newest_events(&self, count: usize) -> Vec<Event> {
+        self.log.newest(count)
     }
 }

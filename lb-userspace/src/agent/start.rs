@@ -102,6 +102,8 @@ pub async fn start(
         discoveries: discovery::Discoveries::new(Sources::new(sources_sender)),
         swept: SweepReport::default(),
         follows: HashMap::new(),
+        measured: HashMap::new(),
+        checks: crate::metrics::Checks::default(),
         rates: super::rates::Rates::default(),
         books: Books::default(),
         compiler: Compiler::default(),

@@ -120,7 +120,7 @@ pub struct Counters {
     pub to_up: u64,
     /// Transitions to down.
     pub to_down: u64,
-    failures: [u32; FailureKind::ALL.len()],
+    pub(crate) failures: [u32; FailureKind::ALL.len()],
 }
 
 impl Counters {

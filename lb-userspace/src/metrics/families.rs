@@ -1,11 +1,14 @@
-//! Which figures there are.
+//! Which figures there are. `docs/metrics.md` is made of this.
 
-use lb_common::verdict::{Action, Reason};
+use lb_common::measure::Outcome;
+use lb_common::verdict::{Action, Event, Reason};
 
-use super::text::{Family, Kind, Sample};
-use super::{Cause, Scrape};
-use crate::api::{BackendStatus, HealthState, PoolRole, PoolStatus, ServiceStatus};
+use super::handshakes::{Handshakes, histogram};
+use super::text::{Family, Kind, Labels, Sample, Value};
+use super::{Cause, Detector, Scrape};
+use crate::api::{BackendStatus, HealthState, PoolRole, PoolStatus, ServiceStatus, Severity};
 use crate::config::AdminState;
+use crate::health::FailureKind;
 use crate::rollout::engine::Phase;
 
 /// What a backend is, in one word: what the operator wants of it where that is not `ready`, else its health.
@@ -22,9 +25,79 @@ const fn state_of(backend: &BackendStatus) -> &'static str {
     }
 }
 
+/// What analysis compares, whether a rollout is under way or not.
+const ANALYSES: [&str; 2] = ["clients_that_fared_badly", "clients_that_waited_long"];
+
+/// Ends of roads at which a flow that wants to begin is turned away.
+const REJECTIONS: [Reason; 3] = [Reason::Reset, Reason::NoBackend, Reason::EmptyPass];
+
 pub(super) fn of(scrape: &Scrape) -> Vec<Family> {
-    [agent(scrape), traffic(scrape), backends(scrape), pools(scrape), rollouts(scrape), kernel(scrape)]
-        .concat()
+    let all = Subjects::of(scrape);
+    [
+        agent(scrape),
+        traffic(&all),
+        handshakes(scrape, &all),
+        backends(scrape, &all),
+        checks(scrape, &all),
+        pools(scrape, &all),
+        rollouts(scrape, &all),
+        kernel(scrape),
+        tables(scrape),
+    ]
+    .concat()
+}
+
+/// Services, pools and backends with their labels. Removed backends that still finish flows are among them.
+struct Subjects<'a> {
+    services: Vec<(&'a ServiceStatus, Labels)>,
+    pools: Vec<(&'a ServiceStatus, &'a PoolStatus, Labels)>,
+    backends: Vec<(&'a ServiceStatus, &'a BackendStatus, Labels)>,
+}
+
+impl<'a> Subjects<'a> {
+    fn of(scrape: &'a Scrape) -> Self {
+        let mut all = Self { services: Vec::new(), pools: Vec::new(), backends: Vec::new() };
+        for service in &scrape.status.services {
+            let frontend = ("frontend", service.name.as_str());
+            all.services.push((service, Labels::of(&[frontend])));
+            for pool in &service.pools {
+                let group = ("group", pool.name.as_str());
+                all.pools.push((service, pool, Labels::of(&[frontend, group])));
+                for backend in &pool.backends {
+                    let labels = Labels::of(&[frontend, group, ("backend", backend.name.as_str())]);
+                    all.backends.push((service, backend, labels));
+                }
+            }
+        }
+        all
+    }
+
+    fn each_backend(&self, figure: impl Fn(&ServiceStatus, &BackendStatus) -> f64) -> Vec<Sample> {
+        let each = self.backends.iter();
+        each.map(|(service, backend, labels)| sample(labels.clone(), figure(service, backend))).collect()
+    }
+
+    fn each_pool(&self, figure: impl Fn(&ServiceStatus, &PoolStatus) -> f64) -> Vec<Sample> {
+        let each = self.pools.iter();
+        each.map(|(service, pool, labels)| sample(labels.clone(), figure(service, pool))).collect()
+    }
+
+    fn each_service(&self, figure: impl Fn(&ServiceStatus) -> f64) -> Vec<Sample> {
+        self.services.iter().map(|(service, labels)| sample(labels.clone(), figure(service))).collect()
+    }
+}
+
+/// The same labels with each of some values of one more.
+fn by(
+    labels: &Labels,
+    name: &'static str,
+    figures: impl IntoIterator<Item = (&'static str, f64)>,
+) -> Vec<Sample> {
+    figures.into_iter().map(|(word, value)| sample(labels.and(name, word), value)).collect()
+}
+
+fn sample(labels: Labels, value: f64) -> Sample {
+    Sample { labels, value: Value::Number(value) }
 }
 
 fn family(name: &'static str, kind: Kind, help: &'static str, samples: Vec<Sample>) -> Family {
@@ -32,18 +105,28 @@ fn family(name: &'static str, kind: Kind, help: &'static str, samples: Vec<Sampl
 }
 
 fn single(name: &'static str, kind: Kind, help: &'static str, value: f64) -> Family {
-    family(name, kind, help, vec![(Vec::new(), value)])
+    family(name, kind, help, vec![sample(Labels::default(), value)])
 }
 
 fn agent(scrape: &Scrape) -> Vec<Family> {
-    let build =
-        vec![("version", scrape.status.version.clone()), ("layout", scrape.status.layout.to_string())];
+    let layout = scrape.status.layout.to_string();
+    let build = Labels::of(&[("version", &scrape.status.version), ("layout", &layout)]);
+    let findings = [Severity::Error, Severity::Warning, Severity::Info].map(|severity| {
+        let of_it = scrape.status.findings.iter().filter(|finding| finding.severity == severity);
+        (severity.as_str(), of_it.count() as f64)
+    });
     vec![
         family(
             "lb_build_info",
             Kind::Gauge,
             "The agent's version, and the layout of its pinned maps.",
-            vec![(build, 1.0)],
+            vec![sample(build, 1.0)],
+        ),
+        family(
+            "lb_findings",
+            Kind::Gauge,
+            "What is not as it should be (error, warning) or is worth knowing (info): `lbctl status` says what.",
+            by(&Labels::default(), "severity", findings),
         ),
         single(
             "lb_config_last_success_timestamp_seconds",
@@ -66,107 +149,185 @@ fn agent(scrape: &Scrape) -> Vec<Family> {
     ]
 }
 
-/// Samples of every backend, removed ones that still finish flows included.
-fn each_backend(
-    scrape: &Scrape,
-    figures: impl Fn(&ServiceStatus, &BackendStatus) -> Vec<(Option<(&'static str, &'static str)>, f64)>,
-) -> Vec<Sample> {
-    let mut samples = Vec::new();
-    for (service, pool) in each_pool(scrape) {
-        for backend in &pool.backends {
-            for (label, value) in figures(service, backend) {
-                let mut labels = pool_labels(service, pool);
-                labels.push(("backend", backend.name.clone()));
-                labels.extend(label.map(|(name, value)| (name, value.to_owned())));
-                samples.push((labels, value));
-            }
-        }
-    }
-    samples
-}
-
-fn each_pool(scrape: &Scrape) -> impl Iterator<Item = (&ServiceStatus, &PoolStatus)> {
-    scrape.status.services.iter().flat_map(|service| service.pools.iter().map(move |pool| (service, pool)))
-}
-
-fn pool_labels(service: &ServiceStatus, pool: &PoolStatus) -> Vec<(&'static str, String)> {
-    vec![("frontend", service.name.clone()), ("group", pool.name.clone())]
-}
-
-fn traffic(scrape: &Scrape) -> Vec<Family> {
-    let ways = |requests: u64, replies: u64| {
-        vec![
-            (Some(("direction", "request")), requests as f64),
-            (Some(("direction", "reply")), replies as f64),
-        ]
+fn traffic(all: &Subjects<'_>) -> Vec<Family> {
+    let ways = |figures: fn(&BackendStatus) -> [u64; 2]| {
+        let each = all.backends.iter().flat_map(|(_, backend, labels)| {
+            let [requests, replies] = figures(backend);
+            by(labels, "direction", [("request", requests as f64), ("reply", replies as f64)])
+        });
+        each.collect()
     };
     vec![
         family(
             "lb_packets_total",
             Kind::Counter,
             "Packets to the backend, and replies that came back through the balancer (none do in the dsr modes).",
-            each_backend(scrape, |_, it| ways(it.traffic.packets, it.traffic.reply_packets)),
+            ways(|it| [it.traffic.packets, it.traffic.reply_packets]),
         ),
         family(
             "lb_bytes_total",
             Kind::Counter,
             "The same in bytes of whole frames.",
-            each_backend(scrape, |_, it| ways(it.traffic.bytes, it.traffic.reply_bytes)),
+            ways(|it| [it.traffic.bytes, it.traffic.reply_bytes]),
         ),
         family(
             "lb_connections_total",
             Kind::Counter,
             "Flows that began.",
-            each_backend(scrape, |_, it| vec![(None, it.traffic.connections as f64)]),
+            all.each_backend(|_, it| it.traffic.connections as f64),
+        ),
+        family(
+            "lb_connections_active",
+            Kind::Gauge,
+            "Flows of the backend that are tracked, as of the last sweep. Flows of settled slots are in no table, and not counted.",
+            all.each_backend(|_, it| it.tracked_flows as f64),
         ),
     ]
 }
 
-fn backends(scrape: &Scrape) -> Vec<Family> {
+/// Of pools that are measured: while a rollout is under way.
+fn handshakes(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
+    let none = Handshakes::default();
+    let of = |service: &ServiceStatus, pool: &PoolStatus| {
+        scrape.handshakes.get(&(service.name.clone(), pool.name.clone())).unwrap_or(&none)
+    };
+    let failures = all.pools.iter().flat_map(|(service, pool, labels)| {
+        let counts = of(service, pool);
+        let count = |outcome| counts.count(outcome) as f64;
+        by(labels, "reason", [("refused", count(Outcome::Refused)), ("timeout", count(Outcome::Repeated))])
+    });
+    let mut resets: Vec<Sample> = all
+        .pools
+        .iter()
+        .map(|(service, pool, labels)| {
+            let early = of(service, pool).count(Outcome::ResetEarly);
+            sample(labels.and("origin", "backend"), early as f64)
+        })
+        .collect();
+    let ours = count_of(scrape, Reason::Reset);
+    resets.push(sample(Labels::of(&[("origin", "balancer")]), ours));
+    let times = |which: fn(&Handshakes) -> Value| -> Vec<Sample> {
+        let each = all.pools.iter();
+        each.map(|(service, pool, labels)| Sample { labels: labels.clone(), value: which(of(service, pool)) })
+            .collect()
+    };
+    vec![
+        family(
+            "lb_connect_failures_total",
+            Kind::Counter,
+            "Connections that the backend refused, or had not answered when the client asked again. Measured while a rollout is \
+             under way; in the dsr modes only the latter is seen.",
+            failures.collect(),
+        ),
+        family(
+            "lb_connection_resets_total",
+            Kind::Counter,
+            "Connections that a backend reset before its first byte (measured while a rollout is under way), and RSTs that the \
+             balancer sent for want of a backend.",
+            resets,
+        ),
+        family(
+            "lb_connections_rejected_total",
+            Kind::Counter,
+            "Packets of flows that no backend may take, by what they got (`on_empty`).",
+            by(
+                &Labels::default(),
+                "reason",
+                REJECTIONS.map(|reason| (reason.name(), count_of(scrape, reason))),
+            ),
+        ),
+        family(
+            "lb_handshake_duration_seconds",
+            Kind::Histogram,
+            "From a client's first SYN to the backend's answer: one for each client and step of a rollout. The sum takes each for \
+             the middle of its bucket.",
+            times(|counts| Value::Histogram(histogram(&counts.answered))),
+        ),
+        family(
+            "lb_first_byte_duration_seconds",
+            Kind::Histogram,
+            "From a client's first SYN to the backend's first byte, likewise.",
+            times(|counts| Value::Histogram(histogram(&counts.first_byte))),
+        ),
+    ]
+}
+
+fn backends(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
+    let states = all.backends.iter().flat_map(|(_, backend, labels)| {
+        let is = state_of(backend);
+        by(labels, "state", STATES.map(|state| (state, truth(state == is))))
+    });
+    let transitions = all.backends.iter().flat_map(|(service, backend, labels)| {
+        let [up, down] = scrape.tally.transitions(&service.name, &backend.name);
+        by(labels, "to", [("up", up as f64), ("down", down as f64)])
+    });
     vec![
         family(
             "lb_backend_weight",
             Kind::Gauge,
             "The backend's weight, as it holds.",
-            each_backend(scrape, |_, it| vec![(None, f64::from(it.weight))]),
+            all.each_backend(|_, it| f64::from(it.weight)),
         ),
         family(
             "lb_backend_state",
             Kind::Gauge,
             "1 for the state that the backend is in: drain or maint where the operator says so, else its health.",
-            each_backend(scrape, |_, it| {
-                let is = |state: &'static str| (Some(("state", state)), truth(state == state_of(it)));
-                STATES.into_iter().map(is).collect()
-            }),
+            states.collect(),
         ),
         family(
             "lb_backend_slots",
             Kind::Gauge,
             "Slots of its pool's table that lead to the backend.",
-            each_backend(scrape, |_, it| vec![(None, f64::from(it.slots))]),
+            all.each_backend(|_, it| f64::from(it.slots)),
         ),
         family(
             "lb_health_transitions_total",
             Kind::Counter,
             "How often the backend's health changed, since the agent started.",
-            each_backend(scrape, |service, it| {
-                let [up, down] = scrape.tally.transitions(&service.name, &it.name);
-                vec![(Some(("to", "up")), up as f64), (Some(("to", "down")), down as f64)]
-            }),
+            transitions.collect(),
         ),
     ]
 }
 
-fn pools(scrape: &Scrape) -> Vec<Family> {
-    let each = |figure: fn(&ServiceStatus, &PoolStatus) -> f64| -> Vec<Sample> {
-        each_pool(scrape).map(|(service, pool)| (pool_labels(service, pool), figure(service, pool))).collect()
-    };
+fn checks(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
+    let failures = all.pools.iter().flat_map(|(service, pool, labels)| {
+        let counts = scrape.checks.of_pool(&service.name, &pool.name);
+        let kinds = FailureKind::ALL.into_iter().zip(counts);
+        by(labels, "reason", kinds.map(|(kind, count)| (kind.name(), count as f64)))
+    });
+    vec![
+        family(
+            "lb_health_checks_total",
+            Kind::Counter,
+            "Health checks of the backend that have ended, since the agent started.",
+            all.each_backend(|service, it| scrape.checks.of_backend(&service.name, &it.name) as f64),
+        ),
+        family(
+            "lb_health_check_failures_total",
+            Kind::Counter,
+            "Those of them that failed, of all backends of the pool.",
+            failures.collect(),
+        ),
+        family(
+            "lb_health_check_duration_seconds",
+            Kind::Gauge,
+            "How long the backend's last check took; 0 before the first one.",
+            all.each_backend(|_, it| it.health.last_duration_ms.unwrap_or(0.0) / 1e3),
+        ),
+    ]
+}
+
+fn pools(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
+    let ejections = all.pools.iter().flat_map(|(service, pool, labels)| {
+        let count = |detector| scrape.tally.ejections(&service.name, &pool.name, detector) as f64;
+        by(labels, "detector", Detector::ALL.map(|detector| (detector.name(), count(detector))))
+    });
     vec![
         family(
             "lb_split_ratio",
             Kind::Gauge,
             "The pool's part of the clients, from 0 to 1, as the kernel has it.",
-            each(|service, pool| match pool.role {
+            all.each_pool(|service, pool| match pool.role {
                 PoolRole::Stable => 1.0 - service.split.new,
                 PoolRole::Canary => service.split.new,
                 PoolRole::Idle => 0.0,
@@ -176,13 +337,13 @@ fn pools(scrape: &Scrape) -> Vec<Family> {
             "lb_backends",
             Kind::Gauge,
             "Backends of the pool.",
-            each(|_, pool| pool.backends.iter().filter(|it| !it.terminating).count() as f64),
+            all.each_pool(|_, pool| pool.backends.iter().filter(|it| !it.terminating).count() as f64),
         ),
         family(
             "lb_backends_healthy",
             Kind::Gauge,
             "Backends of the pool that are up or never checked.",
-            each(|_, pool| {
+            all.each_pool(|_, pool| {
                 let healthy = |it: &&BackendStatus| {
                     !it.terminating && matches!(it.health.status, HealthState::Up | HealthState::Unchecked)
                 };
@@ -193,96 +354,143 @@ fn pools(scrape: &Scrape) -> Vec<Family> {
             "lb_panic_active",
             Kind::Gauge,
             "1 while so few backends of the pool are healthy that health is ignored.",
-            each(|_, pool| truth(pool.panic)),
+            all.each_pool(|_, pool| truth(pool.panic)),
+        ),
+        family(
+            "lb_ejections_total",
+            Kind::Counter,
+            "Backends of the pool that were taken out as outliers, by what found them, since the agent started.",
+            ejections.collect(),
         ),
     ]
 }
 
-fn rollouts(scrape: &Scrape) -> Vec<Family> {
-    let mut phases = Vec::new();
-    let mut steps = Vec::new();
-    let mut rollbacks = Vec::new();
-    for service in &scrape.status.services {
-        let label = || vec![("frontend", service.name.clone())];
-        let now = scrape.rollouts.iter().find(|(name, ..)| *name == service.name);
-        for phase in Phase::ALL {
-            let labels = [label(), vec![("phase", phase.name().to_owned())]].concat();
-            phases.push((labels, truth(now.is_some_and(|(_, now, _)| *now == phase))));
-        }
-        steps.push((label(), now.map_or(0.0, |(_, _, step)| *step as f64)));
-        for cause in Cause::ALL {
-            let labels = [label(), vec![("cause", cause.name().to_owned())]].concat();
-            rollbacks.push((labels, scrape.tally.rollbacks(&service.name, cause) as f64));
-        }
-    }
-    let analyses = scrape.analyses.iter().map(|analysed| {
-        let labels = vec![
-            ("frontend", analysed.service.clone()),
-            ("group", analysed.pool.clone()),
-            ("metric", analysed.metric.clone()),
-        ];
-        (labels, analysed.value)
+fn rollouts(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
+    let rollout = |service: &ServiceStatus| scrape.rollouts.iter().find(|(name, ..)| *name == service.name);
+    let phases = all.services.iter().flat_map(|(service, labels)| {
+        let now = rollout(service).map(|(_, phase, _)| *phase);
+        by(labels, "phase", Phase::ALL.map(|phase| (phase.name(), truth(now == Some(phase)))))
+    });
+    let rollbacks = all.services.iter().flat_map(|(service, labels)| {
+        let count = |cause| scrape.tally.rollbacks(&service.name, cause) as f64;
+        by(labels, "cause", Cause::ALL.map(|cause| (cause.name(), count(cause))))
     });
     vec![
-        family(
-            "lb_analysis_value",
-            Kind::Gauge,
-            "What the analysis of a rollout under way looks at: a part of clients, or a figure of Prometheus.",
-            analyses.collect(),
-        ),
         family(
             "lb_rollout_phase",
             Kind::Gauge,
             "1 for the phase that the service's newest rollout is in; 0 in all where there was none.",
-            phases,
+            phases.collect(),
         ),
         family(
             "lb_rollout_step",
             Kind::Gauge,
             "The step that the rollout is at, from 1; 0 before the first.",
-            steps,
+            all.each_service(|service| rollout(service).map_or(0.0, |(_, _, step)| *step as f64)),
         ),
         family(
             "lb_rollbacks_total",
             Kind::Counter,
             "Canaries that were taken back, by hand or by their rollout, since the agent started.",
-            rollbacks,
+            rollbacks.collect(),
+        ),
+        family(
+            "lb_rollback_apply_seconds",
+            Kind::Gauge,
+            "How long the service's last rollback took, from the request (or a rollout's verdict) to the store in the kernel; 0 \
+             where there was none since the agent started.",
+            all.each_service(|service| scrape.tally.rollback_seconds(&service.name)),
+        ),
+        family(
+            "lb_analysis_value",
+            Kind::Gauge,
+            "What the analysis of a rollout under way looks at: a part of the pool's clients, from 0 to 1 (0 where none is under \
+             way), or a figure of Prometheus.",
+            all.pools
+                .iter()
+                .flat_map(|(service, pool, labels)| analysis(scrape, service, pool, labels))
+                .collect(),
         ),
     ]
 }
 
+fn analysis(scrape: &Scrape, service: &ServiceStatus, pool: &PoolStatus, labels: &Labels) -> Vec<Sample> {
+    let here = scrape.analyses.iter().filter(|it| it.service == service.name && it.pool == pool.name);
+    let here: Vec<_> = here.map(|it| (it.metric.clone(), it.value)).collect();
+    let always = ANALYSES.iter().filter(|known| here.iter().all(|(metric, _)| metric != *known));
+    let always: Vec<_> = always.map(|known| ((*known).to_owned(), 0.0)).collect();
+    always
+        .into_iter()
+        .chain(here)
+        .map(|(metric, value)| sample(labels.and("metric", metric), value))
+        .collect()
+}
+
+fn count_of(scrape: &Scrape, reason: Reason) -> f64 {
+    scrape.counters.reasons[reason as usize] as f64
+}
+
 fn kernel(scrape: &Scrape) -> Vec<Family> {
-    let reasons = &scrape.counters.reasons;
-    let count = |reason: &Reason| reasons.get(*reason as usize).copied().unwrap_or_default() as f64;
     let drops = Reason::ALL.iter().filter(|reason| reason.action() == Action::Drop);
-    let drops = drops.map(|reason| (vec![("reason", reason.name().to_owned())], count(reason)));
-    let dataplane = &scrape.status.dataplane;
+    let drops = drops.map(|reason| (reason.name(), count_of(scrape, *reason)));
+    let passed = Reason::ALL.iter().filter(|reason| reason.action() == Action::Pass);
+    let passed = passed.map(|reason| (reason.name(), count_of(scrape, *reason)));
+    let events =
+        Event::ALL.iter().map(|event| (event.name(), scrape.counters.events[*event as usize] as f64));
+    let interfaces = Labels::of(&[("interface", &scrape.interfaces.join(","))]);
     let actions = [Action::Transmit, Action::Pass, Action::Drop].map(|action| {
         let of_it = Reason::ALL.iter().filter(|reason| reason.action() == action);
-        let labels = vec![("interface", scrape.interfaces.join(",")), ("action", action.name().to_owned())];
-        (labels, of_it.map(count).sum::<f64>())
+        (action.name(), of_it.map(|reason| count_of(scrape, *reason)).sum())
     });
-    let rooms = [("tcp", dataplane.flows), ("udp", dataplane.udp_flows), ("half_open", dataplane.half_open)];
-    let table = |name: &str| vec![("table", name.to_owned())];
     vec![
         family(
             "lb_xdp_actions_total",
             Kind::Counter,
             "What became of packets; counted for all interfaces together, which the label lists.",
-            actions.into(),
+            by(&interfaces, "action", actions),
         ),
-        family("lb_drops_total", Kind::Counter, "Packets that went nowhere.", drops.collect()),
+        family(
+            "lb_drops_total",
+            Kind::Counter,
+            "Packets that went nowhere.",
+            by(&Labels::default(), "reason", drops),
+        ),
+        family(
+            "lb_passed_total",
+            Kind::Counter,
+            "Packets that went up to the host.",
+            by(&Labels::default(), "reason", passed),
+        ),
+        family(
+            "lb_data_path_events_total",
+            Kind::Counter,
+            "What else happened on packets' roads.",
+            by(&Labels::default(), "event", events),
+        ),
+    ]
+}
+
+fn tables(scrape: &Scrape) -> Vec<Family> {
+    let dataplane = &scrape.status.dataplane;
+    let rooms = [("tcp", dataplane.flows), ("udp", dataplane.udp_flows), ("half_open", dataplane.half_open)];
+    vec![
         family(
             "lb_flows",
             Kind::Gauge,
             "Flows that are tracked: those that their slot does not explain.",
-            rooms.iter().map(|(name, room)| (table(name), room.used as f64)).collect(),
+            by(&Labels::default(), "table", rooms.map(|(name, room)| (name, room.used as f64))),
         ),
         family(
             "lb_flow_capacity",
             Kind::Gauge,
             "Room for tracked flows.",
-            rooms.iter().map(|(name, room)| (table(name), room.capacity as f64)).collect(),
+            by(&Labels::default(), "table", rooms.map(|(name, room)| (name, room.capacity as f64))),
+        ),
+        single(
+            "lb_flows_forgotten_total",
+            Kind::Counter,
+            "Tracked flows that were forgotten for want of room, at least, since the agent started.",
+            scrape.forgotten as f64,
         ),
         single(
             "lb_slots_unsettled",

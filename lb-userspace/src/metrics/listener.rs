@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` and `/readyz`, over TCP and for everybody who can reach the address.
+//! `/metrics`, `/healthz`, `/readyz` and the status page, over TCP and for everybody who can reach the address.
 
 use std::fmt;
 use std::io;
@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::text;
+use super::{page, text};
 use crate::agent::{Agent, Handle};
 use crate::api::server::serve_connection;
 
@@ -74,11 +74,12 @@ pub struct ListenError {
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
+    address: SocketAddr,
 }
 
 /// What every request needs.
 #[derive(Clone)]
-struct App {
+pub(super) struct App {
     agent: Handle,
     /// One scrape at a time: however many ask, the agent works for one of them.
     turn: Arc<Mutex<()>>,
@@ -91,16 +92,18 @@ impl Listener {
     /// If it is taken, or not this host's.
     pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
         let listener = TcpListener::bind(address).await.map_err(|source| ListenError { address, source })?;
-        Ok(Self { listener })
+        Ok(Self { listener, address })
     }
 
     /// Serves until `stopped` turns true.
     pub async fn serve(self, agent: Handle, mut stopped: watch::Receiver<bool>) {
+        let app = App { agent, turn: Arc::default() };
         let routes = Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
-            .with_state(App { agent, turn: Arc::default() });
+            .with_state(app.clone())
+            .merge(page::routes(app, self.address, stopped.clone()));
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
@@ -139,7 +142,7 @@ async fn accept(
 
 impl App {
     /// Asks the agent, which may be busy or have ended.
-    async fn ask<R: Send + 'static>(
+    pub(super) async fn ask<R: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Agent) -> R + Send + 'static,
     ) -> Result<R, Response> {

@@ -5,18 +5,25 @@
 //! metric). Every series is there from the start, at zero. Counters of the data path outlive the agent; what the agent counts
 //! itself ([`Tally`]) begins with it.
 
+mod checks;
 mod families;
+mod handshakes;
 mod listener;
+mod page;
 mod tally;
 mod text;
+
+use std::collections::BTreeMap;
 
 use lb_common::verdict::Counters;
 
 use crate::api::Status;
 use crate::rollout::engine::Phase;
 
+pub use checks::Checks;
+pub use handshakes::Handshakes;
 pub use listener::{ListenError, Listener, Where};
-pub use tally::{Cause, Tally};
+pub use tally::{Cause, Detector, Tally};
 
 /// All that there is to tell, at one moment.
 #[derive(Clone, Debug)]
@@ -31,6 +38,12 @@ pub struct Scrape {
     pub rollouts: Vec<(String, Phase, usize)>,
     /// What the analysis of rollouts under way looks at.
     pub analyses: Vec<Analysed>,
+    /// Handshakes of pools that are or were measured, by the names of service and pool.
+    pub handshakes: BTreeMap<(String, String), Handshakes>,
+    /// Health checks.
+    pub checks: Checks,
+    /// Tracked flows that were forgotten for want of room.
+    pub forgotten: u64,
     /// What the agent counted.
     pub tally: Tally,
     /// When the agent answered, in seconds since 1970.

@@ -29,12 +29,42 @@ impl Cause {
     }
 }
 
+/// Who finds an outlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Detector {
+    /// So many failures in a row.
+    ConsecutiveFailures,
+    /// Too many failures among enough connections.
+    FailureRatio,
+    /// Far below what the others of its pool manage.
+    SuccessRate,
+}
+
+impl Detector {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::ConsecutiveFailures, Self::FailureRatio, Self::SuccessRate];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ConsecutiveFailures => "consecutive_failures",
+            Self::FailureRatio => "failure_ratio",
+            Self::SuccessRate => "success_rate",
+        }
+    }
+}
+
 /// Counts of events. Whoever is not in it has 0.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// By service and backend: how often it came up, and how often it went down.
     transitions: BTreeMap<(String, String), [u64; 2]>,
     rollbacks: BTreeMap<(String, Cause), u64>,
+    /// By service: how long its last rollback took, in seconds.
+    applied: BTreeMap<String, f64>,
+    /// By service, pool and detector.
+    ejections: BTreeMap<(String, String, Detector), u64>,
     /// When a configuration was last taken, in seconds since 1970.
     pub configured: f64,
     /// Changes that the kernel refused.
@@ -73,6 +103,28 @@ impl Tally {
     #[must_use]
     pub fn rollbacks(&self, service: &str, cause: Cause) -> u64 {
         self.rollbacks.get(&(service.to_owned(), cause)).copied().unwrap_or_default()
+    }
+
+    /// A rollback is in force, so many seconds after it was asked for or decided.
+    pub fn rollback_took(&mut self, service: &str, seconds: f64) {
+        self.applied.insert(service.to_owned(), seconds);
+    }
+
+    /// How long the last rollback of a service took, in seconds.
+    #[must_use]
+    pub fn rollback_seconds(&self, service: &str) -> f64 {
+        self.applied.get(service).copied().unwrap_or_default()
+    }
+
+    /// A backend is an outlier, and gets no new flows for a while.
+    pub fn ejected(&mut self, service: &str, pool: &str, detector: Detector) {
+        *self.ejections.entry((service.to_owned(), pool.to_owned(), detector)).or_default() += 1;
+    }
+
+    /// How often backends of a pool were ejected.
+    #[must_use]
+    pub fn ejections(&self, service: &str, pool: &str, detector: Detector) -> u64 {
+        self.ejections.get(&(service.to_owned(), pool.to_owned(), detector)).copied().unwrap_or_default()
     }
 
     /// Forgets backends that are not there any more, as `known` says of service and backend.
@@ -120,6 +172,10 @@ mod tests {
         }
         assert_eq!(tally.transitions("web", "10.0.0.1:80"), [2, 1]);
         assert_eq!(Cause::ALL.map(|cause| tally.rollbacks("web", cause)), [2, 1]);
+        tally.ejected("web", "v1", Detector::FailureRatio);
+        assert_eq!(Detector::ALL.map(|detector| tally.ejections("web", "v1", detector)), [0, 1, 0]);
+        tally.rollback_took("web", 25e-6);
+        assert_eq!((tally.rollback_seconds("web"), tally.rollback_seconds("api")), (25e-6, 0.0));
         assert_eq!(tally.configured, 0.0);
         tally.note(&what("applied", None, None));
         assert!(tally.configured > 1.7e9);

@@ -4,6 +4,7 @@ mod discovery;
 mod health;
 mod lifecycle;
 mod modes;
+mod observe;
 mod operator;
 mod policy;
 mod refusals;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         health::claims(),
         lifecycle::claims(),
         discovery::claims(),
+        observe::claims(),
         operator::claims(),
         policy::claims(),
         refusals::claims(),

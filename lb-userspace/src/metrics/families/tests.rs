@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::measure::bucket;
 use lb_common::verdict::Counters;
 
 use super::*;
@@ -10,7 +11,8 @@ use crate::api::{
 };
 use crate::config::{Mode, Protocol};
 use crate::events::Occurrence;
-use crate::metrics::Tally;
+use crate::health::TargetId;
+use crate::metrics::{Checks, Tally};
 
 fn backend(name: &str, health: HealthState) -> BackendStatus {
     BackendStatus {
@@ -22,7 +24,7 @@ fn backend(name: &str, health: HealthState) -> BackendStatus {
         priority: 0,
         state: AdminState::Ready,
         drain: None,
-        health: HealthStatus { status: health, reason: None, since_seconds: 0, last_duration_ms: None },
+        health: HealthStatus { status: health, reason: None, since_seconds: 0, last_duration_ms: Some(3.0) },
         slow_start_percent: None,
         takes_new: true,
         why_not: None,
@@ -82,6 +84,8 @@ fn scrape() -> Scrape {
     counters.reasons[Reason::Forwarded as usize] = 20;
     counters.reasons[Reason::Replied as usize] = 1;
     counters.reasons[Reason::NoBackend as usize] = 2;
+    counters.reasons[Reason::NotIp as usize] = 8;
+    counters.events[Event::FlowTracked as usize] = 12;
     let mut tally = Tally::default();
     for code in ["backend_up", "backend_down", "rolled_back"] {
         tally.note(&Occurrence {
@@ -92,6 +96,15 @@ fn scrape() -> Scrape {
         });
     }
     tally.configured = 1_790_000_000.5;
+    tally.rollback_took("web", 0.000_025);
+    tally.ejected("web", "v1", Detector::FailureRatio);
+    let mut handshakes = Handshakes::default();
+    handshakes.outcomes[Outcome::Refused as usize] = 6;
+    handshakes.outcomes[Outcome::ResetEarly as usize] = 4;
+    handshakes.answered[bucket(1_500_000)] = 5;
+    let mut checks = Checks::default();
+    let counted = crate::health::Counters { checks: 11, ..Default::default() };
+    checks.note("web", "v1", "10.0.0.1:80", TargetId(1), &counted);
     Scrape {
         status: Status {
             api: Api::V1,
@@ -108,12 +121,15 @@ fn scrape() -> Scrape {
         interfaces: vec!["eth0".to_owned(), "eth1".to_owned()],
         counters,
         rollouts: vec![("web".to_owned(), Phase::Holding, 2)],
+        handshakes: BTreeMap::from([(("web".to_owned(), "v2".to_owned()), handshakes)]),
         analyses: vec![crate::metrics::Analysed {
             service: "web".to_owned(),
-            pool: "blue".to_owned(),
-            metric: "errors".to_owned(),
+            pool: "v2".to_owned(),
+            metric: "clients_that_fared_badly".to_owned(),
             value: 0.25,
         }],
+        checks,
+        forgotten: 3,
         tally,
         heartbeat: 1_790_000_001.0,
     }
@@ -156,6 +172,27 @@ fn every_series_is_there_with_its_labels() {
         "lb_flows{table=\"tcp\"} 4",
         "lb_flow_capacity{table=\"tcp\"} 1048576",
         "lb_slots_unsettled 9",
+        "lb_findings{severity=\"error\"} 0",
+        "lb_connections_active{frontend=\"web\",group=\"v1\",backend=\"10.0.0.1:80\"} 0",
+        "lb_connect_failures_total{frontend=\"web\",group=\"v2\",reason=\"refused\"} 6",
+        "lb_connect_failures_total{frontend=\"web\",group=\"v1\",reason=\"timeout\"} 0",
+        "lb_connection_resets_total{frontend=\"web\",group=\"v2\",origin=\"backend\"} 4",
+        "lb_connection_resets_total{origin=\"balancer\"} 0",
+        "lb_connections_rejected_total{reason=\"no_backend\"} 2",
+        "lb_handshake_duration_seconds_bucket{frontend=\"web\",group=\"v2\",le=\"0.001048576\"} 0",
+        "lb_handshake_duration_seconds_bucket{frontend=\"web\",group=\"v2\",le=\"0.002097152\"} 5",
+        "lb_handshake_duration_seconds_bucket{frontend=\"web\",group=\"v1\",le=\"+Inf\"} 0",
+        "lb_handshake_duration_seconds_count{frontend=\"web\",group=\"v2\"} 5",
+        "lb_health_checks_total{frontend=\"web\",group=\"v1\",backend=\"10.0.0.1:80\"} 11",
+        "lb_health_check_failures_total{frontend=\"web\",group=\"v1\",reason=\"connect_refused\"} 0",
+        "lb_health_check_duration_seconds{frontend=\"web\",group=\"v1\",backend=\"10.0.0.1:80\"} 0.003",
+        "lb_ejections_total{frontend=\"web\",group=\"v1\",detector=\"failure_ratio\"} 1",
+        "lb_rollback_apply_seconds{frontend=\"web\"} 0.000025",
+        "lb_analysis_value{frontend=\"web\",group=\"v2\",metric=\"clients_that_fared_badly\"} 0.25",
+        "lb_analysis_value{frontend=\"web\",group=\"v2\",metric=\"clients_that_waited_long\"} 0",
+        "lb_passed_total{reason=\"not_ip\"} 8",
+        "lb_data_path_events_total{event=\"flow_tracked\"} 12",
+        "lb_flows_forgotten_total 3",
     ] {
         assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
     }
@@ -170,10 +207,109 @@ fn names_and_types_are_as_prometheus_wants_them() {
         assert_eq!(family.name.ends_with("_total"), family.kind == Kind::Counter, "{}", family.name);
         assert!(family.name.starts_with("lb_") && family.help.ends_with('.'), "{}", family.name);
         assert!(!family.samples.is_empty(), "{} has no series", family.name);
-        for (j, (labels, value)) in family.samples.iter().enumerate() {
-            let other = family.samples[..j].iter().find(|(other, _)| other == labels);
-            assert!(other.is_none() && value.is_finite(), "{} {labels:?}", family.name);
-            assert!(labels.iter().all(|(name, _)| !["le", "quantile", "job", "instance"].contains(name)));
+        for (j, Sample { labels, value }) in family.samples.iter().enumerate() {
+            assert!(family.samples[..j].iter().all(|other| other.labels != *labels), "{labels:?} twice");
+            assert!(labels.names().iter().all(|name| !["le", "quantile", "job", "instance"].contains(name)));
+            let fits = match value {
+                Value::Number(number) => number.is_finite() && family.kind != Kind::Histogram,
+                Value::Histogram(_) => family.kind == Kind::Histogram,
+            };
+            assert!(fits, "{} {labels:?} {value:?}", family.name);
         }
     }
+}
+
+/// Everything that CONTRACT names is there: dashboards and alerts depend on it.
+#[test]
+fn what_others_depend_on_is_there() {
+    let families = of(&scrape());
+    for name in [
+        "lb_build_info",
+        "lb_packets_total",
+        "lb_bytes_total",
+        "lb_connections_total",
+        "lb_connections_active",
+        "lb_connect_failures_total",
+        "lb_connections_rejected_total",
+        "lb_connection_resets_total",
+        "lb_handshake_duration_seconds",
+        "lb_split_ratio",
+        "lb_backend_weight",
+        "lb_backend_state",
+        "lb_backends",
+        "lb_backends_healthy",
+        "lb_backend_slots",
+        "lb_health_checks_total",
+        "lb_health_check_failures_total",
+        "lb_health_check_duration_seconds",
+        "lb_health_transitions_total",
+        "lb_ejections_total",
+        "lb_panic_active",
+        "lb_rollout_phase",
+        "lb_rollout_step",
+        "lb_rollbacks_total",
+        "lb_rollback_apply_seconds",
+        "lb_analysis_value",
+        "lb_xdp_actions_total",
+        "lb_drops_total",
+        "lb_flows",
+        "lb_flow_capacity",
+        "lb_slots_unsettled",
+        "lb_map_update_errors_total",
+        "lb_config_last_success_timestamp_seconds",
+        "lb_agent_heartbeat_timestamp_seconds",
+    ] {
+        assert!(families.iter().any(|family| family.name == name), "{name}");
+    }
+}
+
+/// `LB_BLESS=1 cargo test -p lb-userspace --lib the_document` writes it.
+#[test]
+fn the_document_lists_every_metric_and_its_cardinality() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+    let made = document(&of(&scrape()));
+    if std::env::var_os("LB_BLESS").is_some() {
+        std::fs::write(path, &made).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(path).unwrap(), made, "LB_BLESS=1 writes it anew");
+}
+
+fn document(families: &[Family]) -> String {
+    const HEAD: &str = include_str!("head.md");
+    let scrape = scrape();
+    let all = Subjects::of(&scrape);
+    let mut text = HEAD.to_owned();
+    for family in families {
+        let of = |name: &str| family.samples.iter().filter(|it| it.labels.names().contains(&name)).count();
+        let lines = match family.kind {
+            Kind::Histogram => histogram(&Handshakes::default().answered).buckets.len() + 3,
+            Kind::Counter | Kind::Gauge => 1,
+        };
+        let (backend, group, frontend) = (of("backend"), of("group"), of("frontend"));
+        let each = [
+            (backend, all.backends.len(), "backend"),
+            (group - backend, all.pools.len(), "pool"),
+            (frontend - group, all.services.len(), "service"),
+            (family.samples.len() - frontend, 1, ""),
+        ];
+        let each = each.into_iter().filter(|(series, ..)| *series > 0).map(|(series, subjects, subject)| {
+            assert_eq!(series % subjects, 0, "{}: as many of each {subject}", family.name);
+            let count = series / subjects * lines;
+            if subject.is_empty() { count.to_string() } else { format!("{count} a {subject}") }
+        });
+        let each: Vec<_> = each.collect();
+        let mut labels: Vec<_> = family.samples.iter().flat_map(|it| it.labels.names()).collect();
+        let mut seen = std::collections::HashSet::new();
+        labels.retain(|label| seen.insert(*label));
+        let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+        text += &format!(
+            "| `{}` | {} | {} | {} | {} |\n",
+            family.name,
+            family.kind.name(),
+            labels.join(", "),
+            each.join(" + "),
+            family.help
+        );
+    }
+    text
 }
