@@ -29,6 +29,7 @@
 
 pub mod agent;
 pub mod bpf;
+pub mod browser;
 mod case;
 pub mod decapsulator;
 pub mod dns;

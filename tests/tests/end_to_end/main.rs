@@ -6,6 +6,7 @@ mod lifecycle;
 mod modes;
 mod observe;
 mod operator;
+mod page;
 mod policy;
 mod refusals;
 mod revisions;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         discovery::claims(),
         observe::claims(),
         operator::claims(),
+        page::claims(),
         policy::claims(),
         refusals::claims(),
         revisions::claims(),
