@@ -231,7 +231,9 @@ mod tests {
 
     #[test]
     fn base64_is_read_as_rfc_4648_writes_it() {
-        for (text, bytes) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYmFy", "foobar")] {
+        for (text, bytes) in
+            [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYmFy", "foobar")]
+        {
             assert_eq!(from_base64(text).unwrap(), bytes.as_bytes());
         }
         assert!(from_base64("Z?==").is_err());

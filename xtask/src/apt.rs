@@ -61,7 +61,11 @@ pub const TESTS: [Package; 13] = [
     package("wrk", "wrk", "HTTP load"),
     package("iperf3", "iperf3", "TCP and UDP streams"),
     package("tcpdump", "tcpdump", "what was on the wire when a test fails"),
-    service("prometheus", "promtool", "figures that rollouts ask for; metrics, alert rules and dashboard are tested with it"),
+    service(
+        "prometheus",
+        "promtool",
+        "figures that rollouts ask for; metrics, alert rules and dashboard are tested with it",
+    ),
     package("chromium", "chromium", "the status page is looked at in a real browser"),
     package("g++", "c++", "libFuzzer's runtime"),
 ];

@@ -130,7 +130,7 @@ fn dashboard() -> Result<()> {
         ..Plan::default()
     })?;
     let balancer = scene.lab.balancer().namespace().clone();
-    let prometheus = Prometheus::start(
+    let prometheus = Prometheus::start_with(
         &balancer,
         &scene.agent.places().metrics,
         Some(&deploy("prometheus/lb.rules.yml")),

@@ -20,7 +20,9 @@ pub fn claims() -> Vec<Trial> {
     ];
     let skip = !is_installed();
     if skip {
-        eprintln!("the status page is not looked at: chromium is not installed (`cargo xtask setup` does that)");
+        eprintln!(
+            "the status page is not looked at: chromium is not installed (`cargo xtask setup` does that)"
+        );
     }
     let ignore = |trial: Trial| trial.with_ignored_flag(skip);
     claims.into_iter().map(ignore).collect()
@@ -70,9 +72,16 @@ fn page() -> Result<()> {
 
     // What the operator does, and what happens by itself, is seen without a reload.
     scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    let at = |share: &str| {
+        format!("document.querySelector('.rollout .steps li.now')?.textContent === '{share} %'")
+    };
+    browser.wait_for(&at("1"), SOON)?;
     scene.lbctl(&["rollout", "promote", SERVICE])?;
-    browser.wait_for("document.querySelector('.rollout .steps li.now')?.textContent === '25 %'", SOON)?;
-    browser.wait_for("[...document.querySelectorAll('.pool .share')].map((it) => it.textContent).join() === '75 %,25 %'", SOON)?;
+    browser.wait_for(&at("25"), SOON)?;
+    browser.wait_for(
+        "[...document.querySelectorAll('.pool .share')].map((it) => it.textContent).join() === '75 %,25 %'",
+        SOON,
+    )?;
     let rows = "[...document.querySelectorAll('.split .row')].map((it) => it.firstChild.textContent).join()";
     ensure!(browser.evaluate(rows)? == "Desired,In the kernel,New connections,Active traffic");
     browser.wait_for("!document.querySelector('.split').textContent.includes('no data')", SOON)?;
@@ -84,7 +93,9 @@ fn page() -> Result<()> {
     browser.wait_for("document.querySelector('#events').textContent.includes('backend_down')", SOON)?;
 
     // On every screen, in both colours.
-    for (name, width, height, phone) in [("desk", 1280, 900, false), ("phone", 390, 844, true), ("small", 320, 568, true)] {
+    for (name, width, height, phone) in
+        [("desk", 1280, 900, false), ("phone", 390, 844, true), ("small", 320, 568, true)]
+    {
         browser.resize(width, height, phone)?;
         for colours in ["light", "dark"] {
             browser.prefer("prefers-color-scheme", colours)?;
@@ -110,14 +121,19 @@ fn page() -> Result<()> {
         ("document.querySelectorAll('h1').length", 1),
         ("document.querySelectorAll('[role=status]').length", 2),
         ("document.querySelectorAll('th:not([scope])').length", 0),
-        ("[...document.querySelectorAll('svg, [role=img]')].filter((it) => !it.ariaLabel && it.ariaHidden !== 'true').length", 0),
+        (
+            "[...document.querySelectorAll('svg, [role=img]')].filter((it) => !it.ariaLabel && it.ariaHidden !== 'true').length",
+            0,
+        ),
         ("document.querySelectorAll('input').length - document.querySelectorAll('label input').length", 0),
     ] {
         ensure!(browser.evaluate(what)? == count, "{what}: {}", browser.evaluate(what)?);
     }
 
     // Of itself only, and a stranger's markup stays text.
-    let outside = format!("performance.getEntriesByType('resource').filter((it) => !it.name.startsWith('{URL}')).length");
+    let outside = format!(
+        "performance.getEntriesByType('resource').filter((it) => !it.name.startsWith('{URL}')).length"
+    );
     ensure!(browser.evaluate(&outside)? == 0);
     let inline = "new Promise((done) => { addEventListener('securitypolicyviolation', (it) => done(it.violatedDirective)); \
                   const script = document.createElement('script'); script.textContent = 'window.broken = 1'; \
@@ -160,7 +176,11 @@ fn strangers() -> Result<()> {
     ensure!(ask("GET", "/metrics", "lb7.example")?.0 == "200", "scrapers may call it what they want");
     let (code, head) = ask("GET", "/", "localhost:9650")?;
     ensure!(code == "200", "{head}");
-    for header in ["content-security-policy: default-src 'none'", "x-content-type-options: nosniff", "frame-ancestors 'none'"] {
+    for header in [
+        "content-security-policy: default-src 'none'",
+        "x-content-type-options: nosniff",
+        "frame-ancestors 'none'",
+    ] {
         ensure!(head.contains(header), "no {header} in {head}");
     }
     ensure!(!head.contains("access-control-allow-origin"), "{head}");

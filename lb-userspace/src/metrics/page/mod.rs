@@ -62,8 +62,11 @@ struct Page {
     readers: Arc<Semaphore>,
     stopped: watch::Receiver<bool>,
     /// The newest state, so that many pages cost the agent as much as one.
-    latest: Arc<Mutex<Option<(Instant, Arc<Glance>)>>>,
+    latest: Arc<Mutex<Option<Latest>>>,
 }
+
+/// A state, and when the agent told it.
+type Latest = (Instant, Arc<Glance>);
 
 /// The page at `/`, and what it is made of.
 pub(super) fn routes(app: App, address: SocketAddr, stopped: watch::Receiver<bool>) -> Router {
