@@ -263,15 +263,15 @@ fn what_others_depend_on_is_there() {
     }
 }
 
-/// `LB_BLESS=1 cargo test -p lb-userspace --lib the_document` writes it.
+/// `UPDATE_EXPECT=1 cargo test -p lb-userspace --lib the_document` writes it.
 #[test]
 fn the_document_lists_every_metric_and_its_cardinality() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
     let made = document(&of(&scrape()));
-    if std::env::var_os("LB_BLESS").is_some() {
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
         std::fs::write(path, &made).unwrap();
     }
-    assert_eq!(std::fs::read_to_string(path).unwrap(), made, "LB_BLESS=1 writes it anew");
+    assert_eq!(std::fs::read_to_string(path).unwrap(), made, "UPDATE_EXPECT=1 writes it anew");
 }
 
 fn document(families: &[Family]) -> String {
