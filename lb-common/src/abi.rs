@@ -300,8 +300,10 @@ pub struct Service {
     pub measure: u16,
     /// IP protocol number.
     pub protocol: u8,
+    /// [`OnEmpty`]: what a new flow gets that a limit keeps away.
+    pub on_limit: u8,
     /// Zero.
-    pub pad: [u8; 7],
+    pub pad: [u8; 6],
     /// Zero; room for what attended services need.
     pub reserved: [u64; 7],
 }
@@ -315,10 +317,24 @@ impl Service {
     pub const SPLIT_BY_PORTS: u16 = 4;
     /// Handshakes are measured.
     pub const MEASURED: u16 = 8;
+    /// What becomes of connections is counted, by backend.
+    pub const WATCHED: u16 = 1 << 4;
+    /// A SYN that nobody accepts goes elsewhere when its client repeats it.
+    pub const RETRIED: u16 = 1 << 5;
+    /// Backends or pools have limits ([`limit`](crate::limit)).
+    pub const LIMITED: u16 = 1 << 12;
+    /// Connections are counted.
+    pub const COUNTED: u16 = 1 << 13;
+    /// Another backend takes what one may not have.
+    pub const SPILLS: u16 = 1 << 14;
+    /// Flags that need entries of `HANDSHAKES`.
+    pub const HANDSHAKES: u16 = Self::MEASURED | Self::WATCHED | Self::RETRIED | Self::LIMITED;
+    /// Flags that may send a flow elsewhere than its slot says.
+    pub const DIVERTS: u16 = Self::RETRIED | Self::LIMITED;
 
     /// Flags that need more than the bare rule: packets to such a service go through
     /// [`Stage::Attend`](crate::stage::Stage::Attend), and those to all others pay nothing for it.
-    pub const ATTENDED: u16 = Self::MEASURED;
+    pub const ATTENDED: u16 = Self::HANDSHAKES | Self::COUNTED;
 
     /// Whether a flag is set.
     #[must_use]

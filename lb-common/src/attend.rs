@@ -2,10 +2,12 @@
 //!
 //! The way is that of every request ([`enter`](crate::pipeline::enter)); between its steps stands what such services ask for.
 
-use crate::abi::{FlowKey, Service};
-use crate::parse::{self, Kind};
-use crate::pipeline::{Step, Tables, Target, empty, find_service, forward};
-use crate::verdict::Reason;
+use crate::abi::{FlowKey, OnEmpty, Service};
+use crate::parse::{self, Kind, Network, Transport};
+use crate::pipeline::{Packet, Step, Tables, Target, empty, find_service, forward};
+use crate::rewrite;
+use crate::verdict::{Account, Reason, Verdict};
+use crate::wire::{TCP_FIN, TCP_RST, Tcp};
 
 /// [`Stage::Attend`](crate::stage::Stage::Attend): from a client to a service with a flag of [`Service::ATTENDED`].
 ///
@@ -21,15 +23,39 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
     let service = tables.service(index).ok_or(Reason::NoTable)?;
     let key = FlowKey::of_request(&network, &transport, index);
-    let place = tables.place(service, &key, transport.kind)?;
+    let mut place = tables.place(service, &key, transport.kind)?;
     if place.backend == 0 {
         return empty(packet, service, &network, &transport).map(Step::End);
     }
-    let target = Target::of(tables, &place)?;
-    if service.has(Service::MEASURED)
+    if service.has(Service::HANDSHAKES)
         && let Kind::Syn(sequence) = transport.kind
     {
-        tables.begins(service, &key, sequence, target.backend.pool == service.canary_pool);
+        place = tables.begins(service, &key, sequence, place);
+        if place.backend == 0 {
+            return kept_away(packet, service, &network, &transport).map(Step::End);
+        }
+    }
+    let target = Target::of(tables, &place)?;
+    if service.has(Service::COUNTED) && !matches!(transport.kind, Kind::Syn(_)) {
+        let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
+        let ends = header.flags & (TCP_FIN | TCP_RST) != 0;
+        tables.passes(&key, place.backend, target.backend.pool, ends);
     }
     forward(packet, tables, settings, service, &network, &transport, &key, &place, &target).map(Step::End)
+}
+
+/// A limit keeps it away.
+#[inline(always)]
+fn kept_away<P: Packet>(
+    packet: &mut P,
+    service: &Service,
+    network: &Network,
+    transport: &Transport,
+) -> Result<Verdict, Reason> {
+    if service.on_limit == OnEmpty::Reset as u8 {
+        let ifindex = packet.ifindex();
+        rewrite::reset(packet, network, transport)?;
+        return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });
+    }
+    Err(Reason::LimitDrop)
 }

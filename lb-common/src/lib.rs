@@ -11,15 +11,19 @@ pub mod abi;
 pub mod attend;
 pub mod checksum;
 pub mod decap;
+pub mod handshake;
 pub mod hash;
+pub mod limit;
 pub mod measure;
 pub mod parse;
 pub mod pipeline;
 pub mod reply;
+pub mod retry;
 pub mod rewrite;
 pub mod select;
 pub mod stage;
 pub mod verdict;
+pub mod watch;
 pub mod wire;
 
 #[cfg(any(test, feature = "std"))]

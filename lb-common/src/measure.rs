@@ -1,8 +1,7 @@
 //! What handshakes tell of a pool: for services that are measured, because a rollout is under way.
 //!
-//! Only packets that begin or end a handshake are looked at: a SYN, the answer to it, the first byte that the backend sends,
-//! a RST. An entry of `HANDSHAKES` connects them; whatever else passes costs nothing on the way to the backend, and a look-up
-//! on the way back. In the `dsr` modes answers go past the balancer: what is left is SYNs that clients repeat.
+//! Only packets that begin or end a handshake are looked at ([`handshake`](crate::handshake)). In the `dsr` modes answers go past
+//! the balancer: what is left is SYNs that clients repeat.
 //!
 //! What is counted is *clients*: the first connection of each client since the agent last cleared the measure is its sample.
 //! Ten thousand connections from three addresses are three samples. (Two clients in 65 536 may share a bit, and count as
@@ -87,14 +86,19 @@ pub struct Handshake {
     pub at: u64,
     /// Initial sequence number of the client.
     pub sequence: u32,
-    /// [`Handshake::WAITING`], [`Handshake::REPEATED`] or [`Handshake::ANSWERED`].
+    /// Who has the SYN.
+    pub backend: u16,
+    /// [`Handshake::WAITING`], [`Handshake::REPEATED`], [`Handshake::ANSWERED`], [`Handshake::LATE`] or
+    /// [`Handshake::REFUSED`].
     pub state: u8,
     /// Whether the canary has it.
     pub canary: u8,
     /// Whether it is its client's sample.
     pub sample: u8,
+    /// How often it was sent elsewhere.
+    pub retries: u8,
     /// Zero.
-    pub pad: u8,
+    pub pad: [u8; 6],
 }
 
 impl Handshake {
@@ -104,11 +108,24 @@ impl Handshake {
     pub const REPEATED: u8 = 2;
     /// The backend has answered.
     pub const ANSWERED: u8 = 3;
+    /// The backend has answered, but not before the client asked again.
+    pub const LATE: u8 = 4;
+    /// The backend has refused it, and the client was not told.
+    pub const REFUSED: u8 = 5;
+
+    /// Whether the backend has answered.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_answered(&self) -> bool {
+        self.state == Self::ANSWERED || self.state == Self::LATE
+    }
 }
 
 /// What a reply says about its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
+    /// Who sends it.
+    pub backend: u16,
     /// It answers a SYN.
     pub answers: bool,
     /// It ends the connection at once.
@@ -155,54 +172,41 @@ pub const fn counter(canary: bool, outcome: Outcome) -> usize {
     pool(canary) + offset_of!(PoolMeasure, outcomes) + outcome as usize * 8
 }
 
-/// A SYN goes to a backend.
+/// A client's first SYN goes to a backend. Returns whether it is the client's sample.
 #[inline(always)]
-pub fn begins<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, canary: bool) {
+pub fn begins<T: Tables>(tables: &T, service: &Service, key: &FlowKey, canary: bool) -> bool {
     let index = service.measure.into();
-    if let Some(known) = tables.handshake(key)
-        && known.sequence == sequence
-    {
-        if known.state == Handshake::WAITING {
-            tables.keep_handshake(key, &Handshake { state: Handshake::REPEATED, ..known });
-            fails(tables, service, key, known.canary != 0, Outcome::Repeated);
-        }
-        return;
-    }
     let sample = !note_client(tables, service, key, canary, offset_of!(PoolMeasure, tried));
     if sample {
         tables.count(index, counter(canary, Outcome::ClientTried));
     }
     tables.count(index, counter(canary, Outcome::Tried));
-    let handshake = Handshake {
-        at: tables.clock(),
-        sequence,
-        state: Handshake::WAITING,
-        canary: canary.into(),
-        sample: sample.into(),
-        pad: 0,
-    };
-    tables.keep_handshake(key, &handshake);
+    sample
 }
 
-/// A reply of a backend.
+/// A client sends its SYN again, since nobody has answered.
 #[inline(always)]
-pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: Reply) {
-    let Some(known) = tables.handshake(key) else { return };
-    let canary = known.canary != 0;
-    if reply.resets {
-        tables.forget_handshake(key);
-        let outcome = if known.state == Handshake::ANSWERED { Outcome::ResetEarly } else { Outcome::Refused };
-        return fails(tables, service, key, canary, outcome);
-    }
-    if reply.answers {
-        if known.state != Handshake::ANSWERED && reply.acknowledged == known.sequence.wrapping_add(1) {
-            tables.keep_handshake(key, &Handshake { state: Handshake::ANSWERED, ..known });
-            took(tables, service, &known, Outcome::Answered, offset_of!(PoolMeasure, handshake));
-        }
-    } else if reply.data && known.state == Handshake::ANSWERED {
-        tables.forget_handshake(key);
-        took(tables, service, &known, Outcome::Served, offset_of!(PoolMeasure, first_byte));
-    }
+pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) {
+    fails(tables, service, key, known.canary != 0, Outcome::Repeated);
+}
+
+/// A backend answers a SYN.
+#[inline(always)]
+pub fn answers<T: Tables>(tables: &T, service: &Service, known: &Handshake) {
+    took(tables, service, known, Outcome::Answered, offset_of!(PoolMeasure, handshake));
+}
+
+/// A backend sends the first byte of a connection.
+#[inline(always)]
+pub fn serves<T: Tables>(tables: &T, service: &Service, known: &Handshake) {
+    took(tables, service, known, Outcome::Served, offset_of!(PoolMeasure, first_byte));
+}
+
+/// A backend resets a connection of which it has not sent a byte.
+#[inline(always)]
+pub fn resets<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) {
+    let outcome = if known.is_answered() { Outcome::ResetEarly } else { Outcome::Refused };
+    fails(tables, service, key, known.canary != 0, outcome);
 }
 
 #[inline(always)]

@@ -5,13 +5,17 @@ use crate::abi::{
     Replier, Service, Settings, Slot, VipKey, ticks,
 };
 use crate::attend::attend;
-use crate::measure::{self, Handshake, Reply};
+use crate::handshake;
+use crate::limit::{self, Limit, Open, Whose};
+use crate::measure::{Handshake, Reply};
 use crate::parse::{self, Kind, Network, Transport};
 use crate::reply::reply;
+use crate::retry::Budget;
 use crate::rewrite::{self, End};
 use crate::select::{Place, select};
 use crate::stage::Stage;
 use crate::verdict::{Account, Event, Reason, Verdict};
+use crate::watch::Word;
 use crate::wire::{Mac, Wire};
 
 /// A frame: in the kernel, or in memory.
@@ -91,21 +95,25 @@ pub trait Tables {
     {
         select(self, service, key, kind).map(Place::from)
     }
-    /// [`measure::begins`], likewise.
-    fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, canary: bool)
+    /// [`handshake::begins`], likewise.
+    fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
     where
         Self: Sized,
     {
-        measure::begins(self, service, key, sequence, canary);
+        handshake::begins(self, service, key, sequence, place)
     }
-    /// [`measure::replies`], likewise.
-    fn replies(&self, service: &Service, key: &FlowKey, reply: Reply)
+    /// [`handshake::replies`], likewise.
+    ///
+    /// # Errors
+    ///
+    /// As it says.
+    fn replies(&self, service: &Service, key: &FlowKey, reply: Reply) -> Result<(), Reason>
     where
         Self: Sized,
     {
-        measure::replies(self, service, key, reply);
+        handshake::replies(self, service, key, reply)
     }
-    /// A handshake of a measured service.
+    /// A handshake that is looked at.
     fn handshake(&self, key: &FlowKey) -> Option<Handshake>;
     /// Remembers a handshake.
     fn keep_handshake(&self, key: &FlowKey, handshake: &Handshake);
@@ -117,6 +125,35 @@ pub trait Tables {
     fn set(&self, measure: u32, offset: usize, bits: u64) -> bool;
     /// A word of a measure.
     fn word(&self, measure: u32, offset: usize) -> u64;
+    /// Adds to a word of a backend's [`Watch`](crate::watch::Watch).
+    fn tally(&self, backend: u16, word: Word, by: u64);
+    /// Sets a word of a backend's [`Watch`](crate::watch::Watch) to zero, if it is not.
+    fn end_row(&self, backend: u16, word: Word);
+    /// A service's budget of retries.
+    fn budget(&self, service: u32) -> Option<Budget>;
+    /// Adds to what is left of a service's budget.
+    fn pay(&self, service: u32, amount: u64);
+    /// [`limit::passes`], likewise.
+    fn passes(&self, key: &FlowKey, backend: u16, pool: u16, ends: bool)
+    where
+        Self: Sized,
+    {
+        limit::passes(self, key, backend, pool, ends);
+    }
+    /// A limit.
+    fn limit(&self, whose: Whose) -> Option<Limit>;
+    /// Sets when somebody's next new connection is due.
+    fn set_due(&self, whose: Whose, due: u64);
+    /// Adds to somebody's open connections.
+    fn count_open(&self, whose: Whose, by: u64);
+    /// Counts a new connection that was kept away.
+    fn keep_away(&self, whose: Whose);
+    /// A counted connection; being asked for keeps it young.
+    fn open(&self, key: &FlowKey) -> Option<Open>;
+    /// Remembers a counted connection.
+    fn keep_open(&self, key: &FlowKey, open: &Open);
+    /// Forgets a counted connection.
+    fn forget_open(&self, key: &FlowKey);
     /// Sends no new flow to the canary of a service, and notes when in its measure.
     fn trip(&self, service: u32, measure: u32);
 

@@ -60,7 +60,7 @@ fn back<T: Tables>(
     };
     let service = tables.service(replier.service).ok_or(Reason::NoTable)?;
     let backend = tables.backend(replier.backend).ok_or(Reason::NoTable)?;
-    if service.has(Service::MEASURED) && transport.protocol == IPPROTO_TCP {
+    if service.has(Service::HANDSHAKES | Service::COUNTED) && transport.protocol == IPPROTO_TCP {
         measured(packet, tables, service, network, transport, replier)?;
     }
     rewrite::translate(packet, network, transport, End::Source, service.vip, service.port)?;
@@ -74,7 +74,7 @@ fn back<T: Tables>(
     Ok(Verdict { reason: Reason::Replied, ifindex, account })
 }
 
-/// What a reply says about its handshake.
+/// What a reply says about its handshake; an error if its client must not see it.
 #[inline(always)]
 fn measured<T: Tables>(
     packet: &T::Packet,
@@ -86,6 +86,7 @@ fn measured<T: Tables>(
 ) -> Result<(), Reason> {
     let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
     let reply = Reply {
+        backend: replier.backend,
         answers: header.flags & TCP_SYN != 0,
         resets: header.flags & TCP_RST != 0,
         data: transport.l4 + usize::from(header.data_offset >> 4) * 4 < network.end,
@@ -98,8 +99,7 @@ fn measured<T: Tables>(
         port,
         owner: replier.service,
     };
-    tables.replies(service, &key, reply);
-    Ok(())
+    tables.replies(service, &key, reply)
 }
 
 /// Whether a flow goes on past the VIP, to a backend that was `marked` last.

@@ -22,7 +22,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::abi::{FlowEntry, FlowKey, HANDSHAKE_TICKS, Life, Service, Slot, Split, ticks};
+use crate::abi::{FlowEntry, FlowKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, ticks};
 use crate::wire::IPPROTO_UDP;
 
 /// The slot after its new flows were sent to `backend`; `None` if that changes nothing.
@@ -86,6 +86,12 @@ pub trait Access {
     ///
     /// If it cannot be read to its end: then the sweep takes no mark away.
     fn flows(&self, udp: bool, each: &mut dyn FnMut(FlowKey, FlowEntry)) -> Result<(), Self::Error>;
+    /// Shows every entry of `HALF_OPEN`, likewise.
+    ///
+    /// # Errors
+    ///
+    /// As [`Access::flows`].
+    fn half_open(&self, each: &mut dyn FnMut(FlowKey, HalfOpen)) -> Result<(), Self::Error>;
     /// Deletes an entry, unless it has changed. Returns whether it is gone.
     ///
     /// # Errors
@@ -216,7 +222,8 @@ pub fn sweep<A: Access>(
         }
         swept.insert(clock.service, service);
     }
-    let marks = sweep.forget(&swept)?;
+    let mut marks = sweep.forget(&swept)?;
+    sweep.spare_retries(&swept, &mut marks)?;
     sweep.mark(&marks);
     sweep.lower(&unsettled, &marks);
     for clock in services {
@@ -349,6 +356,34 @@ impl<A: Access> Sweep<'_, A> {
             self.report.load_mut(backend).flows += 1;
         }
         Ok(marks)
+    }
+
+    /// Slots of handshakes that were sent elsewhere ([`retry`](crate::retry)), and may still end: nobody has changed these
+    /// slots, so that nobody waits for handshakes there.
+    fn spare_retries(
+        &self,
+        services: &HashMap<u32, Service>,
+        marks: &mut HashSet<u32>,
+    ) -> Result<(), A::Error> {
+        if !services.values().any(|service| service.has(Service::DIVERTS)) {
+            return Ok(());
+        }
+        self.access.half_open(&mut |key, note| {
+            let Some(service) = services.get(&key.owner).filter(|it| it.has(Service::DIVERTS)) else {
+                return;
+            };
+            if self.age(note.at) > HANDSHAKE_TICKS
+                || self.access.life(note.backend) != Life::of(note.generation, true)
+            {
+                return;
+            }
+            let hash = service.split_hash(&key);
+            let slot = service.slot(hash < service.split().new(), service.backend_hash(&key));
+            let word = self.access.slot(slot);
+            if word.new() != note.backend || word.home() != note.backend {
+                marks.insert(slot);
+            }
+        })
     }
 
     fn judge(&self, service: &Service, key: &FlowKey, entry: &FlowEntry) -> Judgement {

@@ -100,6 +100,14 @@ reasons! {
     TooBig = Drop "too_big",
     /// The driver left no room for another header.
     NoHeadroom = Drop "no_headroom",
+    /// A backend's refusal: its client is not told, asks again, and gets another backend.
+    RefusalKept = Drop "refusal_kept",
+    /// What a backend says to a client that was sent elsewhere, since it had said nothing for so long.
+    Superseded = Drop "superseded",
+    /// A RST to the client: its backend or pool has as many connections as it may have.
+    LimitReset = Transmit "limit_reset",
+    /// Its backend or pool has as many connections as it may have.
+    LimitDrop = Drop "limit_drop",
     /// A table that must be there is not: the agent has not finished its work.
     NoTable = Drop "no_table",
 }
@@ -144,6 +152,10 @@ events! {
     LeaseExpired = "lease_expired",
     /// The tripwire of a canary was crossed.
     Tripped = "tripped",
+    /// A connection that nobody had accepted was sent elsewhere.
+    Retried = "retried",
+    /// It would have been, but for the budget of retries.
+    RetryDenied = "retry_denied",
 }
 
 impl Event {

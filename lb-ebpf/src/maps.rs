@@ -7,9 +7,12 @@ use lb_common::abi::{
     Backend, Device, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Traffic, VipKey,
 };
 use lb_common::decap;
+use lb_common::limit::{Limit, Open};
 use lb_common::measure::{Handshake, Measure};
+use lb_common::retry::Budget;
 use lb_common::stage::Stage;
 use lb_common::verdict::Counters;
+use lb_common::watch::Watch;
 
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -52,6 +55,21 @@ pub static HANDSHAKES: LruHashMap<FlowKey, Handshake> = LruHashMap::with_max_ent
 
 #[map]
 pub static MEASURES: Array<Measure> = Array::with_max_entries(64, BPF_F_MMAPABLE);
+
+#[map]
+pub static WATCHES: Array<Watch> = Array::with_max_entries(16_384, BPF_F_MMAPABLE);
+
+#[map]
+pub static BUDGETS: Array<Budget> = Array::with_max_entries(4096, BPF_F_MMAPABLE);
+
+#[map]
+pub static LIMITS: Array<Limit> = Array::with_max_entries(16_384, BPF_F_MMAPABLE);
+
+#[map]
+pub static POOL_LIMITS: Array<Limit> = Array::with_max_entries(8192, BPF_F_MMAPABLE);
+
+#[map]
+pub static OPEN: LruHashMap<FlowKey, Open> = LruHashMap::with_max_entries(1 << 18, 0);
 
 #[map]
 pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);

@@ -77,7 +77,8 @@ impl Packet for Frame {
     #[inline(always)]
     fn past_extensions(&self, protocol: u8, offset: usize) -> Result<(u8, usize), Reason> {
         let packed = lb_extensions(self.ctx, protocol, offset as u32);
-        let (kind, protocol, offset) = (packed >> 32, packed as u8, (packed >> 8) as usize & MAX_OFFSET as usize);
+        let (kind, protocol, offset) =
+            (packed >> 32, packed as u8, (packed >> 8) as usize & MAX_OFFSET as usize);
         match kind {
             0 => Ok((protocol, offset)),
             1 => Err(Reason::Fragment),

@@ -13,11 +13,15 @@ use lb_common::abi::{
     Address, Backend, Device, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Slot, Traffic,
     VipKey, Wanted,
 };
-use lb_common::measure::{self, Handshake, Measure, Reply};
+use lb_common::handshake;
+use lb_common::limit::{self, Limit, Open, Whose};
+use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables};
+use lb_common::retry::Budget;
 use lb_common::select::{Place, select, settled};
 use lb_common::verdict::{Account, Event, Reason, Verdict};
+use lb_common::watch::Word;
 
 use crate::maps;
 use crate::packet::Frame;
@@ -107,30 +111,121 @@ extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
     select(&Kernel, service, key, kind).map_or(NO_TABLE, |choice| Place::from(choice).pack())
 }
 
-/// Measuring, as functions of their own in the kernel's eyes ("global"): verified once, for any flow.
+/// Handshakes, as functions of their own in the kernel's eyes ("global"): verified once, for any flow, and each with a
+/// stack that has to hold less. What they are together is [`handshake::begins`].
+///
+/// Whether a SYN was there before.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_begins(key: *const FlowKey, sequence: u32, canary: u32) -> u32 {
+extern "C" fn lb_known(key: *const FlowKey, sequence: u32) -> u32 {
     // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
     let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-    if let Some(service) = maps::SERVICES.get(key.owner) {
-        measure::begins(&Kernel, service, key, sequence, canary != 0);
+    // On the stack: kernels before 6.8 take no memory of a caller for a key.
+    let key = *key;
+    handshake::known(&Kernel, &key, sequence).is_some().into()
+}
+
+/// [`handshake::first`]; it takes and returns a packed [`Place`], and so do those below.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return place };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return place };
+    let key = *key;
+    handshake::first(&Kernel, service, &key, sequence, Place::unpack(place)).pack()
+}
+
+/// [`handshake::repeats`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
+    let key = *key;
+    let known = handshake::known(&Kernel, &key, sequence);
+    known.is_some_and(|known| handshake::repeats(&Kernel, service, &key, &known)).into()
+}
+
+/// [`handshake::moves`], of a packed [`Place`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return place };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return place };
+    let key = *key;
+    match handshake::known(&Kernel, &key, sequence) {
+        Some(known) => handshake::moves(&Kernel, service, &key, &known, Place::unpack(place)).pack(),
+        None => place,
     }
+}
+
+/// [`limit::judge`], of a backend's id.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_judge(key: *const FlowKey, backend: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
+    let key = *key;
+    limit::judge(&Kernel, service, &key, backend as u16) as u32
+}
+
+/// [`limit::spill`], likewise. Returns the other backend; 0: there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_spill(key: *const FlowKey, sequence: u32, backend: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
+    let key = *key;
+    limit::spill(&Kernel, service, &key, sequence, backend as u16).map_or(0, u32::from)
+}
+
+/// As above. `reply`: the backend's id in the lower half; above it 1 answers a SYN, 2 resets, 4 has data. Returns 0, or why
+/// the client must not see it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_replies(key: *const FlowKey, reply: u32, acknowledged: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
+    let key = *key;
+    let (backend, flags) = (reply as u16, reply >> 16);
+    let reply = Reply {
+        backend,
+        answers: flags & 1 != 0,
+        resets: flags & 2 != 0,
+        data: flags & 4 != 0,
+        acknowledged,
+    };
+    match handshake::replies(&Kernel, service, &key, reply) {
+        Ok(()) => 0,
+        Err(Reason::RefusalKept) => 1,
+        Err(_) => 2,
+    }
+}
+
+/// [`limit::passes`], likewise. `place`: the pool above the backend; above both whether it ends.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_passes(key: *const FlowKey, place: u64) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let key = *key;
+    limit::passes(&Kernel, &key, place as u16, (place >> 16) as u16, place >> 32 != 0);
     0
 }
 
-/// As above. `flags`: 1 answers a SYN, 2 resets, 4 has data.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_replies(key: *const FlowKey, flags: u32, acknowledged: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-    if let Some(service) = maps::SERVICES.get(key.owner) {
-        let reply =
-            Reply { answers: flags & 1 != 0, resets: flags & 2 != 0, data: flags & 4 != 0, acknowledged };
-        measure::replies(&Kernel, service, key, reply);
+/// The element of whoever is limited.
+#[inline(always)]
+fn limit_of(whose: Whose) -> Option<*mut Limit> {
+    match whose {
+        Whose::Backend(id) => maps::LIMITS.get_ptr_mut(id.into()),
+        Whose::Pool(index) => maps::POOL_LIMITS.get_ptr_mut(index.into()),
     }
-    0
 }
 
 impl Tables for Kernel {
@@ -320,14 +415,35 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn begins(&self, _: &Service, key: &FlowKey, sequence: u32, canary: bool) {
-        lb_begins(key, sequence, canary.into());
+    fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
+        let mut place = place;
+        if lb_known(key, sequence) != 0 {
+            return match lb_repeats(key, sequence) {
+                0 => place,
+                _ => Place::unpack(lb_moves(key, sequence, place.pack())),
+            };
+        }
+        if service.has(Service::LIMITED) {
+            match lb_judge(key, place.backend.into()) {
+                0 => {}
+                2 => place.backend = lb_spill(key, sequence, place.backend.into()) as u16,
+                _ => place.backend = 0,
+            }
+            if place.backend == 0 {
+                return place;
+            }
+        }
+        Place::unpack(lb_first(key, sequence, place.pack()))
     }
 
     #[inline(always)]
-    fn replies(&self, _: &Service, key: &FlowKey, reply: Reply) {
+    fn replies(&self, _: &Service, key: &FlowKey, reply: Reply) -> Result<(), Reason> {
         let flags = u32::from(reply.answers) | u32::from(reply.resets) << 1 | u32::from(reply.data) << 2;
-        lb_replies(key, flags, reply.acknowledged);
+        match lb_replies(key, flags << 16 | u32::from(reply.backend), reply.acknowledged) {
+            0 => Ok(()),
+            1 => Err(Reason::RefusalKept),
+            _ => Err(Reason::Superseded),
+        }
     }
 
     #[inline(always)]
@@ -374,6 +490,124 @@ impl Tables for Kernel {
     fn word(&self, measure: u32, offset: usize) -> u64 {
         // SAFETY: as above.
         measure_word(measure, offset).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn tally(&self, backend: u16, word: Word, by: u64) {
+        let Some(watch) = maps::WATCHES.get_ptr_mut(backend.into()) else { return };
+        // SAFETY: as above.
+        unsafe {
+            let word = watch.byte_add(word.offset()).cast::<u64>();
+            asm!("lock *(u64 *)({word} + 0) += {by}", word = in(reg) word, by = in(reg) by);
+        }
+    }
+
+    #[inline(always)]
+    fn end_row(&self, backend: u16, word: Word) {
+        let Some(watch) = maps::WATCHES.get_ptr_mut(backend.into()) else { return };
+        // SAFETY: as above. It is zero nearly always, and a line that nobody writes is shared by all CPUs.
+        unsafe {
+            let word = watch.byte_add(word.offset()).cast::<u64>();
+            if word.read_volatile() != 0 {
+                word.write_volatile(0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn budget(&self, service: u32) -> Option<Budget> {
+        let budget = maps::BUDGETS.get_ptr(service)?;
+        // SAFETY: an element of the map; each word is read in one piece.
+        unsafe {
+            let left = (&raw const (*budget).left).read_volatile();
+            Some(Budget { earned: (*budget).earned, most: (*budget).most, left, reserved: 0 })
+        }
+    }
+
+    #[inline(always)]
+    fn pay(&self, service: u32, amount: u64) {
+        let Some(budget) = maps::BUDGETS.get_ptr_mut(service) else { return };
+        // SAFETY: as above.
+        unsafe {
+            let left = &raw mut (*budget).left;
+            asm!("lock *(u64 *)({left} + 0) += {amount}", left = in(reg) left, amount = in(reg) amount);
+        }
+    }
+
+    #[inline(always)]
+    fn passes(&self, key: &FlowKey, backend: u16, pool: u16, ends: bool) {
+        lb_passes(key, u64::from(backend) | u64::from(pool) << 16 | u64::from(ends) << 32);
+    }
+
+    #[inline(always)]
+    fn limit(&self, whose: Whose) -> Option<Limit> {
+        let limit = limit_of(whose)?;
+        // SAFETY: an element of a map; each word is read in one piece, and those that others change only once.
+        unsafe {
+            Some(Limit {
+                interval: (*limit).interval,
+                burst: (*limit).burst,
+                due: (&raw const (*limit).due).read_volatile(),
+                most: (*limit).most,
+                open: (&raw const (*limit).open).read_volatile(),
+                ..Limit::default()
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn set_due(&self, whose: Whose, due: u64) {
+        let Some(limit) = limit_of(whose) else { return };
+        // SAFETY: an aligned word of the map.
+        unsafe { (&raw mut (*limit).due).write_volatile(due) };
+    }
+
+    #[inline(always)]
+    fn count_open(&self, whose: Whose, by: u64) {
+        let Some(limit) = limit_of(whose) else { return };
+        // SAFETY: an aligned word of the map; atomic, as other CPUs count, too.
+        unsafe {
+            let open = &raw mut (*limit).open;
+            asm!("lock *(u64 *)({open} + 0) += {by}", open = in(reg) open, by = in(reg) by);
+        }
+    }
+
+    #[inline(always)]
+    fn keep_away(&self, whose: Whose) {
+        let Some(limit) = limit_of(whose) else { return };
+        // SAFETY: as above.
+        unsafe {
+            let count = &raw mut (*limit).kept_away;
+            asm!("lock *(u64 *)({count} + 0) += {one}", count = in(reg) count, one = in(reg) 1u64);
+        }
+    }
+
+    #[inline(always)]
+    fn open(&self, key: &FlowKey) -> Option<Open> {
+        let open = maps::OPEN.get_ptr_mut(key)?;
+        let now = self.ticks();
+        // SAFETY: as for flows.
+        unsafe {
+            let found = *open;
+            if found.seen != now {
+                (*open).seen = now;
+            }
+            Some(found)
+        }
+    }
+
+    #[inline(always)]
+    fn keep_open(&self, key: &FlowKey, open: &Open) {
+        if maps::OPEN.insert(key, open, 0).is_err() {
+            self.event(Event::TrackFailed);
+        }
+    }
+
+    #[inline(always)]
+    fn forget_open(&self, key: &FlowKey) {
+        if maps::OPEN.get_ptr(key).is_some() {
+            let _ = maps::OPEN.remove(key);
+        }
     }
 
     #[inline(always)]

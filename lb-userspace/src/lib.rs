@@ -17,6 +17,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod netlink;
 pub mod offline;
+pub mod outlier;
 pub mod publish;
 pub mod rollout;
 pub mod state;

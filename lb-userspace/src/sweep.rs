@@ -5,14 +5,17 @@ use std::mem::offset_of;
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
-use lb_common::abi::{FlowEntry, FlowKey, Life, Service, Slot, Split, TCP_IDLE_TICKS};
+use lb_common::abi::{
+    FlowEntry, FlowKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, TCP_IDLE_TICKS,
+};
+use lb_common::limit::Limit;
 use lb_common::settle::{self, Access, Patience, ServiceClock, SweepReport, TableClock};
 use lb_common::verdict::Event;
 
 use crate::clock;
 use crate::config::Dataplane;
 use crate::dataplane::Maps;
-use crate::dataplane::bpf::Hash;
+use crate::dataplane::bpf::{Hash, Mapped};
 use crate::publish::{Publisher, Table};
 
 /// How long flows may be silent.
@@ -76,6 +79,54 @@ pub fn sweep(publisher: &mut Publisher, patience: &Patience, books: &mut Books) 
     let report = settle_all(publisher, patience)?;
     books.balance(before..=inserted(&publisher.maps)?, &report);
     Ok(report)
+}
+
+/// Counts the connections of services that have limits anew, and forgets those that are over or were silent for too long.
+///
+/// # Errors
+///
+/// If they cannot be read or deleted.
+pub fn recount(maps: &Maps, services: impl Iterator<Item = u32>, patience: &Patience) -> io::Result<()> {
+    let mut counted = false;
+    for index in services {
+        counted |= maps.services.read(index).has(Service::COUNTED);
+    }
+    if !counted {
+        return Ok(());
+    }
+    // What is under way meanwhile is seen or not: the next count finds it.
+    let words = |map: &Mapped<Limit>| -> Vec<u64> { (0..map.len()).map(|i| map.read(i).open).collect() };
+    let before = [words(&maps.limits), words(&maps.pool_limits)];
+    let (now, mut old) = (clock::ticks(), Vec::new());
+    let mut counts = [vec![0u64; before[0].len()], vec![0u64; before[1].len()]];
+    maps.open.for_each(|key, open| {
+        let idle = now.saturating_sub(open.seen);
+        if idle > if open.backend == 0 { HANDSHAKE_TICKS } else { patience.tcp_idle } {
+            return old.push(*key);
+        }
+        for (counts, index) in counts.iter_mut().zip([open.backend, open.pool]) {
+            if open.backend != 0
+                && let Some(count) = counts.get_mut(usize::from(index))
+            {
+                *count += 1;
+            }
+        }
+    })?;
+    for key in old {
+        // It may have begun to talk again: then its next packet counts it.
+        maps.open.take(&key)?;
+    }
+    for (map, (before, counts)) in
+        [&maps.limits, &maps.pool_limits].into_iter().zip(before.iter().zip(&counts))
+    {
+        for (index, (before, count)) in before.iter().zip(counts).enumerate() {
+            if before != count {
+                let word = map.word(index as u32, offset_of!(Limit, open));
+                word.fetch_add(count.wrapping_sub(*before), Ordering::AcqRel);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// How many entries were ever put into the tables of flows.
@@ -150,6 +201,10 @@ impl Access for Kernel<'_> {
 
     fn flows(&self, udp: bool, each: &mut dyn FnMut(FlowKey, FlowEntry)) -> io::Result<()> {
         self.table(udp).for_each(|key, entry| each(*key, *entry))
+    }
+
+    fn half_open(&self, each: &mut dyn FnMut(FlowKey, HalfOpen)) -> io::Result<()> {
+        self.0.half_open.for_each(|key, note| each(*key, *note))
     }
 
     fn delete_flow(&self, udp: bool, key: &FlowKey, expected: &FlowEntry) -> io::Result<bool> {

@@ -11,11 +11,14 @@ use crate::abi::{
     OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
+use crate::limit::{Limit, Open, Whose};
 use crate::maglev::{self, Candidate};
 use crate::measure::{Handshake, Measure};
 use crate::parse::Network;
 use crate::pipeline::{self, Route};
+use crate::retry::Budget;
 use crate::verdict::Event;
+use crate::watch::Word;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac};
 
 /// The tables in memory. Fields are as in the maps; the agent's helpers are below.
@@ -44,6 +47,14 @@ pub struct Tables {
     pub handshakes: RefCell<HashMap<FlowKey, Handshake>>,
     /// `MEASURES`, word by word.
     pub measures: RefCell<Vec<u64>>,
+    /// `WATCHES`, by backend id and word.
+    pub watches: RefCell<HashMap<(u16, usize), u64>>,
+    /// `BUDGETS`, by service.
+    pub budgets: RefCell<HashMap<u32, Budget>>,
+    /// `LIMITS` and `POOL_LIMITS`.
+    pub limits: RefCell<HashMap<Whose, Limit>>,
+    /// `OPEN`.
+    pub open: RefCell<HashMap<FlowKey, Open>>,
     /// Services whose canary was taken back by the tripwire; their split is as it was.
     pub tripped: RefCell<Vec<u32>>,
     /// `DIRECT`.
@@ -122,6 +133,10 @@ impl Tables {
             udp_flows: RefCell::new(Lru::new(1 << 20)),
             half_open: RefCell::new(Lru::new(1 << 20)),
             handshakes: RefCell::default(),
+            watches: RefCell::default(),
+            budgets: RefCell::default(),
+            limits: RefCell::default(),
+            open: RefCell::default(),
             tripped: RefCell::default(),
             measures: RefCell::new(vec![0; Self::MEASURES * size_of::<Measure>() / 8]),
             direct: RefCell::new(Lru::new(1 << 16)),
@@ -234,6 +249,12 @@ impl Tables {
     #[must_use]
     pub fn count(&self, event: Event) -> u64 {
         self.events[event as usize].get()
+    }
+
+    /// A word of a backend's watch.
+    #[must_use]
+    pub fn watched(&self, backend: u16, word: Word) -> u64 {
+        self.watches.borrow().get(&(backend, word as usize)).copied().unwrap_or_default()
     }
 
     fn table(&self, udp: bool) -> &RefCell<Lru<FlowKey, FlowEntry>> {
@@ -361,6 +382,60 @@ impl pipeline::Tables for Tables {
 
     fn word(&self, measure: u32, offset: usize) -> u64 {
         self.measures.borrow()[word_of(measure, offset)]
+    }
+
+    fn tally(&self, backend: u16, word: Word, by: u64) {
+        let mut watches = self.watches.borrow_mut();
+        let word = watches.entry((backend, word as usize)).or_default();
+        *word = word.wrapping_add(by);
+    }
+
+    fn end_row(&self, backend: u16, word: Word) {
+        self.watches.borrow_mut().remove(&(backend, word as usize));
+    }
+
+    fn budget(&self, service: u32) -> Option<Budget> {
+        self.budgets.borrow().get(&service).copied()
+    }
+
+    fn pay(&self, service: u32, amount: u64) {
+        if let Some(budget) = self.budgets.borrow_mut().get_mut(&service) {
+            budget.left = budget.left.wrapping_add(amount);
+        }
+    }
+
+    fn limit(&self, whose: Whose) -> Option<Limit> {
+        self.limits.borrow().get(&whose).copied()
+    }
+
+    fn set_due(&self, whose: Whose, due: u64) {
+        self.limits.borrow_mut().entry(whose).or_default().due = due;
+    }
+
+    fn count_open(&self, whose: Whose, by: u64) {
+        let mut limits = self.limits.borrow_mut();
+        let limit = limits.entry(whose).or_default();
+        limit.open = limit.open.wrapping_add(by);
+    }
+
+    fn keep_away(&self, whose: Whose) {
+        self.limits.borrow_mut().entry(whose).or_default().kept_away += 1;
+    }
+
+    fn open(&self, key: &FlowKey) -> Option<Open> {
+        let now = self.ticks();
+        self.open.borrow_mut().get_mut(key).map(|open| {
+            open.seen = now;
+            *open
+        })
+    }
+
+    fn keep_open(&self, key: &FlowKey, open: &Open) {
+        self.open.borrow_mut().insert(*key, *open);
+    }
+
+    fn forget_open(&self, key: &FlowKey) {
+        self.open.borrow_mut().remove(key);
     }
 
     fn trip(&self, service: u32, measure: u32) {

@@ -15,6 +15,7 @@ struct Maps {
     service: RefCell<Service>,
     slots: [Cell<Slot>; 2],
     flows: RefCell<BTreeMap<FlowKey, FlowEntry>>,
+    half_open: RefCell<BTreeMap<FlowKey, HalfOpen>>,
     while_reading: fn(&Self),
 }
 
@@ -31,6 +32,7 @@ impl Maps {
             service: RefCell::new(service),
             slots: [Cell::new(stable), Cell::new(canary)],
             flows: RefCell::default(),
+            half_open: RefCell::default(),
             while_reading: |_| {},
         }
     }
@@ -94,6 +96,11 @@ impl Access for Maps {
 
     fn store_home(&self, _service: u32, share: u32) {
         self.service.borrow_mut().split_home = share.into();
+    }
+
+    fn half_open(&self, each: &mut dyn FnMut(FlowKey, HalfOpen)) -> Result<(), Infallible> {
+        self.half_open.borrow().iter().for_each(|(key, note)| each(*key, *note));
+        Ok(())
     }
 
     fn flows(&self, udp: bool, each: &mut dyn FnMut(FlowKey, FlowEntry)) -> Result<(), Infallible> {
@@ -246,4 +253,22 @@ fn a_split_keeps_tracked_what_may_have_flows_from_before() {
     assert_eq!(divided(grown, 0, 0), Split::of(0, 10));
     assert_eq!(divided(Split::of(20, 0), 20, 5), Split::of(5, 20));
     assert_eq!(divided(Split::of(20, 30), 40, 5), Split::of(5, 40));
+}
+
+#[test]
+fn a_handshake_that_was_sent_elsewhere_keeps_its_slot_marked_until_it_is_over() {
+    let client = Address::v4([192, 0, 2, 1]);
+    let key = FlowKey { client, client_port: Port::new(1), port: Port::new(443), owner: 0 };
+    let sweep = |flags: u16, backend: u16, at: u32| {
+        let maps = Maps::new(Slot::of(1, 1, 1), Slot::default());
+        maps.service.borrow_mut().flags = flags;
+        maps.half_open.borrow_mut().insert(key, HalfOpen { backend, pad: 0, generation: 1, sequence: 0, at });
+        maps.sweep(100);
+        maps.slot_words()[0].exceptions()
+    };
+    assert_eq!(sweep(Service::RETRIED, 2, 4990), 1);
+    assert_eq!(sweep(Service::RETRIED, 1, 4990), 0, "the slot says the same");
+    assert_eq!(sweep(Service::RETRIED, 2, 5000 - HANDSHAKE_TICKS - 1), 0, "it is over");
+    assert_eq!(sweep(Service::RETRIED, 9, 4990), 0, "its backend is gone");
+    assert_eq!(sweep(0, 2, 4990), 0, "nobody is sent elsewhere");
 }

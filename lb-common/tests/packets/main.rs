@@ -2,7 +2,9 @@
 
 mod dsr;
 mod lab;
+mod limit;
 mod measure;
 mod nat;
 mod parsing;
 mod reset;
+mod retry;

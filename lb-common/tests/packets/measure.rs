@@ -131,6 +131,10 @@ fn refused_unanswered_and_reset_clients_fared_badly() {
     assert_eq!((bench.outcome(Outcome::Refused), bench.outcome(Outcome::ClientBad)), (1, 1));
 
     bench.syn(waiting);
+    assert_eq!(bench.outcome(Outcome::Repeated), 0, "no client is so fast");
+    bench.pass(1_000_000_000);
+    bench.syn(waiting);
+    bench.pass(2_000_000_000);
     bench.syn(waiting);
     assert_eq!((bench.outcome(Outcome::Repeated), bench.outcome(Outcome::ClientBad)), (1, 2));
     assert_eq!(bench.outcome(Outcome::Tried), 4, "a SYN sent again begins nothing");
@@ -165,6 +169,7 @@ fn without_replies_only_repeated_syns_are_seen() {
     let bench = Bench::new(Mode::DsrL2, false);
     let client = Bench::client(1, 0);
     bench.syn(client);
+    bench.pass(1_000_000_000);
     bench.syn(client);
     let seen = [Outcome::Tried, Outcome::Repeated, Outcome::ClientBad].map(|outcome| bench.outcome(outcome));
     assert_eq!(seen, [1, 1, 1]);

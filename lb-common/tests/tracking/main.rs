@@ -68,6 +68,12 @@ fn no_tcp_flow_of_a_service_that_splits_by_connection_moves() {
 }
 
 #[test]
+fn no_tcp_flow_moves_that_was_sent_elsewhere_when_its_syn_came_again() {
+    let total = explore(&Setup { retried: true, ..Setup::tcp() });
+    assert!(total.retried > total.settled / 100, "{total:?}");
+}
+
+#[test]
 fn no_tracked_udp_flow_moves() {
     let total = explore(&Setup::udp());
     assert!(total.settled > 0 && total.captured > 0 && total.promotions > 0, "{total:?}");
@@ -89,7 +95,7 @@ fn with_tables_too_small_only_flows_move_that_were_evicted() {
 /// Breaks one rule, and expects the model to notice.
 fn is_found(fault: Fault) {
     let setup = if fault.is_about_udp() { Setup::udp() } else { Setup::tcp() };
-    let setup = Setup { fault: Some(fault), ..setup };
+    let setup = Setup { fault: Some(fault), retried: fault.is_about_retries(), ..setup };
     let limit = 20 * CASES;
     let Some(seed) = (0..limit).find(|&seed| run(seed, &setup).is_err()) else {
         panic!("{fault:?}: no violation in {limit} histories");
@@ -122,4 +128,5 @@ without! {
     keeping_the_tracked_split_when_flows_are_reset: ResetTracked,
     promotion_after_the_split_has_closed: PromoteEarly,
     knowing_every_udp_flow_of_the_canary: UdpLikeTcp,
+    looking_for_handshakes_that_were_sent_elsewhere: ForgetRetries,
 }

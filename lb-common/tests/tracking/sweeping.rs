@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use lb_common::abi::{FlowEntry, FlowKey, Life, Service, Slot, Split};
+use lb_common::abi::{FlowEntry, FlowKey, HalfOpen, Life, Service, Slot, Split};
 use lb_common::pipeline::Tables as _;
 use lb_common::settle::{self, Access, Patience, ServiceClock, TableClock};
 use lb_common::wire::IPPROTO_TCP;
@@ -155,6 +155,19 @@ impl Access for Between<'_> {
             if fails && self.world.rng.once_in(4) {
                 return Err(());
             }
+        }
+        Ok(())
+    }
+
+    fn half_open(&self, each: &mut dyn FnMut(FlowKey, HalfOpen)) -> Result<(), ()> {
+        let keys: Vec<FlowKey> = {
+            let tables = self.world.tables.borrow();
+            tables.half_open.borrow().iter().map(|(key, _)| *key).collect()
+        };
+        for key in keys.iter().filter(|_| !self.world.has(Fault::ForgetRetries)) {
+            self.packets();
+            let note = self.world.tables.borrow().half_open.borrow().peek(key).copied();
+            note.into_iter().for_each(|note| each(*key, note));
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Clients: honest ones whose flows must not move, and others.
 
-use lb_common::abi::{Address, FlowEntry, FlowKey, HalfOpen, Port};
+use lb_common::abi::{Address, FlowEntry, FlowKey, HalfOpen, Port, Service};
+use lb_common::handshake;
 use lb_common::parse::Kind;
 use lb_common::pipeline::Tables as _;
 use lb_common::select::{Choice, Why, select};
@@ -223,10 +224,18 @@ impl World {
         let before = self.entry(key);
         let tables = self.tables.borrow();
         let service = &tables.services[SERVICE as usize];
-        let Ok(Choice { backend, why, .. }) = select(&*tables, service, key, kind) else {
+        let Ok(choice) = select(&*tables, service, key, kind) else {
             self.violate(format!("no table for {key:?}"));
             return None;
         };
+        let Choice { mut backend, why, .. } = choice;
+        if let Kind::Syn(sequence) = kind
+            && service.has(Service::RETRIED)
+            && backend != 0
+        {
+            backend = handshake::begins(&*tables, service, key, sequence, choice.into()).backend;
+            self.counts.borrow_mut().retried += u64::from(backend != choice.backend);
+        }
         self.count(why);
         if self.trace {
             let hash = service.backend_hash(key);

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use lb_common::abi::{FlowEntry, FlowKey, Life, Mode, Service};
 use lb_common::host::{Lru, ServiceSpec, Tables};
 use lb_common::pipeline::Tables as _;
+use lb_common::retry::{Budget, ONE};
 use lb_common::settle::Patience;
 
 use crate::agent::Agent;
@@ -27,6 +28,8 @@ pub struct Setup {
     pub tracked: bool,
     pub affinity: bool,
     pub split_by_ports: bool,
+    /// A SYN that comes again goes elsewhere.
+    pub retried: bool,
     /// Room in `FLOWS`, `UDP_FLOWS`.
     pub flows: usize,
     /// Room in `HALF_OPEN`.
@@ -41,6 +44,7 @@ impl Setup {
             tracked: false,
             affinity: false,
             split_by_ports: false,
+            retried: false,
             flows: 1 << 20,
             half_open: 1 << 20,
             fault: None,
@@ -83,11 +87,17 @@ pub enum Fault {
     PromoteEarly,
     /// The sweep forgets what goes where its hash says in UDP as in TCP.
     UdpLikeTcp,
+    /// The sweep does not look for handshakes that were sent elsewhere.
+    ForgetRetries,
 }
 
 impl Fault {
     pub const fn is_about_udp(self) -> bool {
         matches!(self, Self::UdpLikeTcp)
+    }
+
+    pub const fn is_about_retries(self) -> bool {
+        matches!(self, Self::ForgetRetries)
     }
 }
 
@@ -104,6 +114,7 @@ pub struct Stats {
     pub lapses: u64,
     pub sweeps: u64,
     pub closed: u64,
+    pub retried: u64,
 }
 
 impl std::ops::AddAssign for Stats {
@@ -118,6 +129,7 @@ impl std::ops::AddAssign for Stats {
         self.lapses += other.lapses;
         self.sweeps += other.sweeps;
         self.closed += other.closed;
+        self.retried += other.retried;
     }
 }
 
@@ -176,9 +188,13 @@ impl World {
             (setup.udp && setup.tracked, Service::TRACK_UDP),
             (setup.affinity, Service::AFFINITY),
             (setup.split_by_ports, Service::SPLIT_BY_PORTS),
+            (setup.retried, Service::RETRIED),
         ];
         spec.flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
         tables.add_service(&spec);
+        // What a retry costs is another test's subject.
+        let budget = Budget { earned: ONE, most: u64::MAX >> 1, left: u64::MAX >> 2, reserved: 0 };
+        tables.budgets.get_mut().insert(SERVICE, budget);
         tables.settings.udp_idle = PATIENCE.udp_idle;
         tables.flows = RefCell::new(Lru::remembering(setup.flows));
         tables.udp_flows = RefCell::new(Lru::remembering(setup.flows));

@@ -14,6 +14,7 @@ mod explain;
 mod history;
 mod interfaces;
 mod measured;
+mod outlier;
 mod rates;
 mod reload;
 mod rollout;
@@ -80,6 +81,7 @@ pub struct Agent {
     follows: rollout::Follows,
     measured: measured::Measured,
     checks: crate::metrics::Checks,
+    passive: outlier::Passive,
     rates: rates::Rates,
     books: sweep::Books,
     log: Arc<EventLog>,
@@ -170,6 +172,8 @@ impl Agent {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rollouts = tokio::time::interval(rollout::PERIOD);
         rollouts.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(outlier::PERIOD);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut links = self.links.subscribe();
         loop {
             let next = self.next_step();
@@ -192,6 +196,7 @@ impl Agent {
                 neighbours = inbox.wanted.next() => self.neighbours_wanted(neighbours),
                 _ = sweep.tick() => self.sweep(),
                 _ = rollouts.tick() => self.follow_rollouts(),
+                _ = looks.tick() => self.look_at_backends(),
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.step(),
             }
         }
@@ -228,6 +233,12 @@ impl Agent {
                 self.free_what_nobody_uses();
             }
             Err(error) => error!("the sweep failed: {error}"),
+        }
+        let services = self.publisher.registry.services.keys().copied();
+        if let Err(error) =
+            tokio::task::block_in_place(|| sweep::recount(&self.publisher.maps, services, &patience))
+        {
+            error!("connections cannot be counted: {error}");
         }
         tokio::task::block_in_place(|| self.tend_journal());
         // What could not be attached when it came may be free by now.
@@ -321,6 +332,7 @@ impl Agent {
             devices: &self.devices,
             targets: &self.targets,
             scheduler: &self.scheduler,
+            passive: &self.passive,
         }
     }
 

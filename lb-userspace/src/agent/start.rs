@@ -104,6 +104,7 @@ pub async fn start(
         follows: HashMap::new(),
         measured: HashMap::new(),
         checks: crate::metrics::Checks::default(),
+        passive: super::outlier::Passive::default(),
         rates: super::rates::Rates::default(),
         books: Books::default(),
         compiler: Compiler::default(),
@@ -147,6 +148,7 @@ impl Agent {
         self.register_devices();
         self.remove_services_that_are_gone();
         self.follow_config();
+        self.adopt_ejections();
         let known: Vec<_> = self.publisher.registry.services.values().map(|record| record.key).collect();
         let failures = self.converge(self.names());
         // An agent that died between the record of a lower split and its store has left the higher one.

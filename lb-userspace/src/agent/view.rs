@@ -4,20 +4,24 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use lb_common::abi::{self, LAYOUT};
+use lb_common::limit::Limit;
 use lb_common::verdict::{Action, Reason};
 
 use super::Agent;
 use crate::api::{
-    Answer, Api, ApiError, BackendPath, BackendStatus, DataplaneStatus, DrainStatus, Finding, FlowInfo,
-    FlowKind, FlowQuery, Flows, HealthState, HealthStatus, InterfaceStatus, KeepOrReset, NextHop, Override,
-    PoolRole, PoolStatus, PriorityStatus, ProgramStatus, Room, ServiceStatus, Severity, SlotRoom,
-    SplitStatus, Status, Traffic, XdpMode,
+    Answer, Api, ApiError, BackendPath, BackendStatus, BreakerStatus, ConnectionCount, DataplaneStatus,
+    DrainStatus, EjectionStatus, Finding, FlowInfo, FlowKind, FlowQuery, Flows, HealthState, HealthStatus,
+    InterfaceStatus, KeepOrReset, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
+    ProgramStatus, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status, SteeringStatus, Traffic,
+    XdpMode,
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
 use crate::config::{self, Mode, Service};
+use crate::dataplane::bpf::Mapped;
 use crate::dataplane::{Native, maps};
 use crate::health::{Advice, Miss};
+use crate::outlier::Gate;
 use crate::publish::split;
 use crate::state::{Author, Overrides};
 
@@ -149,6 +153,9 @@ impl Agent {
                     },
                     panic: pool.panic,
                     failed: pool.failed,
+                    breaker: breaker_status(pool.gate),
+                    connections: pool_index
+                        .and_then(|pool| connections(service, &self.publisher.maps.pool_limits, pool)),
                     spills_to: match role {
                         PoolRole::Canary if compiled.canary_spills => Some(compiled.plan.stable.name.clone()),
                         PoolRole::Stable if compiled.stable_spills => {
@@ -202,6 +209,14 @@ impl Agent {
                 over: drain.over,
             }),
             slow_start_percent: view.slow_start.map(|part| part * 100.0),
+            ejection: self.ejection_status(service, view),
+            breaker: breaker_status(view.gate),
+            outcomes: self.outcomes(service, id),
+            steering: service.steering.as_ref().map(|_| SteeringStatus {
+                latency_ms: self.passive.takes(service, view.address).map(|time| time.as_secs_f64() * 1e3),
+                weight_percent: view.steer,
+            }),
+            connections: connections(service, &self.publisher.maps.limits, id),
             health: self.health_status(service, view),
             takes_new: view.why_not.is_none(),
             why_not: view.why_not.map(|why| why.words().to_owned()),
@@ -210,6 +225,30 @@ impl Agent {
             terminating: false,
             ..self.of_id(id, slots)
         }
+    }
+
+    fn ejection_status(&self, service: &Service, view: &BackendView) -> Option<EjectionStatus> {
+        service.outlier.as_ref()?;
+        let ejection = self.passive.ejection(&service.name, view.address)?;
+        let now = std::time::Duration::from_nanos(clock::nanoseconds());
+        let left = ejection.until.saturating_sub(now);
+        Some(EjectionStatus { left_seconds: left.as_secs_f64().ceil() as u64, times: ejection.times })
+    }
+
+    fn outcomes(&self, service: &Service, id: u16) -> Option<Outcomes> {
+        if id == 0 || !service.is_watched() {
+            return None;
+        }
+        let watch = self.publisher.maps.watches.read(id.into());
+        Some(Outcomes {
+            tried: watch.tried,
+            answered: watch.answered,
+            refused: watch.refused,
+            unanswered: watch.unanswered,
+            reset_early: watch.reset_early,
+            served: watch.served,
+            inferred: service.mode.is_dsr(),
+        })
     }
 
     /// What the kernel's tables say of an id.
@@ -226,6 +265,11 @@ impl Agent {
             state: config::AdminState::Drain,
             drain: None,
             slow_start_percent: None,
+            ejection: None,
+            breaker: None,
+            outcomes: None,
+            steering: None,
+            connections: None,
             health: HealthStatus {
                 status: HealthState::Unchecked,
                 reason: None,
@@ -435,6 +479,28 @@ impl Agent {
                         &subject,
                         format!("{down} of {} backends are down", pool.backends.len()),
                         "`lbctl get backends` shows the last check's result",
+                    );
+                }
+                let ejected = pool.backends.iter().filter(|backend| backend.ejection.is_some()).count();
+                if ejected > 0 && pool.role != PoolRole::Idle {
+                    find(
+                        Severity::Warning,
+                        "LB1030",
+                        &subject,
+                        format!("{ejected} of {} backends are outliers, and ejected", pool.backends.len()),
+                        "`lbctl get events` says why; they are let in again by themselves",
+                    );
+                }
+                let open = |breaker: &BreakerStatus| breaker.passes_percent < 100.0;
+                let tripped = pool.backends.iter().filter_map(|backend| backend.breaker.as_ref());
+                let tripped = tripped.chain(&pool.breaker).filter(|breaker| open(breaker)).count();
+                if tripped > 0 && pool.role != PoolRole::Idle {
+                    find(
+                        Severity::Warning,
+                        "LB1031",
+                        &subject,
+                        format!("{tripped} breakers keep new connections away"),
+                        "`lbctl get backends` shows which; they are closed again when trials end well",
                     );
                 }
                 if pool.panic {
@@ -682,6 +748,20 @@ fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overri
         }
     }
     list
+}
+
+fn connections(service: &Service, map: &Mapped<Limit>, index: u16) -> Option<ConnectionCount> {
+    let limits = service.limits.as_ref().filter(|_| index != 0)?;
+    let counted = limits.max_connections.or(limits.pool_max_connections);
+    let limit = map.read(index.into());
+    // Signed: a connection may be seen to end twice, until the next sweep counts anew.
+    let open = counted.map(|_| (limit.open as i64).max(0).unsigned_abs());
+    Some(ConnectionCount { open, kept_away: limit.kept_away })
+}
+
+fn breaker_status(gate: Gate) -> Option<BreakerStatus> {
+    let eighths = gate.eighths()?;
+    Some(BreakerStatus { state: gate.name().to_owned(), passes_percent: f64::from(eighths) * 12.5 })
 }
 
 fn traffic(of: abi::Traffic) -> Traffic {

@@ -9,6 +9,7 @@ use lb_common::abi;
 use tokio_rustls::rustls::pki_types::InvalidDnsNameError;
 use tracing::{info, warn};
 
+use super::outlier::Passive;
 use super::{Agent, Targets};
 use crate::api::BackendPath;
 use crate::compile::{Health, WhyNot, World};
@@ -22,6 +23,7 @@ use crate::health::{
     StatusRangesError, Target, TargetId, Timing, TimingError, Tls, Trust, UdpCheck,
 };
 use crate::netlink::{NextHop, NextHopEvent, Unreachable, Vip};
+use crate::outlier::Gate;
 
 /// The agent's view, for the compiler.
 pub(super) struct View<'a> {
@@ -30,6 +32,7 @@ pub(super) struct View<'a> {
     pub devices: &'a HashMap<u32, u16>,
     pub targets: &'a Targets,
     pub scheduler: &'a Scheduler,
+    pub passive: &'a Passive,
 }
 
 impl World for View<'_> {
@@ -57,6 +60,22 @@ impl World for View<'_> {
 
     fn advice(&self, service: &Service, backend: SocketAddr) -> Advice {
         self.agent(&(service.name.clone(), backend)).map_or(Advice::NONE, |report| report.advice)
+    }
+
+    fn is_ejected(&self, service: &Service, backend: SocketAddr) -> bool {
+        self.passive.ejection(&service.name, backend).is_some()
+    }
+
+    fn gate(&self, service: &Service, backend: SocketAddr) -> Gate {
+        self.passive.gate(&service.name, backend)
+    }
+
+    fn steer(&self, service: &Service, backend: SocketAddr) -> u16 {
+        self.passive.steer(&service.name, backend)
+    }
+
+    fn pool_gate(&self, service: &Service, pool: &config::PoolName) -> Gate {
+        self.passive.pool_gate(&service.name, pool)
     }
 
     fn next_hop(&self, backend: SocketAddr) -> abi::NextHop {

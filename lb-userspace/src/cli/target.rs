@@ -147,6 +147,11 @@ mod tests {
             state: AdminState::Ready,
             drain: None,
             slow_start_percent: None,
+            ejection: None,
+            breaker: None,
+            outcomes: None,
+            steering: None,
+            connections: None,
             health: HealthStatus {
                 status: HealthState::Up,
                 reason: None,

@@ -3,6 +3,7 @@
 use super::{BackendView, Drain, Health, Now, WhyNot, World};
 use crate::config::{AdminState, Backend, OnDown, Pool, Protocol, Service};
 use crate::health::Wish;
+use crate::outlier::{Gate, NEUTRAL};
 use crate::state::Overrides;
 
 /// What holds of a backend by itself.
@@ -30,6 +31,8 @@ pub(super) fn judge(
         over: deadline.at <= now.wall,
     });
     let next_hop = world.next_hop(backend.address);
+    let ejected = service.outlier.is_some() && world.is_ejected(service, backend.address);
+    let gate = if service.breaker.is_some() { world.gate(service, backend.address) } else { Gate::Closed };
     let why_not = match (state, health) {
         (AdminState::Maint, _) => Some(WhyNot::Maint),
         (AdminState::Drain, _) => Some(WhyNot::Drain),
@@ -39,6 +42,10 @@ pub(super) fn judge(
         (AdminState::Ready, Health::Unknown) => Some(WhyNot::Unchecked),
         (AdminState::Ready, Health::Up | Health::Unchecked) if set == 0 => Some(WhyNot::Weight),
         (AdminState::Ready, Health::Up | Health::Unchecked) if weight == 0 => Some(WhyNot::AgentWeight),
+        (AdminState::Ready, Health::Up | Health::Unchecked) if ejected => Some(WhyNot::Ejected),
+        (AdminState::Ready, Health::Up | Health::Unchecked) if matches!(gate, Gate::Open(_)) => {
+            Some(WhyNot::BreakerOpen)
+        }
         (AdminState::Ready, Health::Up | Health::Unchecked) if next_hop.mac().is_none() => {
             Some(WhyNot::Unreachable)
         }
@@ -58,6 +65,9 @@ pub(super) fn judge(
         health_is_forced: forced.is_some(),
         advice,
         slow_start: None,
+        ejected,
+        gate,
+        steer: if service.steering.is_some() { world.steer(service, backend.address) } else { NEUTRAL },
         why_not,
         usable,
         next_hop,
@@ -75,7 +85,8 @@ pub(super) fn counts(backend: &BackendView) -> bool {
 /// Whether so few backends are healthy that health is ignored. Whether they can be reached is another question.
 pub(super) fn panics(service: &Service, backends: &[BackendView]) -> bool {
     let counted = backends.iter().filter(|backend| counts(backend)).count();
-    let healthy = backends.iter().filter(|backend| counts(backend) && backend.health != Health::Down).count();
+    let is_healthy = |backend: &&BackendView| backend.health != Health::Down && !backend.ejected;
+    let healthy = backends.iter().filter(|backend| counts(backend)).filter(is_healthy).count();
     counted > 0 && healthy * 100 < counted * usize::from(service.panic_threshold.get())
 }
 

@@ -7,10 +7,12 @@
 //! | may this backend take new flows? has its pool enough of them? | `health` |
 //! | which priority takes how much? | `priority` |
 //! | which part of its weight has a backend that has just come up? | `slow_start` |
+//! | which part of it does a breaker leave? | `shed` |
 //! | where do flows go whose pool has nobody? | [`Compiler::compile`] |
 
 mod health;
 mod priority;
+mod shed;
 mod slow_start;
 
 use std::collections::HashMap;
@@ -22,18 +24,25 @@ use jiff::Timestamp;
 
 use lb_common::abi::{self, Address, NextHop, Port, VipKey};
 use lb_common::hash::{Keys, Purpose, Seed};
+use lb_common::limit::Limit;
 use lb_common::maglev::{self, Candidate};
+use lb_common::retry::{Budget, ONE};
 use lb_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
 
 use crate::config::{
-    AdminState, BackendKey, Mode, OnEmpty, Pool, PoolName, Protocol, Service, SplitKey, Tracking,
+    self, AdminState, BackendKey, Mode, OnEmpty, OnTrip, Pool, PoolName, Protocol, Service, SplitKey,
+    Tracking,
 };
 use crate::health::Advice;
-use crate::publish::{Member, PoolPlan, Registry, ServicePlan};
+use crate::outlier::{Gate, NEUTRAL};
+use crate::publish::{Limits, Member, PoolPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
 use priority::{Level, Taker};
 use slow_start::{Presence, Seen, WHOLE, Warmth};
+
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 
 /// What is known about backends beside what is configured.
 pub trait World {
@@ -44,6 +53,22 @@ pub trait World {
     /// What a backend says of itself; whether it is down is in its health already.
     fn advice(&self, _service: &Service, _backend: SocketAddr) -> Advice {
         Advice::NONE
+    }
+    /// Whether a backend is an outlier that is kept out.
+    fn is_ejected(&self, _service: &Service, _backend: SocketAddr) -> bool {
+        false
+    }
+    /// What a backend's breaker lets through.
+    fn gate(&self, _service: &Service, _backend: SocketAddr) -> Gate {
+        Gate::Closed
+    }
+    /// What a pool's breaker lets through.
+    fn pool_gate(&self, _service: &Service, _pool: &PoolName) -> Gate {
+        Gate::Closed
+    }
+    /// Percent of its weight that a backend has for the time that it takes to answer.
+    fn steer(&self, _service: &Service, _backend: SocketAddr) -> u16 {
+        NEUTRAL
     }
     /// What time it is.
     fn now(&self) -> Now {
@@ -102,6 +127,12 @@ pub struct BackendView {
     pub advice: Advice,
     /// The part of its weight that it has, from 0 to 1, while it starts slowly.
     pub slow_start: Option<f64>,
+    /// Whether it is an outlier that is kept out.
+    pub ejected: bool,
+    /// What its breaker lets through.
+    pub gate: Gate,
+    /// Percent of its weight that it has for the time that it takes to answer.
+    pub steer: u16,
     /// Why it takes no new flows; `None`: it does.
     pub why_not: Option<WhyNot>,
     /// Whether packets may go there at all.
@@ -142,6 +173,12 @@ pub enum WhyNot {
     AgentMaint,
     /// Its agent check says that it wants none of its weight.
     AgentWeight,
+    /// It is an outlier: its connections fare worse than they should.
+    Ejected,
+    /// Its breaker is open.
+    BreakerOpen,
+    /// The breaker of its pool is open.
+    PoolBreakerOpen,
     /// Backends of a better priority take everything.
     Standby,
     /// Its pool has fewer healthy backends than it must have.
@@ -162,6 +199,9 @@ impl WhyNot {
             Self::AgentDrain => "its agent check says drain",
             Self::AgentMaint => "its agent check says maint",
             Self::AgentWeight => "its agent check says 0%",
+            Self::Ejected => "it is an outlier, and ejected",
+            Self::BreakerOpen => "its breaker is open",
+            Self::PoolBreakerOpen => "the breaker of its pool is open",
             Self::Standby => "it stands by: backends of a better priority take everything",
             Self::PoolFailed => "its pool has too few healthy backends (min_healthy)",
         }
@@ -181,8 +221,12 @@ pub struct PoolView {
     pub panic: bool,
     /// Fewer are healthy than `min_healthy` says.
     pub failed: bool,
+    /// What the pool's breaker lets through.
+    pub gate: Gate,
     /// For each backend its weight in the table; 0: it takes no new flows.
     weights: Vec<u32>,
+    /// The weight of new flows that breakers keep away from everybody.
+    nobody: u32,
 }
 
 /// The backends of one priority of a pool.
@@ -207,7 +251,9 @@ impl PoolView {
             priorities: Vec::new(),
             panic: false,
             failed: false,
+            gate: Gate::Closed,
             weights: Vec::new(),
+            nobody: 0,
         }
     }
 
@@ -308,13 +354,20 @@ impl Compiler {
         let empty = PoolView::nobody(intent.stable.as_str());
         let stable_view = role(&intent.stable).unwrap_or(&empty);
         let canary_view = intent.canary.as_ref().and_then(role);
-        let stable_spills = may_spill && !stable_view.takes_new();
-        let canary_spills = canary_view.is_some_and(|pool| !pool.takes_new());
+        // What a breaker keeps away from everybody is nobody's.
+        let spills = |pool: &PoolView| !pool.takes_new() && pool.nobody == 0;
+        let stable_spills = may_spill && spills(stable_view);
+        let canary_spills = canary_view.is_some_and(spills);
 
         let mut plan_of = |pool: &PoolView, takers: &PoolView| PoolPlan {
             name: pool.name.clone(),
             members: pool.backends.iter().map(|backend| member(service, backend)).collect(),
-            takers: takers.backends.iter().map(|backend| place(service, backend.address)).collect(),
+            takers: takers
+                .backends
+                .iter()
+                .map(|backend| place(service, backend.address))
+                .chain((takers.nobody > 0).then_some((NOBODY.ip().into(), Port::ANY)))
+                .collect(),
             table: table(service, &key, seed, takers, memories),
         };
         let stable_takers = canary_view.filter(|_| stable_spills).unwrap_or(stable_view);
@@ -331,6 +384,18 @@ impl Compiler {
         if by_ports {
             flags |= abi::Service::SPLIT_BY_PORTS;
         }
+        if service.is_watched() {
+            flags |= abi::Service::WATCHED;
+        }
+        let retry =
+            service.retry.as_ref().filter(|_| service.protocol == Protocol::Tcp && !service.mode.is_dsr());
+        if retry.is_some() {
+            flags |= abi::Service::RETRIED;
+        }
+        let limits = service.limits.as_ref().filter(|_| service.protocol == Protocol::Tcp).map(limits);
+        if let Some(limits) = &limits {
+            flags |= limits.flags;
+        }
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
             flags |= abi::Service::MEASURED;
         }
@@ -341,15 +406,17 @@ impl Compiler {
                 Mode::DsrIpip => abi::Mode::DsrIpip,
                 _ => abi::Mode::Nat,
             },
-            on_empty: match service.on_empty {
-                OnEmpty::Reset => abi::OnEmpty::Reset,
-                OnEmpty::Drop => abi::OnEmpty::Drop,
-                OnEmpty::Pass => abi::OnEmpty::Pass,
-            },
+            on_empty: on_empty(service, &pools, intent),
             flags,
             split_mask,
             salt: intent.salt,
             table_size: service.table_size.get(),
+            limits: limits.unwrap_or_default(),
+            budget: retry.map(|retry| Budget {
+                earned: (ONE * u64::from(retry.budget.get())).div_ceil(100),
+                most: ONE * u64::from(retry.burst),
+                ..Budget::default()
+            }),
             stable,
             canary,
         };
@@ -362,6 +429,54 @@ impl Compiler {
     }
 }
 
+/// Who takes the flows of a table's slots that breakers keep away from everybody: there is no such backend.
+const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+
+/// What a flow gets that nobody may take: while a breaker keeps some away, what that says.
+fn on_empty(service: &Service, pools: &[PoolView], intent: &Intent) -> abi::OnEmpty {
+    let used = |pool: &&PoolView| {
+        pool.name == intent.stable.as_str()
+            || intent.canary.as_ref().is_some_and(|canary| pool.name == canary.as_str())
+    };
+    let tripped = pools.iter().filter(used).any(|pool| pool.nobody > 0 || matches!(pool.gate, Gate::Open(_)));
+    match (service.breaker.as_ref().map(|breaker| breaker.on_trip), service.on_empty) {
+        (Some(OnTrip::Reset), _) if tripped => abi::OnEmpty::Reset,
+        (Some(OnTrip::Drop), _) if tripped => abi::OnEmpty::Drop,
+        (_, OnEmpty::Reset) => abi::OnEmpty::Reset,
+        (_, OnEmpty::Drop) => abi::OnEmpty::Drop,
+        (_, OnEmpty::Pass) => abi::OnEmpty::Pass,
+    }
+}
+
+/// Of a service, for the kernel.
+fn limits(limits: &config::Limits) -> Limits {
+    let limit = |connections: Option<u32>, per_second: Option<u32>| Limit {
+        interval: per_second.map_or(0, |per_second| SECOND.div_ceil(u64::from(per_second))),
+        // A tenth of a second's.
+        burst: SECOND / 10,
+        most: connections.map_or(0, u64::from),
+        ..Limit::default()
+    };
+    let counted = limits.max_connections.is_some() || limits.pool_max_connections.is_some();
+    let mut flags = abi::Service::LIMITED;
+    if counted {
+        flags |= abi::Service::COUNTED;
+    }
+    if limits.on_limit == OnTrip::Spill {
+        flags |= abi::Service::SPILLS;
+    }
+    Limits {
+        flags,
+        backend: limit(limits.max_connections, limits.max_new_per_second),
+        pool: limit(limits.pool_max_connections, limits.pool_max_new_per_second),
+        on_limit: match limits.on_limit {
+            OnTrip::Spill => None,
+            OnTrip::Reset => Some(abi::OnEmpty::Reset),
+            OnTrip::Drop => Some(abi::OnEmpty::Drop),
+        },
+    }
+}
+
 /// The table of those who take a pool's flows; the one that there is, if nothing has changed.
 fn table(
     service: &Service,
@@ -370,8 +485,11 @@ fn table(
     pool: &PoolView,
     memories: &mut HashMap<String, Memory>,
 ) -> Arc<[u16]> {
-    let weights: Vec<(SocketAddr, u32)> =
-        pool.backends.iter().map(|backend| backend.address).zip(pool.weights.iter().copied()).collect();
+    let addresses = pool.backends.iter().map(|backend| backend.address);
+    let mut weights: Vec<(SocketAddr, u32)> = addresses.zip(pool.weights.iter().copied()).collect();
+    if pool.nobody > 0 {
+        weights.push((NOBODY, pool.nobody));
+    }
     let size = service.table_size.get();
     let memory = memories.entry(pool.name.clone()).or_default();
     if let Some(built) = &memory.built
@@ -418,6 +536,7 @@ fn view(
         .iter()
         .map(|backend| health::judge(service, backend, intent.backends.get(&backend.address), world, now))
         .collect();
+    let gate = if service.breaker.is_some() { world.pool_gate(service, &pool.name) } else { Gate::Closed };
     let levels = levels(&backends);
     let at = |backend: &BackendView| levels.iter().position(|level| level.priority == backend.priority);
     let places: Vec<usize> = backends.iter().map(|backend| at(backend).unwrap_or(levels.len())).collect();
@@ -435,12 +554,14 @@ fn view(
         && !(levels.len() > 1 && priority::suffice(&levels))
         && health::panics(service, &backends);
     for (backend, &place) in backends.iter_mut().zip(&places) {
-        if panic && backend.why_not == Some(WhyNot::Down) && backend.weight > 0 {
+        if panic && matches!(backend.why_not, Some(WhyNot::Down | WhyNot::Ejected)) && backend.weight > 0 {
             backend.usable = true;
             backend.why_not = backend.next_hop.mac().is_none().then_some(WhyNot::Unreachable);
         }
         if backend.why_not.is_none() && failed {
             backend.why_not = Some(WhyNot::PoolFailed);
+        } else if backend.why_not.is_none() && matches!(gate, Gate::Open(_)) {
+            backend.why_not = Some(WhyNot::PoolBreakerOpen);
         } else if backend.why_not.is_none() && shares.get(place).is_none_or(|&share| share == 0) {
             backend.why_not = Some(WhyNot::Standby);
         }
@@ -448,15 +569,27 @@ fn view(
     for (backend, &factor) in backends.iter_mut().zip(&warmth.factors) {
         backend.slow_start = (factor < WHOLE).then(|| f64::from(factor) / f64::from(WHOLE));
     }
-    let takers: Vec<Taker> = backends
+    let refuses = service.breaker.as_ref().is_some_and(|breaker| breaker.on_trip != OnTrip::Spill);
+    let (takers, shed): (Vec<Taker>, Vec<Taker>) = backends
         .iter()
         .zip(places.iter().zip(&warmth.factors))
         .map(|(backend, (&level, &factor))| {
-            let weight = if backend.why_not.is_none() { u32::from(backend.weight) * factor } else { 0 };
-            Taker { level, weight }
+            let whole =
+                shed::steered(u32::from(backend.weight) * factor, service.steering.is_some(), backend.steer);
+            // What is not kept, somebody else takes, or nobody if that is wanted.
+            let kept = match backend.why_not {
+                None => shed::kept(whole, backend.gate, if refuses { gate } else { Gate::Closed }),
+                Some(_) => 0,
+            };
+            let lost = match backend.why_not {
+                None | Some(WhyNot::BreakerOpen | WhyNot::PoolBreakerOpen) if refuses => whole - kept,
+                _ => 0,
+            };
+            (Taker { level, weight: kept }, Taker { level, weight: lost })
         })
-        .collect();
-    let weights = priority::weigh(&takers, &shares);
+        .unzip();
+    let mut weights = priority::weigh(&[takers, shed].concat(), &shares);
+    let nobody = weights.split_off(backends.len()).into_iter().fold(0, u32::saturating_add);
     let priorities = levels
         .iter()
         .zip(&fractions)
@@ -468,7 +601,7 @@ fn view(
         })
         .collect();
     let name = pool.name.as_str().to_owned();
-    (PoolView { name, backends, priorities, panic, failed, weights }, warmth.next)
+    (PoolView { name, backends, priorities, panic, failed, gate, weights, nobody }, warmth.next)
 }
 
 /// The priorities of a pool, the first one first, and how many backends of each can take new flows.
@@ -494,7 +627,13 @@ fn seen(backend: &BackendView, level: usize, failed: bool) -> Seen {
         None if !failed => Presence::Serves,
         None
         | Some(
-            WhyNot::Weight | WhyNot::AgentWeight | WhyNot::Unreachable | WhyNot::Standby | WhyNot::PoolFailed,
+            WhyNot::Weight
+            | WhyNot::AgentWeight
+            | WhyNot::Unreachable
+            | WhyNot::BreakerOpen
+            | WhyNot::PoolBreakerOpen
+            | WhyNot::Standby
+            | WhyNot::PoolFailed,
         ) => Presence::Idle,
         Some(
             WhyNot::Drain
@@ -502,6 +641,7 @@ fn seen(backend: &BackendView, level: usize, failed: bool) -> Seen {
             | WhyNot::Maint
             | WhyNot::AgentMaint
             | WhyNot::Down
+            | WhyNot::Ejected
             | WhyNot::Unchecked,
         ) => Presence::Out,
     };

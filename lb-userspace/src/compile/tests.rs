@@ -11,13 +11,26 @@ struct Fleet {
     health: HashMap<SocketAddr, Health>,
     lost: Vec<SocketAddr>,
     advice: HashMap<SocketAddr, Advice>,
+    ejected: Vec<SocketAddr>,
+    gates: HashMap<SocketAddr, Gate>,
+    pool_gates: HashMap<String, Gate>,
+    steered: HashMap<SocketAddr, u16>,
     now: Now,
 }
 
 impl Fleet {
     fn healthy() -> Self {
         let now = Now { instant: Instant::now(), wall: Timestamp::now() };
-        Self { health: HashMap::new(), lost: Vec::new(), advice: HashMap::new(), now }
+        Self {
+            health: HashMap::new(),
+            lost: Vec::new(),
+            advice: HashMap::new(),
+            ejected: Vec::new(),
+            gates: HashMap::new(),
+            pool_gates: HashMap::new(),
+            steered: HashMap::new(),
+            now,
+        }
     }
 
     fn set(&mut self, backends: &[&str], health: Health) {
@@ -46,6 +59,22 @@ impl World for Fleet {
 
     fn now(&self) -> Now {
         self.now
+    }
+
+    fn is_ejected(&self, _: &Service, backend: SocketAddr) -> bool {
+        self.ejected.contains(&backend)
+    }
+
+    fn gate(&self, _: &Service, backend: SocketAddr) -> Gate {
+        self.gates.get(&backend).copied().unwrap_or_default()
+    }
+
+    fn pool_gate(&self, _: &Service, pool: &PoolName) -> Gate {
+        self.pool_gates.get(pool.as_str()).copied().unwrap_or_default()
+    }
+
+    fn steer(&self, _: &Service, backend: SocketAddr) -> u16 {
+        self.steered.get(&backend).copied().unwrap_or(NEUTRAL)
     }
 
     fn advice(&self, _: &Service, backend: SocketAddr) -> Advice {
@@ -103,6 +132,10 @@ impl Bench {
         let mut slots = BTreeMap::new();
         for &taker in pool.table.iter() {
             let ip = std::net::IpAddr::from(pool.takers[usize::from(taker)].0);
+            if ip.is_unspecified() {
+                *slots.entry("nobody".to_owned()).or_insert(0.0) += 100.0 / SLOTS;
+                continue;
+            }
             let std::net::IpAddr::V4(ip) = ip else { panic!("{ip}") };
             let [.., of, number] = ip.octets();
             let name = format!("{}{number}", if of == 0 { 'a' } else { 'b' });
@@ -337,4 +370,71 @@ fn backends_that_do_not_want_flows_are_no_reason_to_panic() {
     bench.fleet.say("a1", "drain");
     assert!(!bench.compile().pools[0].panic, "one of two is enough");
     assert_eq!(bench.why_not("a2"), Some(WhyNot::Down));
+}
+
+const OPEN: Gate = Gate::Open(Duration::from_secs(1));
+
+#[test]
+fn an_ejected_backend_takes_nothing_keeps_what_it_has_and_counts_as_unhealthy() {
+    let mut bench = Bench::new("outlier = {}", &[("a", "", &["", "", "", ""])]);
+    bench.fleet.ejected = vec![at("a1")];
+    bench.shows(false, &[("a2", 33.33), ("a3", 33.33), ("a4", 33.33)]);
+    assert_eq!(bench.why_not("a1"), Some(WhyNot::Ejected));
+    let compiled = bench.compile();
+    assert!(compiled.pools[0].backends[0].usable, "its connections stay");
+    assert!(compiled.plan.flags & abi::Service::WATCHED != 0);
+    bench.fleet.set(&["a2", "a3"], Health::Down);
+    assert!(bench.compile().pools[0].panic, "one of four is healthy");
+    bench.shows(false, &[("a1", 25.0), ("a2", 25.0), ("a3", 25.0), ("a4", 25.0)]);
+}
+
+#[test]
+fn without_its_table_nobody_is_ejected_and_nothing_is_looked_at() {
+    let mut bench = Bench::new("", &[("a", "", &["", ""])]);
+    bench.fleet.ejected = vec![at("a1")];
+    bench.fleet.gates.insert(at("a1"), OPEN);
+    bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    assert_eq!(bench.compile().plan.flags & abi::Service::ATTENDED, 0);
+}
+
+#[test]
+fn what_a_breaker_keeps_away_others_take_or_nobody() {
+    let mut bench = Bench::new("breaker = {}", &[("a", "", &["", ""])]);
+    bench.fleet.gates.insert(at("a1"), Gate::Shedding(4));
+    bench.shows(false, &[("a1", 33.33), ("a2", 66.67)]);
+    bench.fleet.gates.insert(at("a1"), OPEN);
+    bench.shows(false, &[("a2", 100.0)]);
+    assert_eq!(bench.why_not("a1"), Some(WhyNot::BreakerOpen));
+
+    let mut bench =
+        Bench::new("on_empty = \"pass\"\nbreaker = { on_trip = \"drop\" }", &[("a", "", &["", ""])]);
+    assert_eq!(bench.compile().plan.on_empty, abi::OnEmpty::Pass);
+    bench.fleet.gates.insert(at("a1"), Gate::Shedding(4));
+    bench.shows(false, &[("a1", 25.0), ("a2", 50.0), ("nobody", 25.0)]);
+    bench.fleet.gates.insert(at("a1"), OPEN);
+    bench.shows(false, &[("a2", 50.0), ("nobody", 50.0)]);
+    assert_eq!(bench.compile().plan.on_empty, abi::OnEmpty::Drop, "while somebody is kept away");
+}
+
+#[test]
+fn a_canary_whose_breaker_is_open_spills_into_the_stable_pool_unless_it_is_to_refuse() {
+    for (on_trip, spills) in [("spill", true), ("reset", false)] {
+        let keys = format!("breaker = {{ scope = \"pool\", on_trip = \"{on_trip}\" }}");
+        let mut bench = Bench::new(&keys, &[("a", "", &["", ""]), ("b", "", &["", ""])]);
+        bench.fleet.pool_gates.insert("b".to_owned(), OPEN);
+        assert_eq!(bench.why_not("b1"), Some(WhyNot::PoolBreakerOpen));
+        assert_eq!(bench.compile().canary_spills, spills);
+        let expected: &[(&str, f64)] =
+            if spills { &[("a1", 50.0), ("a2", 50.0)] } else { &[("nobody", 100.0)] };
+        bench.shows(true, expected);
+        bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    }
+}
+
+#[test]
+fn who_answers_sooner_has_more_of_the_slots() {
+    let mut bench = Bench::new("steering = {}", &[("a", "", &["", ""])]);
+    bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    bench.fleet.steered = [(at("a1"), 200), (at("a2"), 50)].into();
+    bench.shows(false, &[("a1", 80.0), ("a2", 20.0)]);
 }

@@ -10,6 +10,10 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::discovery::{Discovery, DiscoveryDraft};
 use super::health::Health;
+use super::passive::{
+    Breaker, BreakerDraft, Limits, LimitsDraft, Outlier, OutlierDraft, Retry, RetryDraft, Steering,
+    SteeringDraft,
+};
 use super::read::{Field, List, Maybe, Place, Table, Tables, draft, table};
 use super::rollout::Rollout;
 use super::value::*;
@@ -101,6 +105,16 @@ table! {
         slow_start: Option<SlowStart> as Maybe<SlowStart> = None,
         /// How the backends' health is asked for. Without it they are never asked.
         health: Health as Health = HealthDraft::unchecked(),
+        /// When a backend is ejected for what becomes of its connections. Without it, never.
+        outlier: Option<Outlier> as Maybe<Outlier> = None,
+        /// When backends get fewer new connections for what becomes of them, or none. Without it, never.
+        breaker: Option<Breaker> as Maybe<Breaker> = None,
+        /// Whether connections that nobody accepts are tried again elsewhere. Without it, never.
+        retry: Option<Retry> as Maybe<Retry> = None,
+        /// How many connections backends and pools may have. Without it, as many as come.
+        limits: Option<Limits> as Maybe<Limits> = None,
+        /// Whether backends that answer sooner get more new connections. Without it, weights alone count.
+        steering: Option<Steering> as Maybe<Steering> = None,
         /// How a new version takes over.
         rollout: Option<Rollout> as Maybe<Rollout> = None,
         /// The backends of one version each; the first one is the stable pool at first start.
@@ -308,4 +322,9 @@ pub(super) fn table_with(key: &str) -> Option<&'static str> {
         .or_else(|| has::<SlowStartDraft>(key))
         .or_else(|| has::<PoolDraft>(key))
         .or_else(|| has::<DiscoveryDraft>(key))
+        .or_else(|| has::<OutlierDraft>(key))
+        .or_else(|| has::<BreakerDraft>(key))
+        .or_else(|| has::<RetryDraft>(key))
+        .or_else(|| has::<SteeringDraft>(key))
+        .or_else(|| has::<LimitsDraft>(key))
 }

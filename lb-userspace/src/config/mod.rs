@@ -7,6 +7,7 @@
 mod discovery;
 mod health;
 mod keys;
+mod passive;
 mod read;
 mod report;
 mod rollout;
@@ -24,6 +25,7 @@ use sha2::{Digest, Sha256};
 pub use discovery::{Discovery, Dns, Http, Record, Source, SourceKind, WhenEmpty, read_backends};
 pub use health::{AgentCheck, Exchange, GrpcRequest, Health, HealthCheck, HttpRequest, Probe, Question, Tls};
 pub use keys::{Backend, Config, Dataplane, Pool, Service, SlowStart};
+pub use passive::{Breaker, BreakerScope, Limits, OnTrip, Outlier, Retry, SteerBy, Steering};
 pub use read::Invalid;
 pub use report::{
     Code, Diagnostic, Diagnostics, Label, Position, Report, Severity, Spot, Style, UnknownCode,
@@ -31,9 +33,10 @@ pub use report::{
 pub use rollout::{AnalysisMode, OnNoData, Preset, Rollout, RolloutMetric, RolloutStep};
 pub use schema::json_schema;
 pub use value::{
-    AdminState, Aggression, BackendKey, Check, CommandLine, DnsName, FilePath, HttpHost, HttpPath, HttpUrl,
-    InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase, PoolName, Protocol,
-    Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking, Verify, Weight, XdpMode,
+    AdminState, Aggression, BackendKey, Check, CommandLine, Deviations, DnsName, FilePath, HttpHost,
+    HttpPath, HttpUrl, InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase,
+    PoolName, Protocol, Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking,
+    Verify, Weight, XdpMode,
 };
 
 use keys::{ConfigDraft, ServiceDraft};

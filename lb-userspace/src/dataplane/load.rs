@@ -326,9 +326,13 @@ fn load_object(options: &Options, directory: &Path) -> Result<Ebpf, LoadError> {
         .map_max_entries("SLOTS", room.slots)
         // Backend 0 and pool 0 are nobody's.
         .map_max_entries("BACKENDS", room.backends + 1)
+        .map_max_entries("WATCHES", room.backends + 1)
+        .map_max_entries("LIMITS", room.backends + 1)
+        .map_max_entries("POOL_LIMITS", room.services * 2 + 1)
         .map_max_entries("BACKEND_TRAFFIC", room.backends + 1)
         .map_max_entries("REPLIES", room.backends)
         .map_max_entries("SERVICES", room.services)
+        .map_max_entries("BUDGETS", room.services)
         .map_max_entries("VIPS", room.services)
         .map_max_entries("POOL_TRAFFIC", room.services * 2 + 1);
     for name in maps::NAMES {

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use lb_common::abi::{
     Backend, Device, FlowEntry, FlowKey, HalfOpen, LAYOUT, Replier, Service, Settings, Traffic, VipKey,
 };
+use lb_common::limit::{Limit, Open};
 use lb_common::measure::Measure;
+use lb_common::retry::Budget;
 use lb_common::verdict::Counters;
+use lb_common::watch::Watch;
 use thiserror::Error;
 
 use super::bpf::{Hash, Mapped, PerCpu, open_pin};
@@ -47,6 +50,16 @@ pub struct Maps {
     pub half_open: Hash<FlowKey, HalfOpen>,
     /// By the measure's index.
     pub measures: Mapped<Measure>,
+    /// By backend id.
+    pub watches: Mapped<Watch>,
+    /// By service index.
+    pub budgets: Mapped<Budget>,
+    /// By backend id.
+    pub limits: Mapped<Limit>,
+    /// By pool index.
+    pub pool_limits: Mapped<Limit>,
+    /// Connections that are counted.
+    pub open: Hash<FlowKey, Open>,
     /// One element.
     pub counters: PerCpu<Counters>,
     /// By pool index.
@@ -83,6 +96,11 @@ pub const NAMES: &[&str] = &[
     "HALF_OPEN",
     "HANDSHAKES",
     "MEASURES",
+    "WATCHES",
+    "BUDGETS",
+    "LIMITS",
+    "POOL_LIMITS",
+    "OPEN",
     "WANTED",
     "COUNTERS",
     "POOL_TRAFFIC",
@@ -118,6 +136,11 @@ impl Maps {
             udp_flows: at(directory, "UDP_FLOWS", Hash::open)?,
             half_open: at(directory, "HALF_OPEN", Hash::open)?,
             measures: at(directory, "MEASURES", Mapped::open)?,
+            watches: at(directory, "WATCHES", Mapped::open)?,
+            budgets: at(directory, "BUDGETS", Mapped::open)?,
+            limits: at(directory, "LIMITS", Mapped::open)?,
+            pool_limits: at(directory, "POOL_LIMITS", Mapped::open)?,
+            open: at(directory, "OPEN", Hash::open)?,
             counters: at(directory, "COUNTERS", PerCpu::open)?,
             pool_traffic: at(directory, "POOL_TRAFFIC", PerCpu::open)?,
             backend_traffic: at(directory, "BACKEND_TRAFFIC", PerCpu::open)?,

@@ -5,10 +5,11 @@ use lb_common::verdict::{Action, Event, Reason};
 
 use super::handshakes::{Handshakes, histogram};
 use super::text::{Family, Kind, Labels, Sample, Value};
-use super::{Cause, Detector, Scrape};
+use super::{Cause, Scrape};
 use crate::api::{BackendStatus, HealthState, PoolRole, PoolStatus, ServiceStatus, Severity};
 use crate::config::AdminState;
 use crate::health::FailureKind;
+use crate::outlier::Detector;
 use crate::rollout::engine::Phase;
 
 /// What a backend is, in one word: what the operator wants of it where that is not `ready`, else its health.
@@ -279,6 +280,14 @@ fn backends(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
             Kind::Gauge,
             "Slots of its pool's table that lead to the backend.",
             all.each_backend(|_, it| f64::from(it.slots)),
+        ),
+        family(
+            "lb_breaker_open",
+            Kind::Gauge,
+            "What the backend's breaker keeps away, from 0 (closed) to 1 (open).",
+            all.each_backend(|_, it| {
+                it.breaker.as_ref().map_or(0.0, |breaker| 1.0 - breaker.passes_percent / 100.0)
+            }),
         ),
         family(
             "lb_health_transitions_total",

@@ -23,7 +23,7 @@ use crate::rollout::engine::Phase;
 pub use checks::Checks;
 pub use handshakes::Handshakes;
 pub use listener::{ListenError, Listener, Where};
-pub use tally::{Cause, Detector, Tally};
+pub use tally::{Cause, Tally};
 
 /// All that there is to tell, at one moment.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::api::BackendPath;
 use crate::events::Occurrence;
+use crate::outlier::Detector;
 use crate::state::Author;
 
 /// Why a canary was taken back.
@@ -25,32 +26,6 @@ impl Cause {
         match self {
             Self::Manual => "manual",
             Self::Rollout => "rollout",
-        }
-    }
-}
-
-/// Who finds an outlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Detector {
-    /// So many failures in a row.
-    ConsecutiveFailures,
-    /// Too many failures among enough connections.
-    FailureRatio,
-    /// Far below what the others of its pool manage.
-    SuccessRate,
-}
-
-impl Detector {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::ConsecutiveFailures, Self::FailureRatio, Self::SuccessRate];
-
-    /// Its name in metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::ConsecutiveFailures => "consecutive_failures",
-            Self::FailureRatio => "failure_ratio",
-            Self::SuccessRate => "success_rate",
         }
     }
 }

@@ -25,10 +25,13 @@ use lb_common::abi::{
 };
 use lb_common::abi::{Mode, OnEmpty};
 use lb_common::hash::{Keys, Purpose, Seed};
+use lb_common::limit::Limit;
+use lb_common::retry::Budget;
 use lb_common::settle::{self, SplitClock};
 use thiserror::Error;
 
 use crate::dataplane::Maps;
+use crate::dataplane::bpf::Mapped;
 
 pub use registry::{Full, Registry, ServiceRecord, Table};
 
@@ -49,10 +52,27 @@ pub struct ServicePlan {
     pub salt: u64,
     /// Slots in a table.
     pub table_size: u32,
+    /// How many connections there may be.
+    pub limits: Limits,
+    /// How often connections may be tried again, if they may at all.
+    pub budget: Option<Budget>,
     /// The pool of most clients.
     pub stable: PoolPlan,
     /// The pool of some.
     pub canary: Option<PoolPlan>,
+}
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Flags of [`Service`].
+    pub flags: u16,
+    /// Of each backend.
+    pub backend: Limit,
+    /// Of each pool.
+    pub pool: Limit,
+    /// What a flow beyond gets; `None`: what it gets when no backend may take it.
+    pub on_limit: Option<OnEmpty>,
 }
 
 /// What the maps should hold of one pool.
@@ -193,6 +213,7 @@ impl Publisher {
         for &(pool, canary) in &pools {
             let pool_index = self.registry.pool(&self.maps, index, pool)?;
             indexes[usize::from(canary)] = pool_index;
+            published.changed |= limit(&self.maps.pool_limits, pool_index, &plan.limits.pool);
             for member in &pool.members {
                 published.changed |= self.member(plan, index, pool_index, member)?;
             }
@@ -209,6 +230,7 @@ impl Publisher {
         for id in dead {
             published.changed |= self.switch_off(id);
         }
+        published.changed |= self.budget(index, plan.budget);
         published.changed |= self.service(index, plan, indexes, seed);
         if plan.canary.is_none() {
             self.registry.drop_canary(index);
@@ -290,7 +312,9 @@ impl Publisher {
             service,
             reserved: [0; 3],
         };
-        let mut changed = self.maps.backends.write_from(id.into(), offset_of!(Backend, next_hop), &backend);
+        let limited = limit(&self.maps.limits, id, &plan.limits.backend);
+        let mut changed =
+            limited | self.maps.backends.write_from(id.into(), offset_of!(Backend, next_hop), &backend);
         // Switching off is the last step of all, see `switch_off`.
         changed |= member.usable
             && self.live(id, |life| (!life.is_usable()).then(|| Life::of(life.generation(), true)));
@@ -387,10 +411,22 @@ impl Publisher {
             stable_pool: pools[0],
             canary_pool: pools[1],
             measure,
+            on_limit: plan.limits.on_limit.unwrap_or(plan.on_empty) as u8,
             ..Service::default()
         };
         // What stands before the tables changes by its own rules (`split`).
         self.maps.services.write_from(index, offset_of!(Service, stable_slots), &service)
+    }
+
+    /// What may be tried again: all that can be in store, to begin with.
+    fn budget(&self, index: u32, wanted: Option<Budget>) -> bool {
+        let (now, wanted) = (self.maps.budgets.read(index), wanted.unwrap_or_default());
+        if (now.earned, now.most) == (wanted.earned, wanted.most) {
+            return false;
+        }
+        let left = if now.most == 0 { wanted.most } else { now.left.min(wanted.most) };
+        self.maps.budgets.write(index, &Budget { left, ..wanted });
+        true
     }
 
     fn vip(&self, key: &VipKey, index: u32) -> Result<bool, PublishError> {
@@ -503,6 +539,20 @@ impl Publisher {
         }
         Ok(())
     }
+}
+
+/// Sets what somebody may have; what he has is the kernel's to know.
+fn limit(map: &Mapped<Limit>, index: u16, wanted: &Limit) -> bool {
+    let mut changed = false;
+    for (offset, value) in [
+        (offset_of!(Limit, interval), wanted.interval),
+        (offset_of!(Limit, burst), wanted.burst),
+        (offset_of!(Limit, most), wanted.most),
+    ] {
+        let word = map.word(index.into(), offset);
+        changed |= word.swap(value, Ordering::AcqRel) != value;
+    }
+    changed
 }
 
 fn set_filter(maps: &Maps, filter: usize, address: Address) {

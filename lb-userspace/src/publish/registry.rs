@@ -5,7 +5,9 @@ use std::io;
 
 use bytemuck::Zeroable;
 use lb_common::abi::{Address, Backend, Device, Life, Port, Service, Slot, VipKey};
+use lb_common::limit::Limit;
 use lb_common::settle::SplitClock;
+use lb_common::watch::Watch;
 use thiserror::Error;
 
 use super::PoolPlan;
@@ -223,6 +225,7 @@ impl Registry {
                     })?;
                 // Counters of an earlier pool are not this one's. (An error here means an index out of range, which it is not.)
                 let _ = maps.pool_traffic.clear(index.into());
+                maps.pool_limits.write(index.into(), &Limit::zeroed());
                 index
             }
         };
@@ -304,6 +307,9 @@ impl Registry {
             Backend { life: Life::of(before.generation().wrapping_add(1), false).0, ..Backend::zeroed() };
         maps.backends.write(id.into(), &fresh);
         let _ = maps.backend_traffic.clear(id.into());
+        // What became of another one's connections says nothing of this one.
+        maps.watches.write(id.into(), &Watch::zeroed());
+        maps.limits.write(id.into(), &Limit::zeroed());
         self.backends.insert(id, key);
         self.ids.insert(key, id);
         Ok(id)

@@ -10,6 +10,8 @@ use aya::programs::{ProgramFd, Xdp};
 use bytemuck::Pod;
 use lb_common::abi::{FlowEntry, FlowKey, HalfOpen, Slot, Traffic};
 use lb_common::host::Tables;
+use lb_common::limit::{Limit, Whose};
+use lb_common::measure;
 use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
 use lb_tests::private_dir;
 use lb_tests::test_run::{Outcome, TestRun};
@@ -30,6 +32,7 @@ pub const ROOM: Capacities = Capacities {
 /// A loaded program and its maps.
 pub struct Kernel {
     pub maps: Arc<Maps>,
+    handshakes: Hash<FlowKey, measure::Handshake>,
     program: ProgramFd,
 }
 
@@ -46,7 +49,8 @@ impl Kernel {
         };
         let loaded = load(&options)?;
         let program: &Xdp = loaded.object.program("lb").context("no program lb")?.try_into()?;
-        Ok(Self { maps: Arc::new(loaded.maps), program: program.fd()?.try_clone()? })
+        let handshakes = Hash::open(&maps::directory(&options.pin_dir).join("HANDSHAKES"))?;
+        Ok(Self { maps: Arc::new(loaded.maps), handshakes, program: program.fd()?.try_clone()? })
     }
 
     pub fn program(&self) -> BorrowedFd<'_> {
@@ -78,6 +82,16 @@ impl Kernel {
         replace(&maps.udp_flows, tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.half_open, tables.half_open.borrow().iter().map(|(key, note)| (*key, *note)))?;
         replace(&maps.direct, tables.direct.borrow().iter().map(|(key, seen)| (*key, *seen)))?;
+        replace(&self.handshakes, std::iter::empty())?;
+        replace(&maps.open, tables.open.borrow().iter().map(|(key, open)| (*key, *open)))?;
+        let limits = tables.limits.borrow();
+        let of = |whose| limits.get(&whose).copied().unwrap_or_default();
+        for id in 0..maps.limits.len() {
+            maps.limits.write(id, &of(Whose::Backend(id as u16)));
+        }
+        for index in 0..maps.pool_limits.len() {
+            maps.pool_limits.write(index, &of(Whose::Pool(index as u16)));
+        }
         maps.counters.clear(0)?;
         clear_all(&maps.pool_traffic)?;
         clear_all(&maps.backend_traffic)
@@ -104,6 +118,17 @@ impl Kernel {
                 .collect(),
             direct: maps.direct.entries()?.into_iter().map(|(key, _)| key).collect(),
             marked: maps.replies.entries()?.iter().filter(|(_, replier)| replier.direct != 0).count(),
+            limits: (0..maps.limits.len())
+                .map(|id| (0, id, maps.limits.read(id)))
+                .chain((0..maps.pool_limits.len()).map(|index| (1, index, maps.pool_limits.read(index))))
+                .filter_map(|(kind, index, limit)| counted(kind, index, &limit))
+                .collect(),
+            open: maps
+                .open
+                .entries()?
+                .into_iter()
+                .map(|(key, open)| (key, (open.backend, open.pool)))
+                .collect(),
             pools: traffic(&maps.pool_traffic)?,
             backends: traffic(&maps.backend_traffic)?,
         })
@@ -159,6 +184,12 @@ fn handshake(note: &HalfOpen) -> Handshake {
     (note.backend, note.generation, note.sequence)
 }
 
+/// What was counted for a backend (0) or a pool (1), if anything: open connections, and those that were kept away.
+fn counted(kind: u8, index: u32, limit: &Limit) -> Option<((u8, u32), (u64, u64))> {
+    let counts = (limit.open, limit.kept_away);
+    (counts != (0, 0)).then_some(((kind, index), counts))
+}
+
 /// What packets leave behind, but for the times.
 #[derive(Debug, PartialEq)]
 pub struct State {
@@ -168,6 +199,8 @@ pub struct State {
     pub half_open: BTreeMap<FlowKey, Handshake>,
     pub direct: std::collections::BTreeSet<FlowKey>,
     pub marked: usize,
+    pub limits: BTreeMap<(u8, u32), (u64, u64)>,
+    pub open: BTreeMap<FlowKey, (u16, u16)>,
     pub pools: BTreeMap<u32, Traffic>,
     pub backends: BTreeMap<u32, Traffic>,
 }
@@ -184,6 +217,16 @@ impl State {
             half_open: tables.half_open.borrow().iter().map(|(key, note)| (*key, handshake(note))).collect(),
             direct: tables.direct.borrow().iter().map(|(key, _)| *key).collect(),
             marked: tables.repliers.borrow().values().filter(|replier| replier.direct != 0).count(),
+            limits: tables
+                .limits
+                .borrow()
+                .iter()
+                .filter_map(|(whose, limit)| match whose {
+                    Whose::Backend(id) => counted(0, (*id).into(), limit),
+                    Whose::Pool(index) => counted(1, (*index).into(), limit),
+                })
+                .collect(),
+            open: tables.open.borrow().iter().map(|(key, open)| (*key, (open.backend, open.pool))).collect(),
             pools: charged.pools.clone(),
             backends: charged.backends.clone(),
         }
@@ -198,7 +241,7 @@ impl State {
                 }
             )* };
         }
-        compare!(flows udp_flows half_open direct marked pools backends);
+        compare!(flows udp_flows half_open direct marked limits open pools backends);
         let slot = self.slots.iter().zip(&other.slots).position(|(a, b)| a != b)?;
         Some(format!("slot {slot}: {:?} {:?}", self.slots[slot], other.slots[slot]))
     }

@@ -2,7 +2,9 @@
 
 use lb_common::abi::{Life, NextHop, OnEmpty, Service, Slot, Split};
 use lb_common::host::{Tables, fuzz};
+use lb_common::limit::{Limit, Whose};
 use lb_common::pipeline::Route;
+use lb_common::wire::IPPROTO_TCP;
 
 use crate::network::Network;
 use crate::rng::Rng;
@@ -27,6 +29,9 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     }
     for index in 0..tables.services.len() {
         flags(&mut tables.services[index], rng);
+        if tables.services[index].protocol == IPPROTO_TCP && rng.once_in(3) {
+            limit(&mut tables, index, rng);
+        }
         if !settled {
             unsettle(&mut tables, index, rng);
         }
@@ -45,6 +50,26 @@ fn flags(service: &mut Service, rng: &mut Rng) {
     }
     if rng.once_in(4) {
         service.on_empty = rng.pick(&[OnEmpty::Reset, OnEmpty::Drop, OnEmpty::Pass]) as u8;
+    }
+}
+
+/// Limits that do not depend on when a packet comes.
+fn limit(tables: &mut Tables, index: usize, rng: &mut Rng) {
+    let service = &mut tables.services[index];
+    service.flags |= Service::LIMITED;
+    for flag in [Service::COUNTED, Service::SPILLS] {
+        if rng.once_in(2) {
+            service.flags |= flag;
+        }
+    }
+    service.on_limit = rng.pick(&[OnEmpty::Reset, OnEmpty::Drop]) as u8;
+    let pools = [service.stable_pool, service.canary_pool].map(Whose::Pool);
+    let ids = 1..tables.backends.len() as u16;
+    let own = ids.filter(|id| tables.backends[usize::from(*id)].service as usize == index);
+    for whose in own.map(Whose::Backend).chain(pools).collect::<Vec<_>>() {
+        let one = Limit { interval: 1 << 62, ..Limit::default() };
+        let some = Limit { most: 1 + rng.below(4) as u64, ..Limit::default() };
+        tables.limits.get_mut().insert(whose, rng.pick(&[Limit::default(), one, some]));
     }
 }
 

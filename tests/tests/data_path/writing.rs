@@ -51,6 +51,8 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         flags: 0,
         split_mask: [u32::MAX; 4],
         salt: 0,
+        limits: Default::default(),
+        budget: None,
         table_size: SLOTS,
         stable,
         canary,

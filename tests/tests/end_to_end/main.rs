@@ -7,6 +7,7 @@ mod modes;
 mod observe;
 mod operator;
 mod page;
+mod passive;
 mod policy;
 mod refusals;
 mod revisions;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         observe::claims(),
         operator::claims(),
         page::claims(),
+        passive::claims(),
         policy::claims(),
         refusals::claims(),
         revisions::claims(),

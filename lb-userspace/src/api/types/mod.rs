@@ -32,8 +32,9 @@ pub use rollout::{
     RolloutStatus, StartRollout, VerdictWord,
 };
 pub use service::{
-    BackendRow, BackendStatus, Backends, DrainStatus, HealthState, HealthStatus, HealthWord, NextHop,
-    Override, PoolRole, PoolStatus, PriorityStatus, Rate, ServiceStatus, Services, SplitStatus, Traffic,
+    BackendRow, BackendStatus, Backends, BreakerStatus, ConnectionCount, DrainStatus, EjectionStatus,
+    HealthState, HealthStatus, HealthWord, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
+    Rate, ServiceStatus, Services, SplitStatus, SteeringStatus, Traffic,
 };
 pub use share::{Share, ShareError};
 pub use status::{

@@ -89,6 +89,12 @@ pub struct PoolStatus {
     /// Whether fewer of its backends are healthy than `min_healthy` says, so that none of them takes new flows.
     #[serde(default)]
     pub failed: bool,
+    /// Its breaker, if it has one and that is not closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<BreakerStatus>,
+    /// Its connections, if they are limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionCount>,
     /// The pool that gets its new flows, because it has no backend that takes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spills_to: Option<String>,
@@ -175,6 +181,21 @@ pub struct BackendStatus {
     /// Percent of its weight that it has so far, while it starts slowly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start_percent: Option<f64>,
+    /// How long it is ejected, if it is an outlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejection: Option<EjectionStatus>,
+    /// Its breaker, if it has one and that is not closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<BreakerStatus>,
+    /// How fast it answers, if it is steered by that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steering: Option<SteeringStatus>,
+    /// Its connections, if they are limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionCount>,
+    /// What became of its connections, if somebody looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<Outcomes>,
     /// Whether new flows go to it.
     pub takes_new: bool,
     /// Why not.
@@ -196,6 +217,64 @@ pub struct BackendStatus {
     /// How fast it went lately, between the last two sweeps.
     #[serde(default)]
     pub rate: Rate,
+}
+
+/// An outlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EjectionStatus {
+    /// How long it still is one.
+    pub left_seconds: u64,
+    /// How often it was ejected lately, this time included.
+    pub times: u32,
+}
+
+/// A breaker that keeps something away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BreakerStatus {
+    /// `shedding`, `open` or `half_open`.
+    pub state: String,
+    /// Percent of the new connections that it lets through.
+    pub passes_percent: f64,
+}
+
+/// How fast a backend answers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SteeringStatus {
+    /// Milliseconds from a client's SYN, on average; absent while too few connections are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<f64>,
+    /// Percent of its weight that it has for that.
+    pub weight_percent: u16,
+}
+
+/// Connections that are limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConnectionCount {
+    /// Those that are open, as far as was seen; absent: nobody counts, since only new ones are limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<u64>,
+    /// New ones that were kept away, or taken by another backend.
+    pub kept_away: u64,
+}
+
+/// What became of connections, since the backend was added. In the dsr modes answers are not seen: `unanswered` is inferred from
+/// SYNs that clients repeat, and all others are zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Outcomes {
+    /// Those that began.
+    pub tried: u64,
+    /// Whose SYN was answered in time.
+    pub answered: u64,
+    /// Whose SYN was answered with a RST.
+    pub refused: u64,
+    /// Whose client had to ask again.
+    pub unanswered: u64,
+    /// Reset by the backend before it had sent a byte.
+    pub reset_early: u64,
+    /// Whose first byte the backend has sent.
+    pub served: u64,
+    /// Whether they are inferred.
+    pub inferred: bool,
 }
 
 /// How long a backend may drain.

@@ -149,6 +149,14 @@ codes! {
         "Labels of at most 63 letters, digits, `-` and `_`, separated by dots (RFC 1035, RFC 2782). A dot at the end keeps the search domains of this host away from it.";
     Error BadUrl = "LB0343", "an address of the web that cannot be asked for",
         "A URL with `http` or `https`, a host, and no user: it is shown in logs, metrics and the journal.";
+    Error OutlierTimes = "LB0350", "an ejection that would be longer than the longest",
+        "`base_ejection` is how long the first one lasts, and doubles until it is `max_ejection`.";
+    Error BreakerMarks = "LB0351", "marks of a breaker that contradict each other",
+        "It is open from `high` on and closed up to `low`; what lies between is shed by and by.";
+    Error PassiveUdp = "LB0352", "passive health of a UDP service",
+        "UDP has no handshakes: nobody can see from outside whether a datagram was welcome. Say how the backends are checked in `[service.health]`.";
+    Error RetryOneWay = "LB0353", "a retry or a time where answers are not seen",
+        "In the dsr modes backends answer past the balancer, so that nobody can time them. A connection is tried again elsewhere when its client repeats its SYN. If the first backend was only slow, both answer, and the client takes the first answer and is reset by the second backend. In mode `nat` the late answer is kept from it.";
     Error DuplicateService = "LB0401", "two services of one name",
         "Commands, metrics and revisions name a service by its name.";
     Error DuplicateVip = "LB0402", "two services at one address, port and protocol",
@@ -173,6 +181,8 @@ codes! {
         "A backend that is dead keeps getting its share of the clients. Say `type = \"none\"` if that is meant.";
     Warning NoEffect = "LB0905", "a key that has no effect here",
         "The key belongs to another type of health check than the one chosen, or to a feature that is not in use.";
+    Warning OutlierIdle = "LB0920", "a limit that keeps everybody in",
+        "`max_ejected_percent` is never exceeded, not even by the first backend: in a pool of so few it ejects nobody.";
     Warning RolloutAlone = "LB0930", "a rollout in a service of one pool",
         "A rollout takes clients from one pool to another.";
 }

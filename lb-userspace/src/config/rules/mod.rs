@@ -7,6 +7,7 @@ mod capacity;
 mod discovery;
 mod fleet;
 mod health;
+mod passive;
 mod rollout;
 mod service;
 
@@ -32,6 +33,7 @@ pub(super) fn check(config: &ConfigDraft, findings: &mut Findings) {
 pub(super) fn check_service(service: &ServiceDraft, findings: &mut Findings) {
     service::check(service, findings);
     health::check(service, findings);
+    passive::check(service, findings);
     rollout::check(service, findings);
     discovery::check(service, findings);
 }

@@ -18,7 +18,7 @@ pub use http::{HttpHost, HttpPath, StatusRanges};
 pub use names::{InterfaceName, PoolName, ServiceName};
 pub(super) use numbers::{Count, Port};
 pub use numbers::{Percent, Schema, TableSize, Weight};
-pub use policy::{Aggression, Least};
+pub use policy::{Aggression, Deviations, Least};
 pub use seed::Seed;
 pub use shares::{Factor, Number};
 pub(super) use shares::{Multiple, Text, Truth};

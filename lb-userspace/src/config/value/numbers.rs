@@ -138,6 +138,12 @@ impl Percent {
 
     /// What a pool gets that says nothing: half of it must be healthy.
     pub(in crate::config) const HALF: Self = Self(50);
+    /// Where a breaker begins to shed.
+    pub(in crate::config) const TENTH: Self = Self(10);
+    /// What may be tried again.
+    pub(in crate::config) const FIFTH: Self = Self(20);
+    /// All of it.
+    pub(in crate::config) const ALL: Self = Self(100);
 }
 
 impl Scalar for Percent {

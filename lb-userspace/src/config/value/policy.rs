@@ -126,6 +126,49 @@ impl Scalar for Aggression {
     }
 }
 
+/// How many standard deviations, in thousandths; 0 is none at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deviations(u32);
+
+impl Deviations {
+    /// Of a normal distribution 2.9 % lie further below.
+    pub(in crate::config) const USUAL: Self = Self(1_900);
+    const MOST: f64 = 10.0;
+
+    /// As a number from 0 to 10.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        f64::from(self.0) / 1_000.0
+    }
+}
+
+impl Scalar for Deviations {
+    type Value = Self;
+
+    fn parse(node: &Node) -> Result<Self, Invalid> {
+        let expected = "a number from 0 to 10";
+        let number = number(node, expected)?;
+        if (0.0..=Self::MOST).contains(&number) {
+            return Ok(Self((number * 1_000.0).round() as u32));
+        }
+        let size = if number > Self::MOST { "large" } else { "small" };
+        let found = Invalid::new(
+            Code::OutOfRange,
+            format!("the number is too {size}"),
+            format!("expected {expected}"),
+        );
+        Err(found.help("1.9 is usual; 0 compares nobody with his peers"))
+    }
+
+    fn write<S: Serializer>(value: &Self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(value.get())
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "number", "minimum": 0, "maximum": Self::MOST })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

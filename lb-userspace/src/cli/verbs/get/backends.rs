@@ -47,6 +47,7 @@ fn table(answer: &api::Backends) -> Table {
         column("PACKETS").right().wide(),
         column("BYTES").right().wide(),
         column("REPLIES").right().wide(),
+        column("FAILED").right().wide(),
         column("NOTE").text(),
     ]);
     for row in &answer.backends {
@@ -76,6 +77,7 @@ fn table(answer: &api::Backends) -> Table {
                 count(traffic.packets),
                 bytes(traffic.bytes),
                 count(traffic.reply_packets),
+                failed(backend),
                 note(backend),
             ],
         );
@@ -115,6 +117,13 @@ fn next_hop(next_hop: &NextHop) -> String {
     }
 }
 
+/// Connections that failed, where somebody looks; `~` where that is inferred.
+fn failed(backend: &BackendStatus) -> String {
+    let Some(seen) = &backend.outcomes else { return "-".to_owned() };
+    let sure = if seen.inferred { "~" } else { "" };
+    format!("{sure}{}", count(seen.refused + seen.unanswered + seen.reset_early))
+}
+
 /// Below ten a second, a decimal counts.
 fn rate(per_second: f64) -> String {
     match per_second {
@@ -137,8 +146,22 @@ fn note(backend: &BackendStatus) -> String {
         (true, KeepOrReset::Reset) => format!("its flows were reset at {}", second(&drain.deadline)),
     });
     let slow = backend.slow_start_percent.map(|part| format!("slow start: {part:.0} % of its weight"));
+    let ejection = backend.ejection.map(|ejection| match ejection.times {
+        0 | 1 => format!("let in again in {} s", ejection.left_seconds),
+        times => format!("for the {times}. time; let in again in {} s", ejection.left_seconds),
+    });
+    let breaker = backend.breaker.as_ref().filter(|breaker| breaker.passes_percent > 0.0);
+    let breaker = breaker.map(|breaker| {
+        format!("its breaker is {}: {:.0} % pass", breaker.state.replace('_', " "), breaker.passes_percent)
+    });
+    let steered = backend.steering.filter(|steering| steering.weight_percent != 100);
+    let steered = steered.map(|steering| {
+        let takes = steering.latency_ms.map(|ms| format!(" at {ms:.1} ms")).unwrap_or_default();
+        format!("steered: {} % of its weight{takes}", steering.weight_percent)
+    });
     let found = backend.source.as_ref().map(|source| format!("discovered by {source}"));
-    let notes = [backend.why_not.clone(), drain, slow, unreachable, unwell, found];
+    let notes =
+        [backend.why_not.clone(), ejection, breaker, steered, drain, slow, unreachable, unwell, found];
     let mut notes: Vec<String> = notes.into_iter().flatten().collect();
     notes.dedup();
     notes.join("; ")

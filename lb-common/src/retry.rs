@@ -1,0 +1,133 @@
+//! Connect retry: a SYN that nobody accepts goes elsewhere when its client repeats it.
+//!
+//! XDP can send nothing later, and need not: the client's own timer repeats a SYN that is not answered (after 1 s, 3 s, 7 s,
+//! … in Linux). An *unanswered* SYN goes to another backend of the same pool when it comes again. A *refused* one would end there:
+//! the client gives up on a RST. So the RST is kept from the client, which then asks again.
+//!
+//! # No flow loses its backend by it
+//!
+//! The flow now goes elsewhere than its slot says. That is what `HALF_OPEN` and marks are for: the slot is marked, and the choice
+//! noted, as if the slot had changed and changed back in between ([`select`](crate::select)). The handshake's end moves the flow to
+//! `FLOWS`; until then the sweep keeps the slot marked ([`settle`](crate::settle)). What the first backend may still say is kept from
+//! the client, so that it never sees two answers. For that, replies have to come back through the balancer: there is no retry
+//! in the `dsr` modes.
+//!
+//! # It has a budget
+//!
+//! When everything fails, trying everything twice helps nobody. Each new connection of a service earns a part of a retry
+//! (`budget` in the configuration), up to a few in store; each retry spends a whole one. A flood of SYNs can therefore churn
+//! `HALF_OPEN` only, as ever, and mark no more slots than its budget.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::abi::{FlowKey, HalfOpen, Service};
+use crate::measure::Handshake;
+use crate::pipeline::Tables;
+use crate::verdict::Event;
+
+/// One retry, in the budget's units.
+pub const ONE: u64 = 1 << 16;
+
+/// One element of `BUDGETS`, by service index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Budget {
+    /// What a new connection earns, in 65536ths of a retry.
+    pub earned: u64,
+    /// What can be in store.
+    pub most: u64,
+    /// What is.
+    pub left: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+/// Slots that are looked at for another backend. One that has half of the slots is missed by one flow in 256.
+const PROBES: u64 = 8;
+
+/// A new connection earns its part.
+#[inline(always)]
+pub fn earn<T: Tables>(tables: &T, service: u32) {
+    let Some(budget) = tables.budget(service) else { return };
+    if budget.left < budget.most {
+        tables.pay(service, budget.earned);
+    }
+}
+
+/// Spends a retry, if there is one. (Two CPUs may share the last one.)
+#[inline(always)]
+fn spend<T: Tables>(tables: &T, service: u32) -> bool {
+    let enough = tables.budget(service).is_some_and(|budget| budget.left >= ONE);
+    if enough {
+        tables.pay(service, ONE.wrapping_neg());
+    }
+    tables.event(if enough { Event::Retried } else { Event::RetryDenied });
+    enough
+}
+
+/// Sends a flow elsewhere whose SYN comes again, if that is affordable. `now` is the backend that it would go to.
+#[inline(always)]
+pub fn elsewhere<T: Tables>(
+    tables: &T,
+    service: &Service,
+    key: &FlowKey,
+    known: &Handshake,
+    now: u16,
+) -> Option<u16> {
+    let other = another(tables, service, key, known.backend, now, known.retries, |_| true)?;
+    // That of a refusal was spent when it was kept.
+    if known.state != Handshake::REFUSED && !spend(tables, key.owner) {
+        return None;
+    }
+    divert(tables, service, key, known.sequence, other).then_some(other)
+}
+
+/// Has the flow that this SYN begins go to another backend than its slot says. `false`: that one is gone.
+#[inline(always)]
+pub fn divert<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, to: u16) -> bool {
+    let Some(backend) = tables.backend(to) else { return false };
+    let canary = service.membership(tables, key).new;
+    let index = service.slot(canary, service.backend_hash(key));
+    // The mark first: an entry that nobody looks for would be worse than a look-up in vain.
+    tables.mark(index);
+    let generation = backend.life().generation();
+    tables.note_half_open(key, &HalfOpen { backend: to, pad: 0, generation, sequence, at: tables.ticks() });
+    true
+}
+
+/// Whether a refusal is kept from its client: there is somebody else, and the budget allows it.
+#[inline(always)]
+pub fn keeps_refusal<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> bool {
+    let other = another(tables, service, key, known.backend, known.backend, known.retries, |_| true);
+    other.is_some() && spend(tables, key.owner)
+}
+
+/// Another backend than `not` of the pool that `like` is in, which is `fit`: by the pool's table, so that each gets its share of
+/// those, and at other places of it with each of a flow's `tries`.
+#[inline(always)]
+pub(crate) fn another<T: Tables>(
+    tables: &T,
+    service: &Service,
+    key: &FlowKey,
+    not: u16,
+    like: u16,
+    tries: u8,
+    fit: impl Fn(u16) -> bool,
+) -> Option<u16> {
+    let canary = tables.backend(like)?.pool == service.canary_pool;
+    let hash = service.backend_hash(key);
+    let first = u64::from(tries) * PROBES;
+    for probe in 1..=PROBES {
+        // Steps of the golden ratio: as far from all earlier places as they can be.
+        let place = hash.wrapping_add((first + probe).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let other = tables.slot(service.slot(canary, place))?.new();
+        if other != 0
+            && other != not
+            && tables.backend(other).is_some_and(|backend| backend.life().is_usable())
+            && fit(other)
+        {
+            return Some(other);
+        }
+    }
+    None
+}

@@ -1,0 +1,174 @@
+//! What becomes of connections by backend, and which are tried again elsewhere.
+
+use std::net::SocketAddr;
+
+use lb_common::abi::{Mode, Service};
+use lb_common::host::{ServiceSpec, Tables};
+use lb_common::retry::{Budget, ONE};
+use lb_common::verdict::{Event, Reason};
+use lb_common::watch::Word;
+
+use crate::lab::{Packet, backend, client, vip};
+
+const SEQUENCE: u32 = 4_000_000_000;
+
+/// One `nat` service with three backends.
+struct Bench {
+    tables: Tables,
+    ids: Vec<u16>,
+}
+
+impl Bench {
+    fn new(flags: u16) -> Self {
+        let mut tables = Tables::new();
+        let index = tables.add_service(&ServiceSpec::tcp(vip(false), 443, Mode::Nat));
+        let backends: Vec<(SocketAddr, u16)> = (0..3).map(|n| (at(n), 100)).collect();
+        let ids = tables.add_pool(index, false, &backends);
+        tables.services[index as usize].flags |= flags;
+        let budget = Budget { earned: ONE.div_ceil(5), most: 3 * ONE, left: 2 * ONE, reserved: 0 };
+        tables.budgets.get_mut().insert(index, budget);
+        Self { tables, ids }
+    }
+
+    fn packet(flags: &str, sequence: u32, bytes: usize, mut packet: Packet) -> Packet {
+        packet.payload = vec![7; bytes];
+        let header = packet.tcp.as_mut().expect("TCP");
+        (header.syn, header.ack, header.rst) =
+            (flags.contains('S'), flags.contains('A'), flags.contains('R'));
+        header.sequence_number = sequence;
+        header.acknowledgment_number = SEQUENCE.wrapping_add(1);
+        packet
+    }
+
+    /// A packet of the client; returns which backend gets it.
+    fn request(&self, flags: &str, sequence: u32) -> usize {
+        let packet = Self::packet(flags, sequence, 0, Packet::tcp(client(false), (vip(false), 443).into()));
+        let (verdict, _) = packet.through(&self.tables);
+        assert_eq!(verdict.reason, Reason::Forwarded);
+        self.ids.iter().position(|id| *id == verdict.account.backend).expect("one of the three")
+    }
+
+    /// The client's SYN, a second after whatever was before.
+    fn syn(&self) -> usize {
+        self.tables.clock.set(self.tables.clock.get() + 1_000_000_000);
+        self.request("S", SEQUENCE)
+    }
+
+    /// A reply of a backend to the client.
+    fn reply(&self, from: usize, flags: &str, bytes: usize) -> Reason {
+        let packet = Self::packet(flags, 1, bytes, Packet::tcp(at(from as u8), client(false)));
+        packet.through(&self.tables).0.reason
+    }
+
+    fn word(&self, backend: usize, word: Word) -> u64 {
+        self.tables.watched(self.ids[backend], word)
+    }
+}
+
+fn at(n: u8) -> SocketAddr {
+    let mut at = backend(false, 443);
+    at.set_ip(std::net::Ipv4Addr::new(10, 0, 7, n + 1).into());
+    at
+}
+
+#[test]
+fn each_connection_fails_at_most_once_and_a_success_ends_the_row() {
+    let bench = Bench::new(Service::WATCHED);
+    let first = bench.syn();
+    assert_eq!(bench.syn(), first, "nobody asked for retries");
+    bench.syn();
+    assert_eq!(bench.reply(first, "RA", 0), Reason::Replied);
+    let of = |word| bench.word(first, word);
+    assert_eq!([of(Word::Tried), of(Word::Unanswered), of(Word::Refused)], [1, 1, 0]);
+    assert_eq!(of(Word::UnacceptedInARow), 1);
+
+    bench.syn();
+    bench.reply(first, "RA", 0);
+    assert_eq!([of(Word::Tried), of(Word::Refused), of(Word::UnacceptedInARow)], [2, 1, 2]);
+
+    bench.syn();
+    bench.tables.clock.set(bench.tables.clock.get() + 5_000_000);
+    bench.reply(first, "SA", 0);
+    assert_eq!([of(Word::Answered), of(Word::HandshakeNs), of(Word::UnacceptedInARow)], [1, 5_000_000, 0]);
+    bench.reply(first, "RA", 0);
+    assert_eq!([of(Word::ResetEarly), of(Word::ResetInARow), of(Word::Refused)], [1, 1, 1]);
+
+    bench.syn();
+    bench.reply(first, "SA", 0);
+    bench.reply(first, "A", 10);
+    assert_eq!([of(Word::Served), of(Word::ResetInARow), of(Word::Answered)], [1, 0, 2]);
+    bench.reply(first, "RA", 0);
+    assert_eq!(of(Word::ResetEarly), 1, "after its first byte a connection is the application's business");
+}
+
+#[test]
+fn an_answer_that_comes_late_is_no_answer_in_time() {
+    let bench = Bench::new(Service::WATCHED);
+    let first = bench.syn();
+    bench.syn();
+    bench.reply(first, "SA", 0);
+    bench.reply(first, "RA", 0);
+    let of = |word| bench.word(first, word);
+    assert_eq!([of(Word::Unanswered), of(Word::Answered), of(Word::ResetEarly)], [1, 0, 0]);
+    assert_eq!(of(Word::UnacceptedInARow), 0, "but it is one");
+}
+
+#[test]
+fn an_unanswered_syn_goes_elsewhere_when_it_comes_again_and_the_flow_stays_there() {
+    let bench = Bench::new(Service::WATCHED | Service::RETRIED);
+    let first = bench.syn();
+    assert_eq!(bench.request("S", SEQUENCE), first, "nobody asks again so soon");
+    let second = bench.syn();
+    assert_ne!(second, first);
+    assert_eq!(bench.reply(first, "SA", 0), Reason::Superseded, "the client must not see two answers");
+    assert_eq!(bench.reply(second, "SA", 0), Reason::Replied);
+    assert_eq!(bench.syn(), second, "it was answered: a SYN that comes still is late");
+    assert_eq!(bench.request("A", SEQUENCE.wrapping_add(1)), second);
+    assert_eq!(bench.request("A", SEQUENCE.wrapping_add(1000)), second);
+    assert_eq!(bench.tables.count(Event::FlowTracked), 1);
+    assert_eq!([bench.word(first, Word::Unanswered), bench.word(second, Word::Unanswered)], [1, 0]);
+    assert_eq!([bench.word(first, Word::Answered), bench.word(second, Word::Answered)], [0, 1]);
+}
+
+#[test]
+fn a_refusal_is_kept_from_the_client_who_finds_another_backend() {
+    let bench = Bench::new(Service::RETRIED);
+    let first = bench.syn();
+    assert_eq!(bench.reply(first, "RA", 0), Reason::RefusalKept);
+    assert_eq!(bench.reply(first, "RA", 0), Reason::RefusalKept);
+    let second = bench.syn();
+    assert_ne!(second, first);
+    assert_eq!(bench.tables.count(Event::Retried), 1, "a refusal and its retry are one");
+    assert_eq!(bench.reply(second, "SA", 0), Reason::Replied);
+    assert_eq!(bench.request("A", SEQUENCE.wrapping_add(1)), second);
+}
+
+#[test]
+fn what_the_budget_does_not_allow_is_refused_as_ever() {
+    let bench = Bench::new(Service::RETRIED);
+    let mut sequence = SEQUENCE;
+    let mut kept = |connections: usize| {
+        let kept = (0..connections).filter(|_| {
+            sequence = sequence.wrapping_add(77);
+            let first = bench.request("S", sequence);
+            bench.reply(first, "RA", 0) == Reason::RefusalKept
+        });
+        kept.count()
+    };
+    // Two in store, and a fifth of a retry for each connection.
+    let of_100 = kept(100);
+    assert_eq!(of_100, 22);
+    assert_eq!(bench.tables.count(Event::RetryDenied), 78);
+}
+
+#[test]
+fn the_only_backend_is_not_tried_twice() {
+    let mut tables = Tables::new();
+    let index = tables.add_service(&ServiceSpec::tcp(vip(false), 443, Mode::Nat));
+    let ids = tables.add_pool(index, false, &[(at(0), 1)]);
+    tables.services[index as usize].flags |= Service::RETRIED;
+    tables.budgets.get_mut().insert(index, Budget { earned: ONE, most: ONE, left: ONE, reserved: 0 });
+    let bench = Bench { tables, ids };
+    assert_eq!((bench.syn(), bench.syn()), (0, 0));
+    assert_eq!(bench.reply(0, "RA", 0), Reason::Replied);
+}
