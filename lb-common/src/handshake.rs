@@ -81,7 +81,7 @@ pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &
             watch::repeats(tables, known);
         }
         if !service.has(Service::RETRIED) {
-            tables.keep_handshake(key, &Handshake { state: Handshake::REPEATED, ..*known });
+            tables.note_state(key, Handshake::REPEATED);
         }
     }
     service.has(Service::RETRIED)
@@ -107,7 +107,7 @@ pub fn moves<T: Tables>(
         return Place { backend, begins: false, ..place };
     }
     if known.state == Handshake::WAITING {
-        tables.keep_handshake(key, &Handshake { state: Handshake::REPEATED, ..*known });
+        tables.note_state(key, Handshake::REPEATED);
     }
     place
 }
@@ -141,7 +141,7 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
             }
             let late = known.state != Handshake::WAITING;
             let state = if late { Handshake::LATE } else { Handshake::ANSWERED };
-            tables.keep_handshake(key, &Handshake { state, ..known });
+            tables.note_state(key, state);
         }
     } else if reply.data && known.is_answered() {
         tables.forget_handshake(key);
@@ -172,7 +172,7 @@ fn ends<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handsha
         && !known.is_answered()
         && retry::keeps_refusal(tables, service, key, known)
     {
-        tables.keep_handshake(key, &Handshake { state: Handshake::REFUSED, ..*known });
+        tables.note_state(key, Handshake::REFUSED);
         return Err(Reason::RefusalKept);
     }
     tables.forget_handshake(key);

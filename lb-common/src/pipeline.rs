@@ -117,6 +117,8 @@ pub trait Tables {
     fn handshake(&self, key: &FlowKey) -> Option<Handshake>;
     /// Remembers a handshake.
     fn keep_handshake(&self, key: &FlowKey, handshake: &Handshake);
+    /// Sets the state of a handshake, if it is remembered.
+    fn note_state(&self, key: &FlowKey, state: u8);
     /// Forgets a handshake.
     fn forget_handshake(&self, key: &FlowKey);
     /// Adds 1 to a word of a measure; `offset` is in bytes.

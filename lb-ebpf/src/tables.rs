@@ -460,6 +460,13 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn note_state(&self, key: &FlowKey, state: u8) {
+        let Some(handshake) = maps::HANDSHAKES.get_ptr_mut(key) else { return };
+        // SAFETY: a byte of a living element.
+        unsafe { (&raw mut (*handshake).state).write_volatile(state) };
+    }
+
+    #[inline(always)]
     fn forget_handshake(&self, key: &FlowKey) {
         // Gone already is as good.
         let _ = maps::HANDSHAKES.remove(key);

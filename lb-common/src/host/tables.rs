@@ -365,6 +365,12 @@ impl pipeline::Tables for Tables {
         self.handshakes.borrow_mut().insert(*key, *handshake);
     }
 
+    fn note_state(&self, key: &FlowKey, state: u8) {
+        if let Some(handshake) = self.handshakes.borrow_mut().get_mut(key) {
+            handshake.state = state;
+        }
+    }
+
     fn forget_handshake(&self, key: &FlowKey) {
         self.handshakes.borrow_mut().remove(key);
     }
