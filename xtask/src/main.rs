@@ -3,13 +3,14 @@
 mod apt;
 mod host;
 mod lint;
+mod package;
 mod run;
 mod setup;
 mod tally;
 mod test;
 mod toolchain;
 
-use std::{env, process::ExitCode};
+use std::{env, path::PathBuf, process::ExitCode};
 
 const HELP: &str = "\
 Usage: cargo xtask COMMAND
@@ -25,7 +26,12 @@ Usage: cargo xtask COMMAND
   demo [ARGUMENT…]
         Shows the main job on real traffic: a canary, a failure, a rollback.
   bench [ARGUMENT…]
-        Measures: cost of a packet, of a publish, of a rollback.";
+        Measures: cost of a packet, of a publish, of a rollback.
+  package [--musl] [--programs DIR] [--to DIR]
+        Builds what is shipped, into target/package: a Debian package and an archive.
+        --musl      also an archive of programs that need no library of the system
+        --programs  packs these instead of building them
+        --to        another place for it";
 
 /// What the user asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +40,7 @@ enum Command {
     Setup(setup::Options),
     Test(test::Options),
     Lint,
+    Package(package::Options),
     /// A program of `tests/`, with its arguments.
     Program(&'static str, Vec<String>),
 }
@@ -54,6 +61,7 @@ fn main() -> ExitCode {
         Command::Setup(options) => setup::run(options),
         Command::Test(options) => return test::run(&options),
         Command::Lint => lint::run(),
+        Command::Package(options) => package::run(&options),
         Command::Program(name, arguments) => run::exec(name, &arguments),
     };
     match result {
@@ -75,15 +83,21 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         "setup" => Command::Setup(setup::Options::default()),
         "test" => Command::Test(test::Options::default()),
         "lint" => Command::Lint,
+        "package" => Command::Package(package::Options::default()),
         "demo" => return Ok(Command::Program("demo", arguments.collect())),
         "bench" => return Ok(Command::Program("bench", arguments.collect())),
         _ => return Err(format!("unknown command: {verb}")),
     };
-    for argument in arguments {
+    while let Some(argument) = arguments.next() {
         match (&mut command, argument.as_str()) {
             (_, "-h" | "--help") => return Ok(Command::Help),
             (Command::Setup(options), "--check") => options.check = true,
             (Command::Setup(options), "--build-only") => options.build_only = true,
+            (Command::Package(options), "--musl") => options.musl = true,
+            (Command::Package(options), "--programs") => {
+                options.programs = arguments.next().map(PathBuf::from)
+            }
+            (Command::Package(options), "--to") => options.to = arguments.next().map(PathBuf::from),
             (Command::Test(options), "--unprivileged") => options.unprivileged = true,
             (Command::Test(options), filter) if !filter.starts_with('-') => {
                 options.filters.push(argument);
@@ -115,6 +129,12 @@ mod tests {
     fn programs_get_their_arguments_untouched() {
         let arguments = vec!["--with".to_owned(), "name=pin".to_owned(), "--help".to_owned()];
         assert_eq!(parsed("bench --with name=pin --help"), Ok(Command::Program("bench", arguments)));
+    }
+
+    #[test]
+    fn a_package_is_of_programs_and_goes_somewhere() {
+        let options = package::Options { programs: Some("a".into()), to: Some("b".into()), musl: false };
+        assert_eq!(parsed("package --to b --programs a"), Ok(Command::Package(options)));
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use lb_userspace::agent::{self, Handle, Places};
 use lb_userspace::api::Server;
 use lb_userspace::lifecycle::{self, LogFormat, Manager};
 use lb_userspace::metrics::{Listener, Where};
-use lb_userspace::{config, decap};
+use lb_userspace::{config, decap, version};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 #[derive(Parser)]
 #[command(
     name = "lbd",
-    version,
+    version = version::text(),
     after_help = "SIGHUP has it read its configuration file again. Stopping lbd stops no traffic: `lbctl detach` takes the data path off."
 )]
 struct Arguments {
@@ -68,6 +68,9 @@ struct Arguments {
 enum Command {
     /// On a backend of `dsr-ipip` without a tunnel device: takes the outer header off, until it is stopped.
     Decap(decap::Arguments),
+    /// Writes the manual page.
+    #[command(hide = true)]
+    Man,
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -79,6 +82,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.check {
         return check(&places(&arguments));
+    }
+    if matches!(arguments.command, Some(Command::Man)) {
+        return man();
     }
     if let Err(error) = lifecycle::start_log(arguments.log_format) {
         eprintln!("lbd: {error:#}");
@@ -99,13 +105,23 @@ fn main() -> ExitCode {
         match arguments.command {
             Some(Command::Decap(arguments)) => decap::run(&arguments).await,
             // As a task, so that a long step of the agent can make way for others.
-            None => tokio::spawn(run(arguments)).await.context("the agent has ended")?,
+            Some(Command::Man) | None => tokio::spawn(run(arguments)).await.context("the agent has ended")?,
         }
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn man() -> ExitCode {
+    match clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lbd: the manual cannot be written: {error}");
             ExitCode::FAILURE
         }
     }

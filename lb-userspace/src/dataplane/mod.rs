@@ -5,6 +5,7 @@ mod kernel;
 mod load;
 pub mod maps;
 
+pub(crate) use kernel::OLDEST as OLDEST_KERNEL;
 pub use kernel::check as check_kernel;
 pub(crate) use kernel::has_btf;
 pub(crate) use load::is_bpffs;
