@@ -153,7 +153,7 @@ fn container() -> Result<()> {
     for line in &lines {
         let word = line.split_whitespace().next().unwrap_or_default();
         ensure!(KNOWN.contains(&word), "{word} is no instruction: {line}");
-        for list in line.find('[').map(|at| &line[at..]) {
+        if let Some(list) = line.find('[').map(|at| &line[at..]) {
             serde_json::from_str::<Vec<String>>(list).with_context(|| format!("no list of words: {line}"))?;
         }
     }
