@@ -122,7 +122,9 @@ fn every_list_can_be_followed() {
             let following = Following::start(&lab, &["get", what, "--watch", "-o", format]);
             let first = following.line();
             match format {
-                "json" => assert!(serde_json::from_str::<serde_json::Value>(&first).is_ok(), "{what}: {first}"),
+                "json" => {
+                    assert!(serde_json::from_str::<serde_json::Value>(&first).is_ok(), "{what}: {first}")
+                }
                 _ => assert!(first.contains("SERVICE") || first.contains("TIME"), "{what}: {first}"),
             }
         }
