@@ -101,7 +101,10 @@ fn stage(tree: &Path, programs: &Path) -> Result<()> {
     }
     let root = host::workspace();
     for program in PROGRAMS {
-        place(&programs.join(program), &tree.join("usr/bin").join(program), 0o755)?;
+        let to = tree.join("usr/bin").join(program);
+        place(&programs.join(program), &to, 0o755)?;
+        // Backtraces keep their names; lines are for those who build it themselves.
+        host::run(Command::new("strip").arg("--strip-debug").arg(&to))?;
     }
     for (from, to) in FILES {
         place(&root.join(from), &tree.join(to), 0o644)?;
@@ -190,7 +193,7 @@ fn debian(tree: &Path, work: &Path, package: &Path, version: &str, architecture:
     same_times(work)?;
     host::run(
         Command::new("dpkg-deb")
-            .args(["--root-owner-group", "--build"])
+            .args(["--root-owner-group", "-Zxz", "-z2", "--build"])
             .args([work, package])
             .env("SOURCE_DATE_EPOCH", epoch()),
     )
@@ -208,7 +211,7 @@ fn archive(tree: &Path, to: &Path) -> Result<()> {
                 "--format=gnu",
             ])
             .arg(format!("--mtime=@{}", epoch()))
-            .arg("--use-compress-program=gzip -9 -n")
+            .arg("--use-compress-program=gzip -6 -n")
             .arg("--file")
             .arg(to)
             .arg("--directory")

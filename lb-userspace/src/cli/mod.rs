@@ -117,8 +117,11 @@ pub(crate) fn understands(line: &str) -> Result<(), clap::Error> {
         0 => part.split_whitespace().collect(),
         _ => vec![part],
     });
-    let found = command().try_get_matches_from(std::iter::once("lbctl").chain(words))?;
-    Cli::from_arg_matches(&found).map(|_| ())
+    let found = command().try_get_matches_from(std::iter::once("lbctl").chain(words));
+    match found.and_then(|found| Cli::from_arg_matches(&found)) {
+        Err(error) if error.use_stderr() => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// What a verb works with.

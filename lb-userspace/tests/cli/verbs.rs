@@ -74,7 +74,7 @@ const SHOWN: &[(&str, &[&str])] = &[
     ("help", &["--help"]),
     ("help_code", &["help", "LB0503"]),
     ("help_event", &["help", "backend_down"]),
-    ("help_unknown", &["help", "LB0530"]),
+    ("help_unknown", &["help", "LB9999"]),
     ("help_verb", &["help", "set", "state"]),
     ("top_in_a_pipe", &["top"]),
 ];

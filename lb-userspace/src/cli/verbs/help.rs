@@ -6,7 +6,7 @@ use super::Outcome;
 use crate::cli::Context;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::screen::Format;
-use crate::{cli, codes};
+use crate::{cli, codes, events};
 
 /// Explains a code (LB0503, backend_down) or a verb.
 #[derive(Debug, Args)]
@@ -61,8 +61,11 @@ impl Help {
 }
 
 fn nearest(written: &str) -> String {
-    let verbs = cli::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect::<Vec<_>>();
-    let all = codes::all().into_iter().chain(verbs);
+    let verbs: Vec<String> =
+        cli::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    let events = events::CODES.iter().map(|(code, _)| (*code).to_owned());
+    // A code with another digit is another code.
+    let all = verbs.into_iter().chain(events);
     let wanted = written.to_lowercase();
     let near = all.min_by_key(|name| strsim::osa_distance(&name.to_lowercase(), &wanted));
     match near {
