@@ -324,6 +324,9 @@ impl Agent {
         for service in next.services() {
             let Some(intent) = next.intents.get(&service.name) else { continue };
             let compiled = compiler.compile(&service, intent, &self.seed, &world);
+            if self.compiled.get(&service.name).is_some_and(|now| now.plan == compiled.plan) {
+                continue;
+            }
             let Some(index) = self.publisher.registry.service_index(&compiled.plan.key) else { continue };
             let slots = self.publisher.slots_that_differ(index, &compiled.plan);
             let share = intent.split / 100.0;

@@ -1,6 +1,6 @@
 //! From nothing, or from what an earlier agent left, to a running agent.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ use crate::netlink::{Links, NextHops, Resolver, Vips};
 use crate::publish::{Publisher, split};
 use crate::state::journal::Lost;
 use crate::state::{Author, Change, Desired, Entry, Journal, JournalError, file_of, fingerprint};
-use crate::sweep::Books;
+use crate::sweep::{Books, Rooms};
 use crate::wanted::Wanted;
 
 /// Where things are.
@@ -107,6 +107,7 @@ pub async fn start(
         passive: super::outlier::Passive::default(),
         rates: super::rates::Rates::default(),
         books: Books::default(),
+        rooms: Rooms::default(),
         compiler: Compiler::default(),
         compiled: BTreeMap::new(),
         kernel: KernelFacts {
@@ -373,15 +374,13 @@ fn presume_up(desired: &Desired, publisher: &Publisher) -> Targets {
         let key = key_of(&service);
         let Some(index) = publisher.registry.service_index(&key) else { continue };
         let Some(record) = publisher.registry.services.get(&index) else { continue };
-        let mut used: HashMap<u16, u32> = HashMap::new();
-        for table in record.stable.iter().chain(&record.canary) {
-            used.extend(publisher.registry.slots_by_backend(&publisher.maps, table));
-        }
+        let tables = record.stable.iter().chain(&record.canary);
+        let used: HashSet<u16> = tables.flat_map(|table| table.takers.keys().copied()).collect();
         for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
             let port =
                 if service.port == 0 { abi::Port::ANY } else { abi::Port::new(backend.address.port()) };
             let id = publisher.registry.backend_id(index, backend.address.ip().into(), port);
-            if id.is_some_and(|id| used.contains_key(&id)) {
+            if id.is_some_and(|id| used.contains(&id)) {
                 targets.presumed_up.insert((service.name.clone(), backend.address));
             }
         }

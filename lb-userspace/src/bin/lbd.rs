@@ -16,6 +16,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+/// It gives memory back that a large request has taken, where the C library's keeps what lies between; see [`give_back`].
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The agent of lb: loads the XDP data path, checks health, and owns the maps.
 #[derive(Parser)]
 #[command(
@@ -78,7 +82,22 @@ fn octal(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "expected permission bits in octal, such as 0666".to_owned())
 }
 
+/// Has free memory go back at once, and in small pages: an agent is small for days, and large for the moment in which a large
+/// configuration is applied.
+fn give_back() {
+    /// `mi_option_purge_delay` of mimalloc.h, which the crate does not name.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: neither call has to do with memory of ours: an option that exists, and a setting of the process, both before there
+    // are threads.
+    unsafe {
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, 0);
+        // A kernel that knows no huge pages, and says so, needs nothing.
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    }
+}
+
 fn main() -> ExitCode {
+    give_back();
     let arguments = Arguments::parse();
     if arguments.check {
         return check(&places(&arguments));

@@ -1,5 +1,6 @@
 //! The whole, with real servers and real connections.
 
+mod churn;
 mod discovery;
 mod health;
 mod lifecycle;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         modes::claims(),
         split::claims(),
         survival::claims(),
+        churn::claims(),
         health::claims(),
         lifecycle::claims(),
         discovery::claims(),
