@@ -19,6 +19,7 @@ pub mod reply;
 pub mod rewrite;
 pub mod select;
 pub mod stage;
+pub mod trace;
 pub mod verdict;
 pub mod wire;
 

@@ -6,3 +6,4 @@ mod measure;
 mod nat;
 mod parsing;
 mod reset;
+mod trace;

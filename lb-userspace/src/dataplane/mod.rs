@@ -4,6 +4,7 @@ pub mod bpf;
 mod kernel;
 mod load;
 pub mod maps;
+mod trace;
 
 pub use kernel::check as check_kernel;
 pub(crate) use kernel::has_btf;
@@ -13,3 +14,4 @@ pub use load::{
     forget_other_links, load,
 };
 pub use maps::{Maps, OpenError};
+pub use trace::{Traced, begin as trace};

@@ -13,6 +13,7 @@ mod revisions;
 mod rollout;
 mod split;
 mod survival;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         modes::claims(),
         split::claims(),
         survival::claims(),
+        trace::claims(),
         health::claims(),
         lifecycle::claims(),
         discovery::claims(),

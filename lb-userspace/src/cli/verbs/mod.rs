@@ -1,6 +1,7 @@
 //! The verbs, a file each.
 
 mod apply;
+mod capture;
 mod completions;
 mod detach;
 mod diff;
@@ -12,6 +13,7 @@ mod rollback;
 mod rollout;
 mod set;
 mod status;
+mod trace;
 mod undo;
 mod validate;
 
@@ -39,6 +41,8 @@ pub(super) enum Verb {
     Diff(diff::Diff),
     Undo(undo::Undo),
     Explain(explain::Explain),
+    Trace(trace::Trace),
+    Capture(capture::Capture),
     Detach(detach::Detach),
     Completions(completions::Completions),
     Man(man::Man),
@@ -59,6 +63,8 @@ impl Verb {
             Self::Diff(verb) => format!("compare revisions of {}", verb.service),
             Self::Undo(verb) => format!("undo a change of {}", verb.service),
             Self::Explain(verb) => format!("explain {} -> {}", verb.from, verb.to),
+            Self::Trace(_) => "trace packets".to_owned(),
+            Self::Capture(verb) => format!("capture packets into {}", verb.file),
             Self::Detach(_) => "detach".to_owned(),
             Self::Completions(_) => "write the completions".to_owned(),
             Self::Man(_) => "write the manual".to_owned(),
@@ -78,6 +84,8 @@ impl Verb {
             Self::Diff(verb) => verb.run(context).await,
             Self::Undo(verb) => verb.run(context).await,
             Self::Explain(verb) => verb.run(context).await,
+            Self::Trace(verb) => verb.run(context).await,
+            Self::Capture(verb) => verb.run(context).await,
             Self::Detach(verb) => verb.run(context).await,
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),
