@@ -22,6 +22,7 @@ pub mod retry;
 pub mod rewrite;
 pub mod select;
 pub mod stage;
+pub mod trace;
 pub mod verdict;
 pub mod watch;
 pub mod wire;

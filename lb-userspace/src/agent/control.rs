@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use super::{Agent, Handle, Remembered, Request, Target, diff, history};
 use crate::api::{
     Answer, ApiError, Applied, Apply, BackendPath, Call, Change, Control, Detached, Diff, DiffQuery,
     ErrorCode, Event, Explain, Explanation, FlowQuery, Flows, HealthWord, History, KeepOrReset, Moved,
     OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState,
-    SetWeight, StartRollout, Status, Undo,
+    SetWeight, StartRollout, Status, Trace, Traced, Undo,
 };
 use crate::compile::BackendView;
 use crate::config::Loaded;
@@ -22,7 +22,7 @@ use crate::state::{Author, Deadline};
 
 impl Handle {
     /// Has the agent do something; an agent that has ended is an answer, too.
-    async fn ask<R: Send + 'static>(
+    pub(super) async fn ask<R: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Agent) -> Answer<R> + Send + 'static,
     ) -> Answer<R> {
@@ -241,6 +241,11 @@ impl Control for Handle {
             warnings: remembered.warning.into_iter().collect(),
             ..RolledBack::default()
         })
+    }
+
+    async fn trace(&self, call: Call, body: Trace) -> Answer<mpsc::Receiver<Traced>> {
+        let request = request(&call, None);
+        self.begin_trace(body, request).await
     }
 
     async fn start_rollout(&self, call: Call, service: String, body: StartRollout) -> Answer<RolloutStatus> {

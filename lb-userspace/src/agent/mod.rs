@@ -20,6 +20,7 @@ mod reload;
 mod rollout;
 mod scrape;
 mod start;
+mod trace;
 mod undo;
 mod view;
 mod world;
@@ -79,6 +80,11 @@ pub struct Agent {
     discoveries: discovery::Discoveries,
     swept: SweepReport,
     follows: rollout::Follows,
+    tracing: Option<trace::Tracing>,
+    /// Of the kernel program.
+    log_level: u8,
+    /// Traces that were begun.
+    traces: u64,
     measured: measured::Measured,
     checks: crate::metrics::Checks,
     passive: outlier::Passive,

@@ -102,6 +102,9 @@ pub async fn start(
         discoveries: discovery::Discoveries::new(Sources::new(sources_sender)),
         swept: SweepReport::default(),
         follows: HashMap::new(),
+        tracing: None,
+        traces: 0,
+        log_level,
         measured: HashMap::new(),
         checks: crate::metrics::Checks::default(),
         passive: super::outlier::Passive::default(),
@@ -139,6 +142,11 @@ pub async fn start(
 }
 
 impl Agent {
+    /// What the program was loaded with.
+    pub(super) fn options(&self) -> Options {
+        options(&self.places, &self.desired.config.dataplane, self.log_level)
+    }
+
     fn begin(&mut self, adopted: bool) -> anyhow::Result<()> {
         let dataplane = &self.desired.config.dataplane;
         let udp_idle = clock::in_ticks(dataplane.udp_idle);

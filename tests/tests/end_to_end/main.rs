@@ -15,6 +15,7 @@ mod revisions;
 mod rollout;
 mod split;
 mod survival;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         split::claims(),
         survival::claims(),
         churn::claims(),
+        trace::claims(),
         health::claims(),
         lifecycle::claims(),
         discovery::claims(),

@@ -1,6 +1,7 @@
 //! The verbs, a file each.
 
 mod apply;
+mod capture;
 mod completions;
 mod detach;
 mod diff;
@@ -16,6 +17,7 @@ mod set;
 mod status;
 mod sysdump;
 mod top;
+mod trace;
 mod undo;
 mod validate;
 
@@ -46,6 +48,8 @@ pub(super) enum Verb {
     Top(top::Top),
     Doctor(doctor::Doctor),
     Sysdump(sysdump::Sysdump),
+    Trace(trace::Trace),
+    Capture(capture::Capture),
     Detach(detach::Detach),
     Completions(completions::Completions),
     Man(man::Man),
@@ -70,6 +74,8 @@ impl Verb {
             Self::Top(_) => "show it live".to_owned(),
             Self::Doctor(_) => "examine this host".to_owned(),
             Self::Sysdump(_) => "collect for a bug report".to_owned(),
+            Self::Trace(_) => "trace packets".to_owned(),
+            Self::Capture(verb) => format!("capture packets into {}", verb.file),
             Self::Detach(_) => "detach".to_owned(),
             Self::Completions(_) => "write the completions".to_owned(),
             Self::Man(_) => "write the manual".to_owned(),
@@ -93,6 +99,8 @@ impl Verb {
             Self::Top(verb) => verb.run(context).await,
             Self::Doctor(verb) => verb.run(context).await,
             Self::Sysdump(verb) => verb.run(context).await,
+            Self::Trace(verb) => verb.run(context).await,
+            Self::Capture(verb) => verb.run(context).await,
             Self::Detach(verb) => verb.run(context).await,
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),
