@@ -87,6 +87,14 @@ fn measure_word(measure: u32, offset: usize) -> Option<*mut u64> {
     Some(unsafe { measure.byte_add(offset) }.cast())
 }
 
+/// A global function's argument, on its own stack: before Linux 6.2 no helper takes a key from where the verifier lets such
+/// an argument point.
+#[inline(always)]
+fn copied(key: *const FlowKey) -> Option<FlowKey> {
+    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
+    unsafe { key.as_ref() }.copied()
+}
+
 /// No [`Place`] looks like this.
 const NO_TABLE: u64 = u64::MAX;
 
@@ -95,8 +103,7 @@ const NO_TABLE: u64 = u64::MAX;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
-    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NO_TABLE };
+    let Some(key) = copied(key) else { return NO_TABLE };
     let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
     let kind = match kind {
         0 => Kind::Syn(sequence),
@@ -104,17 +111,16 @@ extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
         2 => Kind::Rst,
         _ => Kind::Udp,
     };
-    select(&Kernel, service, key, kind).map_or(NO_TABLE, |choice| Place::from(choice).pack())
+    select(&Kernel, service, &key, kind).map_or(NO_TABLE, |choice| Place::from(choice).pack())
 }
 
 /// Measuring, as functions of their own in the kernel's eyes ("global"): verified once, for any flow.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_begins(key: *const FlowKey, sequence: u32, canary: u32) -> u32 {
-    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     if let Some(service) = maps::SERVICES.get(key.owner) {
-        measure::begins(&Kernel, service, key, sequence, canary != 0);
+        measure::begins(&Kernel, service, &key, sequence, canary != 0);
     }
     0
 }
@@ -123,12 +129,11 @@ extern "C" fn lb_begins(key: *const FlowKey, sequence: u32, canary: u32) -> u32 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_replies(key: *const FlowKey, flags: u32, acknowledged: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     if let Some(service) = maps::SERVICES.get(key.owner) {
         let reply =
             Reply { answers: flags & 1 != 0, resets: flags & 2 != 0, data: flags & 4 != 0, acknowledged };
-        measure::replies(&Kernel, service, key, reply);
+        measure::replies(&Kernel, service, &key, reply);
     }
     0
 }
