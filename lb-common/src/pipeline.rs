@@ -219,29 +219,40 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
     }
 }
 
-/// Where every packet begins: the program whose cost counts.
+/// Where every packet begins: the program whose cost counts. So it is compiled twice, for the [plain](parse::plain) shape of
+/// packets and for all others.
 ///
 /// # Errors
 ///
 /// Why the road ends here, if it does not end in a verdict that is more than a reason.
 #[inline(always)]
 pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
-    let network = parse::network(packet)?;
+    match parse::plain(packet) {
+        Some(network) => road(packet, tables, &network),
+        None => {
+            let network = parse::network(packet)?;
+            road(packet, tables, &network)
+        }
+    }
+}
+
+#[inline(always)]
+fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Result<Step, Reason> {
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     if contains(&settings.vips, network.destination) {
-        let transport = parse::transport(packet, &network)?;
-        if let Some(index) = find_service(tables, &network, &transport) {
+        let transport = parse::transport(packet, network)?;
+        if let Some(index) = find_service(tables, network, &transport) {
             let service = tables.service(index).ok_or(Reason::NoTable)?;
             if service.has(Service::ATTENDED) {
                 return Ok(Step::Next(Stage::Attend));
             }
-            let key = FlowKey::of_request(&network, &transport, index);
+            let key = FlowKey::of_request(network, &transport, index);
             let place = tables.place(service, &key, transport.kind)?;
             if place.backend == 0 {
-                return empty(packet, service, &network, &transport).map(Step::End);
+                return empty(packet, service, network, &transport).map(Step::End);
             }
             let target = Target::of(tables, &place)?;
-            return forward(packet, tables, settings, service, &network, &transport, &key, &place, &target)
+            return forward(packet, tables, settings, service, network, &transport, &key, &place, &target)
                 .map(Step::End);
         }
     }

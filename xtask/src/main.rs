@@ -9,6 +9,7 @@ mod setup;
 mod tally;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::{env, path::PathBuf, process::ExitCode};
 
@@ -22,6 +23,8 @@ Usage: cargo xtask COMMAND
   test [--unprivileged] [FILTER…]
         Runs every test there is, or those whose name contains a FILTER.
         --unprivileged  leaves out what needs root: no kernel, no namespaces
+  vm [VERSION…]
+        Runs the tests of the kernel programs under Debian's kernels 6.1 and 6.12 (or VERSION), in QEMU.
   lint  Checks formatting, and all code with warnings as errors.
   demo [ARGUMENT…]
         Shows the main job on real traffic: a canary, a failure, a rollback.
@@ -41,6 +44,8 @@ enum Command {
     Test(test::Options),
     Lint,
     Package(package::Options),
+    /// Versions of kernels.
+    Vm(Vec<String>),
     /// A program of `tests/`, with its arguments.
     Program(&'static str, Vec<String>),
 }
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Command::Test(options) => return test::run(&options),
         Command::Lint => lint::run(),
         Command::Package(options) => package::run(&options),
+        Command::Vm(kernels) => vm::run(&kernels),
         Command::Program(name, arguments) => run::exec(name, &arguments),
     };
     match result {
@@ -84,6 +90,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         "test" => Command::Test(test::Options::default()),
         "lint" => Command::Lint,
         "package" => Command::Package(package::Options::default()),
+        "vm" => Command::Vm(Vec::new()),
         "demo" => return Ok(Command::Program("demo", arguments.collect())),
         "bench" => return Ok(Command::Program("bench", arguments.collect())),
         _ => return Err(format!("unknown command: {verb}")),
@@ -101,6 +108,9 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
             (Command::Test(options), "--unprivileged") => options.unprivileged = true,
             (Command::Test(options), filter) if !filter.starts_with('-') => {
                 options.filters.push(argument);
+            }
+            (Command::Vm(kernels), version) if version.starts_with(|c: char| c.is_ascii_digit()) => {
+                kernels.push(argument);
             }
             _ => return Err(format!("`{verb}` does not take {argument}")),
         }
@@ -141,6 +151,7 @@ mod tests {
     fn a_mistake_is_named() {
         assert_eq!(parsed("tset"), Err("unknown command: tset".to_owned()));
         assert_eq!(parsed("lint --fix"), Err("`lint` does not take --fix".to_owned()));
+        assert_eq!(parsed("vm latest"), Err("`vm` does not take latest".to_owned()));
         assert_eq!(parsed("test --check"), Err("`test` does not take --check".to_owned()));
         assert_eq!(parsed(""), Err("no command".to_owned()));
     }

@@ -416,9 +416,9 @@ pub(super) fn refused(error: ProgramError, what: &str) -> LoadError {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             LoadError::Permission { what: what.to_owned() }
         }
-        // What the verifier says to those without CAP_PERFMON, about a comparison that it lets others make.
+        // What the verifier says to those without CAP_PERFMON, about arithmetic that it lets others do.
         ProgramError::LoadError { verifier_log, .. }
-            if verifier_log.to_string().contains("pointer comparison prohibited") =>
+            if verifier_log.to_string().contains("prohibited for !root") =>
         {
             LoadError::Permission { what: what.to_owned() }
         }

@@ -20,10 +20,15 @@ pub struct Budget {
     pub jited_bytes: u32,
 }
 
-/// What was measured on Linux 6.18 plus 5 %; but whatever it does, no program may take more than 100 000 instructions to verify.
-/// A change that needs more says what for.
+/// The kernel that budgets were measured on.
+pub const KERNEL: &str = "6.18.";
+
+/// Whatever the kernel, and whatever it does, no program may take more instructions to verify.
+pub const LIMIT: u32 = 100_000;
+
+/// What was measured on [`KERNEL`] plus 5 %. (`lb` has its road twice: for the plainest shape of packets, and for all others.) A change that needs more says what for.
 pub const BUDGETS: &[Budget] = &[
-    Budget { program: "lb", verified_instructions: 59_200, translated_bytes: 26_200, jited_bytes: 14_900 },
+    Budget { program: "lb", verified_instructions: 63_100, translated_bytes: 35_700, jited_bytes: 20_400 },
     Budget {
         program: "lb_reply",
         verified_instructions: 28_800,
