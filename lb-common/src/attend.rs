@@ -4,8 +4,7 @@
 
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, empty, find_service, forward};
-use crate::rewrite;
+use crate::pipeline::{Packet, Step, Tables, Target, empty, find_service};
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{TCP_FIN, TCP_RST, Tcp};
 
@@ -17,7 +16,6 @@ use crate::wire::{TCP_FIN, TCP_RST, Tcp};
 #[inline(always)]
 pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
-    let settings = tables.settings().ok_or(Reason::NoTable)?;
     let transport = parse::transport(packet, &network)?;
     // It was there a moment ago.
     let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
@@ -41,7 +39,9 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         let ends = header.flags & (TCP_FIN | TCP_RST) != 0;
         tables.passes(&key, place.backend, target.backend.pool, ends);
     }
-    forward(packet, tables, settings, service, &network, &transport, &key, &place, &target).map(Step::End)
+    let account = Account::of_request(&network, &place, target.backend);
+    let ifindex = tables.send(packet, index, place)?;
+    Ok(Step::End(Verdict { reason: Reason::Forwarded, ifindex, account }))
 }
 
 /// A limit keeps it away.
@@ -54,7 +54,7 @@ fn kept_away<P: Packet>(
 ) -> Result<Verdict, Reason> {
     if service.on_limit == OnEmpty::Reset as u8 {
         let ifindex = packet.ifindex();
-        rewrite::reset(packet, network, transport)?;
+        packet.reset(network, transport)?;
         return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });
     }
     Err(Reason::LimitDrop)

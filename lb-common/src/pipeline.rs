@@ -37,6 +37,17 @@ pub trait Packet {
     {
         parse::extensions(self, protocol, offset)
     }
+    /// [`rewrite::reset`], likewise.
+    ///
+    /// # Errors
+    ///
+    /// As [`rewrite::reset`].
+    fn reset(&mut self, network: &Network, transport: &Transport) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        rewrite::reset(self, network, transport)
+    }
     /// The interface it came in by.
     fn ifindex(&self) -> u32;
     /// Moves the start of the frame forward by `bytes`; what is there is undefined.
@@ -94,6 +105,17 @@ pub trait Tables {
         Self: Sized,
     {
         select(self, service, key, kind).map(Place::from)
+    }
+    /// [`send`], likewise; the interface that the packet leaves by.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`].
+    fn send(&self, packet: &mut Self::Packet, service: u32, place: Place) -> Result<u32, Reason>
+    where
+        Self: Sized,
+    {
+        send(packet, self, service, &place).map(|verdict| verdict.ifindex)
     }
     /// [`handshake::begins`], likewise.
     fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
@@ -323,12 +345,7 @@ pub(crate) fn forward<T: Tables>(
 ) -> Result<Verdict, Reason> {
     let Target { backend, device, mac } = *target;
     let length = network.end - network.l3;
-    let account = Account {
-        backend: place.backend,
-        pool: backend.pool,
-        bytes: network.end as u32,
-        begins: place.begins,
-    };
+    let account = Account::of_request(network, place, backend);
     if service.mode == Mode::DsrIpip as u8 {
         if !rewrite::fits(device, length + rewrite::overhead(backend.address)) {
             return Err(Reason::TooBig);
@@ -351,6 +368,40 @@ pub(crate) fn forward<T: Tables>(
     Ok(Verdict { reason: Reason::Forwarded, ifindex: device.ifindex, account })
 }
 
+/// [`forward`] for whoever has found a place. It parses the packet again, so that nothing has to be kept until then.
+///
+/// # Errors
+///
+/// Why it does not get to its backend.
+#[inline(always)]
+pub fn send<T: Tables>(
+    packet: &mut T::Packet,
+    tables: &T,
+    service: u32,
+    place: &Place,
+) -> Result<Verdict, Reason> {
+    let network = parse::network(packet)?;
+    let settings = tables.settings().ok_or(Reason::NoTable)?;
+    let transport = parse::transport(packet, &network)?;
+    let key = FlowKey::of_request(&network, &transport, service);
+    let service = tables.service(service).ok_or(Reason::NoTable)?;
+    let target = Target::of(tables, place)?;
+    forward(packet, tables, settings, service, &network, &transport, &key, place, &target)
+}
+
+impl Account {
+    /// A client's packet on its way to a backend.
+    #[inline(always)]
+    pub(crate) fn of_request(network: &Network, place: &Place, backend: &Backend) -> Self {
+        Self {
+            backend: place.backend,
+            pool: backend.pool,
+            bytes: network.end as u32,
+            begins: place.begins.into(),
+        }
+    }
+}
+
 /// No backend may take it.
 #[inline(always)]
 pub(crate) fn empty<P: Packet>(
@@ -361,7 +412,7 @@ pub(crate) fn empty<P: Packet>(
 ) -> Result<Verdict, Reason> {
     if rewrite::answers_with_reset(service, transport.kind) {
         let ifindex = packet.ifindex();
-        rewrite::reset(packet, network, transport)?;
+        packet.reset(network, transport)?;
         return Ok(Verdict { reason: Reason::Reset, ifindex, account: Account::NONE });
     }
     Err(if service.on_empty == OnEmpty::Pass as u8 { Reason::EmptyPass } else { Reason::NoBackend })

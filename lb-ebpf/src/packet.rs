@@ -3,8 +3,9 @@
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
-use lb_common::parse::extensions;
+use lb_common::parse::{self, Network, Transport, extensions};
 use lb_common::pipeline::Packet;
+use lb_common::rewrite;
 use lb_common::verdict::Reason;
 use lb_common::wire::Wire;
 
@@ -88,6 +89,13 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn reset(&mut self, _: &Network, _: &Transport) -> Result<(), Reason> {
+        let done = lb_reset(self.ctx) == 0;
+        self.refresh();
+        done.then_some(()).ok_or(Reason::Malformed)
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is the kernel's.
         unsafe { (*self.ctx).ingress_ifindex }
@@ -119,6 +127,17 @@ impl Packet for Frame {
         self.refresh();
         (result == 0).then_some(())
     }
+}
+
+/// A RST as the answer, as a function of its own in the kernel's eyes ("global"): it parses the packet again, and shares
+/// its stack with nobody. Returns 0 if that is what the packet is now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_reset(ctx: *mut xdp_md) -> u32 {
+    let mut frame = Frame::new(&XdpContext::new(ctx));
+    let Ok(network) = parse::network(&frame) else { return 1 };
+    let Ok(transport) = parse::transport(&frame, &network) else { return 1 };
+    rewrite::reset(&mut frame, &network, &transport).is_err().into()
 }
 
 /// IPv6's extension headers, as a function of its own in the kernel's eyes ("global"): verified once, for any start, so
