@@ -3,6 +3,7 @@
 //! The way is that of every request ([`enter`](crate::pipeline::enter)); between its steps stands what such services ask for.
 
 use crate::abi::{FlowKey, OnEmpty, Service};
+use crate::fault;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, find_service};
 use crate::verdict::{Account, Reason, Verdict};
@@ -21,7 +22,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
     let service = tables.service(index).ok_or(Reason::NoTable)?;
     let key = FlowKey::of_request(&network, &transport, index);
-    let mut place = tables.place(service, &key, transport.kind)?;
+    let mut place = tables.place_attended(service, &key, transport.kind)?;
     if place.backend == 0 {
         return empty(packet, service, &network, &transport).map(Step::End);
     }
@@ -38,6 +39,13 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
         let ends = header.flags & (TCP_FIN | TCP_RST) != 0;
         tables.passes(&key, place.backend, target.backend.pool, ends);
+    }
+    if service.has(Service::FAULTS)
+        && matches!(transport.kind, Kind::Syn(_))
+        && let Some(action) = tables.injected(service, &key, target.backend.pool, place.backend)
+    {
+        return fault::strike(packet, tables, service, &network, &transport, &key, place.backend, action)
+            .map(Step::End);
     }
     let account = Account::of_request(&network, &place, target.backend);
     let ifindex = tables.send(packet, index, place)?;

@@ -1,10 +1,11 @@
 //! The road of a packet, start to end.
 
 use crate::abi::{
-    Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, Mode, OnEmpty, Port,
-    Replier, Service, Settings, Slot, VipKey, ticks,
+    Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, GuestKey, HalfOpen,
+    Mode, OnEmpty, Port, Replier, Service, Settings, Slot, VipKey, ticks,
 };
 use crate::attend::attend;
+use crate::fault;
 use crate::handshake;
 use crate::limit::{self, Limit, Open, Whose};
 use crate::measure::{Handshake, Reply};
@@ -12,7 +13,7 @@ use crate::parse::{self, Kind, Network, Transport};
 use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
-use crate::select::{Place, select};
+use crate::select::{Place, select, select_bare};
 use crate::stage::Stage;
 use crate::verdict::{Account, Event, Reason, Verdict};
 use crate::watch::Word;
@@ -99,8 +100,15 @@ pub trait Tables {
     /// Where a packet for `network.destination` leaves.
     fn route(&self, packet: &Self::Packet, network: &Network) -> Route;
 
-    /// [`select`]; the kernel has most of it verified apart from everything else.
+    /// [`select_bare`]; the kernel has most of it verified apart from everything else.
     fn place(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason>
+    where
+        Self: Sized,
+    {
+        select_bare(self, service, key, kind).map(Place::from)
+    }
+    /// [`select`], likewise.
+    fn place_attended(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason>
     where
         Self: Sized,
     {
@@ -116,6 +124,17 @@ pub trait Tables {
         Self: Sized,
     {
         send(packet, self, service, &place).map(|verdict| verdict.ifindex)
+    }
+    /// Whether a client is a guest of its service's canary.
+    fn guest(&self, client: &GuestKey) -> bool;
+    /// The faults that are injected.
+    fn faults(&self) -> Option<&[Fault; FAULTS]>;
+    /// [`fault::injected`], likewise.
+    fn injected(&self, service: &Service, key: &FlowKey, pool: u16, backend: u16) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        fault::injected(self, service, key, pool, backend)
     }
     /// [`handshake::begins`], likewise.
     fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
@@ -147,6 +166,8 @@ pub trait Tables {
     fn count(&self, measure: u32, offset: usize);
     /// Sets bits of a word of a measure. Returns whether they were set before.
     fn set(&self, measure: u32, offset: usize, bits: u64) -> bool;
+    /// Sets a word of a measure to `new` if it still is `old`. Returns whether it was.
+    fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool;
     /// A word of a measure.
     fn word(&self, measure: u32, offset: usize) -> u64;
     /// Adds to a word of a backend's [`Watch`](crate::watch::Watch).

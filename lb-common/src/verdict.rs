@@ -78,6 +78,8 @@ reasons! {
     RepliedByHost = Pass "replied_by_host",
     /// A RST to the client: no backend may take its flow.
     Reset = Transmit "reset",
+    /// A RST to the client: a fault that was injected (`lbctl fault`).
+    FaultReset = Transmit "fault_reset",
     /// Neither IPv4 nor IPv6.
     NotIp = Pass "not_ip",
     /// A header that contradicts itself or the frame's length; the host's stack judges and counts it.
@@ -120,6 +122,8 @@ reasons! {
     LimitDrop = Drop "limit_drop",
     /// A table that must be there is not: the agent has not finished its work.
     NoTable = Drop "no_table",
+    /// A fault that was injected (`lbctl fault`).
+    FaultDrop = Drop "fault_drop",
 }
 
 impl Reason {
@@ -166,6 +170,8 @@ events! {
     Retried = "retried",
     /// It would have been, but for the budget of retries.
     RetryDenied = "retry_denied",
+    /// A new flow of the canary went to the stable pool, since the canary had as many as it may.
+    Capped = "capped",
 }
 
 impl Event {

@@ -7,8 +7,8 @@ use bytemuck::Zeroable;
 
 use super::{Frame, Lru};
 use crate::abi::{
-    Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, LAYOUT, Life, Mode, NextHop,
-    OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
+    Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, GuestKey, HalfOpen,
+    LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
@@ -57,6 +57,10 @@ pub struct Tables {
     pub open: RefCell<HashMap<FlowKey, Open>>,
     /// Services whose canary was taken back by the tripwire; their split is as it was.
     pub tripped: RefCell<Vec<u32>>,
+    /// `GUESTS`.
+    pub guests: Vec<GuestKey>,
+    /// `FAULTS`.
+    pub faults: [Fault; FAULTS],
     /// `DIRECT`.
     pub direct: RefCell<Lru<FlowKey, u32>>,
     /// Where packets for these addresses leave.
@@ -139,6 +143,8 @@ impl Tables {
             open: RefCell::default(),
             tripped: RefCell::default(),
             measures: RefCell::new(vec![0; Self::MEASURES * size_of::<Measure>() / 8]),
+            guests: Vec::new(),
+            faults: [Fault::default(); FAULTS],
             direct: RefCell::new(Lru::new(1 << 16)),
             routes: HashMap::new(),
             default_route: Route::Out {
@@ -384,6 +390,28 @@ impl pipeline::Tables for Tables {
         let before = *word;
         *word |= bits;
         before & bits == bits
+    }
+
+    fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
+        let word = &mut self.measures.borrow_mut()[word_of(measure, offset)];
+        let same = *word == old;
+        if same {
+            *word = new;
+        }
+        same
+    }
+
+    fn guest(&self, client: &GuestKey) -> bool {
+        let bits = |key: &GuestKey| u128::from_be_bytes(bytemuck::cast(key.network));
+        self.guests.iter().any(|guest| {
+            let beyond = 160 - guest.bits;
+            let differ = bits(guest) ^ bits(client);
+            guest.service == client.service && differ.checked_shr(beyond).unwrap_or(0) == 0
+        })
+    }
+
+    fn faults(&self) -> Option<&[Fault; FAULTS]> {
+        Some(&self.faults)
     }
 
     fn word(&self, measure: u32, offset: usize) -> u64 {

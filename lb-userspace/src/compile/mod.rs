@@ -70,6 +70,10 @@ pub trait World {
     fn steer(&self, _service: &Service, _backend: SocketAddr) -> u16 {
         NEUTRAL
     }
+    /// Whether faults are injected into a service.
+    fn has_faults(&self, _service: &Service) -> bool {
+        false
+    }
     /// What time it is.
     fn now(&self) -> Now {
         Now { instant: Instant::now(), wall: Timestamp::now() }
@@ -398,7 +402,14 @@ impl Compiler {
         }
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
             flags |= abi::Service::MEASURED;
+            if intent.rollout.as_ref().is_some_and(|rollout| rollout.plan.cap.is_some()) {
+                flags |= abi::Service::CAPPED;
+            }
         }
+        if world.has_faults(service) {
+            flags |= abi::Service::FAULTS;
+        }
+        let guests = service.rollout.as_ref().map_or(Vec::new(), |rollout| rollout.canary_clients.clone());
         let plan = ServicePlan {
             key,
             mode: match service.mode {
@@ -408,6 +419,7 @@ impl Compiler {
             },
             on_empty: on_empty(service, &pools, intent),
             flags,
+            guests,
             split_mask,
             salt: intent.salt,
             table_size: service.table_size.get(),

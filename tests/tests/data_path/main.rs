@@ -8,11 +8,12 @@ mod kernel;
 mod network;
 mod rng;
 mod tables;
+mod tripwire;
 mod writing;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let claims = [differential::claims(), full::claims(), writing::claims()];
+    let claims = [differential::claims(), full::claims(), writing::claims(), tripwire::claims()];
     lb_tests::run(claims.into_iter().flatten().collect())
 }

@@ -49,6 +49,7 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         mode: Mode::Nat,
         on_empty: OnEmpty::Reset,
         flags: 0,
+        guests: Vec::new(),
         split_mask: [u32::MAX; 4],
         salt: 0,
         limits: Default::default(),
