@@ -4,7 +4,7 @@
 
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, empty, find_service, forward};
+use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service, forward};
 use crate::rewrite;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{TCP_FIN, TCP_RST, Tcp};
@@ -22,6 +22,12 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     // It was there a moment ago.
     let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
     let service = tables.service(index).ok_or(Reason::NoTable)?;
+    // First, when little else has to be kept. Whoever gets this SYN, the host included, gets it with what the service says.
+    if service.has(Service::CLAMPED)
+        && let Kind::Syn(_) = transport.kind
+    {
+        rewrite::clamp_mss(packet, &network, &transport, service.clamp_mss);
+    }
     let key = FlowKey::of_request(&network, &transport, index);
     let mut place = tables.place(service, &key, transport.kind)?;
     if place.backend == 0 {
@@ -41,7 +47,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         let ends = header.flags & (TCP_FIN | TCP_RST) != 0;
         tables.passes(&key, place.backend, target.backend.pool, ends);
     }
-    forward(packet, tables, settings, service, &network, &transport, &key, &place, &target).map(Step::End)
+    ended(forward(packet, tables, settings, service, &network, &transport, &key, &place, &target))
 }
 
 /// A limit keeps it away.

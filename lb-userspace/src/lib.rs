@@ -8,6 +8,7 @@ pub mod cli;
 pub mod clock;
 pub mod compile;
 pub mod config;
+mod craft;
 pub mod dataplane;
 pub mod decap;
 pub mod discovery;

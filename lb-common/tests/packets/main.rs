@@ -1,6 +1,8 @@
 //! Whole frames through the whole data path: what goes in is built by etherparse, and so is what must come out.
 
 mod dsr;
+mod errors;
+mod fragments;
 mod lab;
 mod limit;
 mod measure;
@@ -8,3 +10,4 @@ mod nat;
 mod parsing;
 mod reset;
 mod retry;
+mod too_big;

@@ -399,15 +399,27 @@ impl Compiler {
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
             flags |= abi::Service::MEASURED;
         }
+        let clamp_mss = service.clamp_mss.map_or(0, |limit| limit as u16);
+        if clamp_mss != 0 && service.protocol == Protocol::Tcp {
+            flags |= abi::Service::CLAMPED;
+        }
+        let gue_port = if service.mode == Mode::DsrGue {
+            Port::new(service.gue_port.unwrap_or(GUE_PORT))
+        } else {
+            Port::ANY
+        };
         let plan = ServicePlan {
             key,
             mode: match service.mode {
                 Mode::DsrL2 => abi::Mode::DsrL2,
                 Mode::DsrIpip => abi::Mode::DsrIpip,
+                Mode::DsrGue => abi::Mode::DsrGue,
                 _ => abi::Mode::Nat,
             },
             on_empty: on_empty(service, &pools, intent),
             flags,
+            gue_port,
+            clamp_mss,
             split_mask,
             salt: intent.salt,
             table_size: service.table_size.get(),
@@ -510,6 +522,9 @@ fn table(
     memory.built = Some(Built { weights, size, table: Arc::clone(&table) });
     table
 }
+
+/// Where Linux's own documents have GUE.
+const GUE_PORT: u16 = 6080;
 
 /// Where clients find a service.
 #[must_use]

@@ -8,6 +8,7 @@ mod observe;
 mod operator;
 mod page;
 mod passive;
+mod paths;
 mod policy;
 mod refusals;
 mod revisions;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let claims = [
         modes::claims(),
+        paths::claims(),
         split::claims(),
         survival::claims(),
         health::claims(),
