@@ -25,6 +25,7 @@ pub mod rewrite;
 pub mod select;
 pub mod stage;
 pub mod too_big;
+pub mod trace;
 pub mod verdict;
 pub mod watch;
 pub mod wire;

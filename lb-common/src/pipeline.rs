@@ -257,33 +257,44 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
     }
 }
 
-/// Where every packet begins: the program whose cost counts.
+/// Where every packet begins: the program whose cost counts. So it is compiled twice, for the [plain](parse::plain) shape of
+/// packets and for all others.
 ///
 /// # Errors
 ///
 /// Why the road ends here, if it does not end in a verdict that is more than a reason.
 #[inline(always)]
 pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
-    let network = parse::network(packet)?;
+    match parse::plain(packet) {
+        Some(network) => road(packet, tables, &network),
+        None => {
+            let network = parse::network(packet)?;
+            road(packet, tables, &network)
+        }
+    }
+}
+
+#[inline(always)]
+fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Result<Step, Reason> {
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     if contains(&settings.vips, network.destination) {
-        let transport = match parse::transport(packet, &network) {
+        let transport = match parse::transport(packet, network) {
             Ok(transport) => transport,
-            Err(reason) => return elsewhere(&network, reason),
+            Err(reason) => return elsewhere(network, reason),
         };
-        if let Some(index) = find_service(tables, &network, &transport) {
+        if let Some(index) = find_service(tables, network, &transport) {
             let service = tables.service(index).ok_or(Reason::NoTable)?;
             if service.has(Service::ATTENDED) {
                 return Ok(Step::Next(Stage::Attend));
             }
-            let key = FlowKey::of_request(&network, &transport, index);
+            let key = FlowKey::of_request(network, &transport, index);
             let place = tables.place(service, &key, transport.kind)?;
             if place.backend == 0 {
-                return empty(packet, service, &network, &transport).map(Step::End);
+                return empty(packet, service, network, &transport).map(Step::End);
             }
             let target = Target::of(tables, &place)?;
             return ended(forward(
-                packet, tables, settings, service, &network, &transport, &key, &place, &target,
+                packet, tables, settings, service, network, &transport, &key, &place, &target,
             ));
         }
     }
@@ -291,7 +302,7 @@ pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
         return Ok(Step::Next(Stage::Reply));
     }
     // Any router may have something to say about a flow of ours.
-    elsewhere(&network, Reason::NotOurs)
+    elsewhere(network, Reason::NotOurs)
 }
 
 /// The end of the road, but for a packet that does not fit: its sender is to be told.

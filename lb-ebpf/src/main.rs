@@ -7,6 +7,7 @@ mod maps;
 mod packet;
 mod stages;
 mod tables;
+mod trace;
 mod verifier;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
@@ -29,6 +30,7 @@ use crate::tables::{Kernel, bump};
 /// The balancer: every packet begins here.
 #[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
+    trace::arrives(&ctx);
     let mut frame = Frame::new(&ctx);
     let step = enter(&mut frame, &Kernel);
     leave(&ctx, &frame, step)
@@ -88,6 +90,7 @@ fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
     let verdict = match step {
         Ok(Step::End(verdict)) => verdict,
         Ok(Step::Next(stage)) => {
+            trace::goes_on(ctx, stage);
             jump(ctx, stage);
             // Still here: there is no such program in the array.
             Verdict::of(Reason::NoTable)
@@ -95,6 +98,7 @@ fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
         Err(reason) => Verdict::of(reason),
     };
     Kernel.count(&verdict);
+    trace::ends(ctx, &verdict);
     debug!(ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
     act(frame, &verdict)
 }

@@ -12,6 +12,7 @@ use lb_common::limit::{Limit, Open};
 use lb_common::measure::{Handshake, Measure};
 use lb_common::retry::Budget;
 use lb_common::stage::Stage;
+use lb_common::trace;
 use lb_common::verdict::Counters;
 use lb_common::watch::Watch;
 
@@ -101,3 +102,13 @@ pub static DECAP: Array<decap::Allowed> = Array::with_max_entries(1, 0);
 #[map]
 pub static DECAP_COUNTERS: PerCpuArray<[u64; decap::Decapsulated::COUNT]> =
     PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static TRACE_FILTER: Array<trace::Filter> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static TRACE_STATE: PerCpuArray<trace::State> = PerCpuArray::with_max_entries(1, 0);
+
+// The agent gives it room when it loads the program that traces.
+#[map]
+pub static TRACED: RingBuf = RingBuf::with_byte_size(4096, 0);

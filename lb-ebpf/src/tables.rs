@@ -93,6 +93,14 @@ fn measure_word(measure: u32, offset: usize) -> Option<*mut u64> {
     Some(unsafe { measure.byte_add(offset) }.cast())
 }
 
+/// A global function's argument, on its own stack: before Linux 6.2 no helper takes a key from where the verifier lets such
+/// an argument point.
+#[inline(always)]
+fn copied(key: *const FlowKey) -> Option<FlowKey> {
+    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
+    unsafe { key.as_ref() }.copied()
+}
+
 /// No [`Place`] looks like this.
 const NO_TABLE: u64 = u64::MAX;
 
@@ -101,8 +109,7 @@ const NO_TABLE: u64 = u64::MAX;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
-    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NO_TABLE };
+    let Some(key) = copied(key) else { return NO_TABLE };
     let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
     let kind = match kind {
         0 => Kind::Syn(sequence),
@@ -110,7 +117,7 @@ extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
         2 => Kind::Rst,
         _ => Kind::Udp,
     };
-    select(&Kernel, service, key, kind).map_or(NO_TABLE, |choice| Place::from(choice).pack())
+    select(&Kernel, service, &key, kind).map_or(NO_TABLE, |choice| Place::from(choice).pack())
 }
 
 /// The rule for what is about a flow, likewise.
@@ -131,10 +138,7 @@ extern "C" fn lb_peek(key: *const FlowKey) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_known(key: *const FlowKey, sequence: u32) -> u32 {
-    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-    // On the stack: kernels before 6.8 take no memory of a caller for a key.
-    let key = *key;
+    let Some(key) = copied(key) else { return 0 };
     handshake::known(&Kernel, &key, sequence).is_some().into()
 }
 
@@ -142,10 +146,8 @@ extern "C" fn lb_known(key: *const FlowKey, sequence: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return place };
+    let Some(key) = copied(key) else { return place };
     let Some(service) = maps::SERVICES.get(key.owner) else { return place };
-    let key = *key;
     handshake::first(&Kernel, service, &key, sequence, Place::unpack(place)).pack()
 }
 
@@ -153,10 +155,8 @@ extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let key = *key;
     let known = handshake::known(&Kernel, &key, sequence);
     known.is_some_and(|known| handshake::repeats(&Kernel, service, &key, &known)).into()
 }
@@ -165,10 +165,8 @@ extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return place };
+    let Some(key) = copied(key) else { return place };
     let Some(service) = maps::SERVICES.get(key.owner) else { return place };
-    let key = *key;
     match handshake::known(&Kernel, &key, sequence) {
         Some(known) => handshake::moves(&Kernel, service, &key, &known, Place::unpack(place)).pack(),
         None => place,
@@ -179,10 +177,8 @@ extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_judge(key: *const FlowKey, backend: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let key = *key;
     limit::judge(&Kernel, service, &key, backend as u16) as u32
 }
 
@@ -190,10 +186,8 @@ extern "C" fn lb_judge(key: *const FlowKey, backend: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_spill(key: *const FlowKey, sequence: u32, backend: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let key = *key;
     limit::spill(&Kernel, service, &key, sequence, backend as u16).map_or(0, u32::from)
 }
 
@@ -202,10 +196,8 @@ extern "C" fn lb_spill(key: *const FlowKey, sequence: u32, backend: u32) -> u32 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_replies(key: *const FlowKey, reply: u32, acknowledged: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let key = *key;
     let (backend, flags) = (reply as u16, reply >> 16);
     let reply = Reply {
         backend,
@@ -225,9 +217,7 @@ extern "C" fn lb_replies(key: *const FlowKey, reply: u32, acknowledged: u32) -> 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_passes(key: *const FlowKey, place: u64) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-    let key = *key;
+    let Some(key) = copied(key) else { return 0 };
     limit::passes(&Kernel, &key, place as u16, (place >> 16) as u16, place >> 32 != 0);
     0
 }

@@ -50,6 +50,8 @@ codes! {
     "discovery_failed": "A source of backends does not answer, or cannot be used; what was found before stays.",
     "discovery_recovered": "A source of backends answers again.",
     "discovery_dropped": "Some of what a source of backends says cannot be used.",
+    "trace_started": "Somebody follows packets: the program that tells is in the place of the other one.",
+    "trace_ended": "Nobody follows packets any more.",
     "drain_over": "The time that a backend had to drain is over.",
     "backend_gone": "A removed backend has no flows left.",
     "rollout_started": "A rollout has begun.",

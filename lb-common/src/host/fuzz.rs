@@ -121,6 +121,9 @@ fn vip(n: u8, v6: bool) -> IpAddr {
 
 fn send(tables: &Tables, bytes: &[u8], headroom: usize) -> Reason {
     let mut frame = Frame::with_headroom(bytes, Tables::IFINDEX, headroom);
+    if let Some(plain) = parse::plain(&frame) {
+        assert_eq!(parse::network(&frame), Ok(plain), "the short cut leads elsewhere");
+    }
     let verdict = process(&mut frame, tables);
     judge(tables, bytes, frame.bytes(), &verdict);
     verdict.reason

@@ -11,3 +11,4 @@ mod parsing;
 mod reset;
 mod retry;
 mod too_big;
+mod trace;

@@ -55,6 +55,7 @@ fn no_tcp_flow_moves() {
     assert!(total.settled > 0 && total.slow > total.settled / 10, "{total:?}");
     assert!(total.captured > 0 && total.promotions > 0 && total.reused > 0 && total.lapses > 0, "{total:?}");
     assert!(total.closed > 0, "no split was ever closed: {total:?}");
+    assert!(total.rests > 0, "no service was ever at rest: {total:?}");
 }
 
 #[test]

@@ -115,6 +115,7 @@ pub struct Stats {
     pub sweeps: u64,
     pub closed: u64,
     pub retried: u64,
+    pub rests: u64,
 }
 
 impl std::ops::AddAssign for Stats {
@@ -130,6 +131,7 @@ impl std::ops::AddAssign for Stats {
         self.sweeps += other.sweeps;
         self.closed += other.closed;
         self.retried += other.retried;
+        self.rests += other.rests;
     }
 }
 

@@ -571,15 +571,9 @@ impl Agent {
                 wanted.extend(self.publisher.registry.backend_id(index, backend.address.ip().into(), port));
             }
         }
-        let all: Vec<u16> = self
-            .publisher
-            .registry
-            .services
-            .keys()
-            .flat_map(|&index| self.publisher.registry.backends_of(index))
-            .collect();
-        for id in all.into_iter().filter(|id| !wanted.contains(id) && self.swept.load(*id) == Load::default())
-        {
+        let unused = |id: &u16| !wanted.contains(id) && self.swept.load(*id) == Load::default();
+        let unused: Vec<u16> = self.publisher.registry.backend_ids().filter(unused).collect();
+        for id in unused {
             match self.publisher.free_backend(id) {
                 Ok(()) => self.log.push(Occurrence {
                     code: "backend_gone",

@@ -20,6 +20,7 @@ mod reload;
 mod rollout;
 mod scrape;
 mod start;
+mod trace;
 mod undo;
 mod view;
 mod world;
@@ -79,11 +80,17 @@ pub struct Agent {
     discoveries: discovery::Discoveries,
     swept: SweepReport,
     follows: rollout::Follows,
+    tracing: Option<trace::Tracing>,
+    /// Of the kernel program.
+    log_level: u8,
+    /// Traces that were begun.
+    traces: u64,
     measured: measured::Measured,
     checks: crate::metrics::Checks,
     passive: outlier::Passive,
     rates: rates::Rates,
     books: sweep::Books,
+    rooms: sweep::Rooms,
     log: Arc<EventLog>,
     shared: Arc<Shared>,
 }
@@ -229,6 +236,7 @@ impl Agent {
                     warn!(flows = self.books.lately(), "forgotten for want of room: see `lbctl status`");
                 }
                 self.swept = report;
+                self.rooms = tokio::task::block_in_place(|| sweep::rooms(&self.publisher.maps, &self.books));
                 self.measure();
                 self.free_what_nobody_uses();
             }
@@ -247,13 +255,9 @@ impl Agent {
 
     /// Notes how fast packets go through the backends.
     fn measure(&mut self) {
-        let (registry, maps) = (&self.publisher.registry, &self.publisher.maps);
-        let ids = registry.services.keys().flat_map(|&index| registry.backends_of(index));
-        let counters = ids.filter_map(|id| {
-            let traffic = crate::dataplane::maps::traffic(&maps.backend_traffic, id.into());
-            Some((id, traffic.ok()?))
-        });
-        self.rates.observe(std::time::Instant::now(), counters);
+        let meters = view::Meters::of_all(&self.publisher);
+        let ids = self.publisher.registry.backend_ids();
+        self.rates.observe(std::time::Instant::now(), ids.map(|id| (id, meters.backend(id))));
     }
 
     /// Brings the maps to what should be, for services by name.

@@ -1,6 +1,6 @@
 //! From nothing, or from what an earlier agent left, to a running agent.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ use crate::netlink::{Links, NextHops, Resolver, Vips};
 use crate::publish::{Publisher, split};
 use crate::state::journal::Lost;
 use crate::state::{Author, Change, Desired, Entry, Journal, JournalError, file_of, fingerprint};
-use crate::sweep::Books;
+use crate::sweep::{Books, Rooms};
 use crate::wanted::Wanted;
 
 /// Where things are.
@@ -102,11 +102,15 @@ pub async fn start(
         discoveries: discovery::Discoveries::new(Sources::new(sources_sender)),
         swept: SweepReport::default(),
         follows: HashMap::new(),
+        tracing: None,
+        traces: 0,
+        log_level,
         measured: HashMap::new(),
         checks: crate::metrics::Checks::default(),
         passive: super::outlier::Passive::default(),
         rates: super::rates::Rates::default(),
         books: Books::default(),
+        rooms: Rooms::default(),
         compiler: Compiler::default(),
         compiled: BTreeMap::new(),
         kernel: KernelFacts {
@@ -138,6 +142,11 @@ pub async fn start(
 }
 
 impl Agent {
+    /// What the program was loaded with.
+    pub(super) fn options(&self) -> Options {
+        options(&self.places, &self.desired.config.dataplane, self.log_level)
+    }
+
     fn begin(&mut self, adopted: bool) -> anyhow::Result<()> {
         let dataplane = &self.desired.config.dataplane;
         let udp_idle = clock::in_ticks(dataplane.udp_idle);
@@ -373,15 +382,13 @@ fn presume_up(desired: &Desired, publisher: &Publisher) -> Targets {
         let key = key_of(&service);
         let Some(index) = publisher.registry.service_index(&key) else { continue };
         let Some(record) = publisher.registry.services.get(&index) else { continue };
-        let mut used: HashMap<u16, u32> = HashMap::new();
-        for table in record.stable.iter().chain(&record.canary) {
-            used.extend(publisher.registry.slots_by_backend(&publisher.maps, table));
-        }
+        let tables = record.stable.iter().chain(&record.canary);
+        let used: HashSet<u16> = tables.flat_map(|table| table.takers.keys().copied()).collect();
         for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
             let port =
                 if service.port == 0 { abi::Port::ANY } else { abi::Port::new(backend.address.port()) };
             let id = publisher.registry.backend_id(index, backend.address.ip().into(), port);
-            if id.is_some_and(|id| used.contains_key(&id)) {
+            if id.is_some_and(|id| used.contains(&id)) {
                 targets.presumed_up.insert((service.name.clone(), backend.address));
             }
         }

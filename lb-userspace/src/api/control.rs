@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use super::{
     Actor, ApiError, Applied, Apply, BackendPath, Detached, Diff, DiffQuery, Event, Explain, Explanation,
     FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth,
-    SetSplit, SetState, SetWeight, StartRollout, Status, Undo,
+    SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
 };
 use crate::config::Loaded;
 use crate::rollout::engine::Order;
@@ -124,6 +124,13 @@ pub trait Control: Send + Sync + 'static {
         order: Order,
         request: OrderRollout,
     ) -> impl Future<Output = Answer<RolloutStatus>> + Send;
+
+    /// Tells of packets as they go through, until the time is over or nobody listens.
+    fn trace(
+        &self,
+        call: Call,
+        request: Trace,
+    ) -> impl Future<Output = Answer<mpsc::Receiver<Traced>>> + Send;
 
     /// Says where a flow goes, and why.
     fn explain(&self, request: Explain) -> impl Future<Output = Answer<Explanation>> + Send;

@@ -40,7 +40,7 @@ mod error;
 pub mod server;
 pub mod types;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, EventStream, Lines};
 pub use control::{Answer, Call, Control};
 pub use error::{ApiError, ErrorCode};
 pub use server::{BindError, Server};

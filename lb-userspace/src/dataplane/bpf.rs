@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
@@ -243,12 +244,19 @@ fn open_map(path: &Path, key_size: usize, value_size: usize) -> io::Result<(Owne
 /// An array map as memory: what is stored here, the next packet sees.
 ///
 /// Values are whole words; each word is read and written atomically, a value of several words is not.
+///
+/// The kernel puts every page of an array into a mapping as it is made, so that large arrays are mapped as far as they are used:
+/// the address space of all of it is kept, and each [`WINDOW`] of it is mapped when something in it is asked for.
 pub struct Mapped<T> {
     fd: OwnedFd,
     words: NonNull<AtomicU64>,
     length: u32,
+    windows: Box<[OnceLock<()>]>,
     value: PhantomData<T>,
 }
+
+/// Bytes that are mapped at a time: whole pages, of every size that pages have.
+const WINDOW: usize = 1 << 20;
 
 // SAFETY: the memory is shared with the kernel anyway; all access is by atomic words.
 unsafe impl<T> Send for Mapped<T> {}
@@ -269,22 +277,32 @@ impl<T: Pod> Mapped<T> {
     pub fn open(path: &Path) -> io::Result<Self> {
         let (fd, info) = open_map(path, 4, size_of::<T>())?;
         let bytes = info.max_entries as usize * size_of::<T>();
-        // SAFETY: a new mapping of a descriptor that is ours.
+        // SAFETY: a new mapping of nothing, at a place of the kernel's choice.
         let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0)
         };
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let words = NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { fd, words, length: info.max_entries, value: PhantomData })
+        let windows = vec![OnceLock::new(); bytes.div_ceil(WINDOW)].into();
+        let mapped = Self { fd, words, length: info.max_entries, windows, value: PhantomData };
+        // What cannot be mapped at all is said now.
+        mapped.map_window(0)?;
+        Ok(mapped)
+    }
+
+    fn map_window(&self, window: usize) -> io::Result<()> {
+        let (start, all) = (window * WINDOW, self.length as usize * size_of::<T>());
+        let bytes = WINDOW.min(all - start);
+        // SAFETY: a part of our own address space, which nobody uses before its window says that it is there.
+        let memory = unsafe {
+            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+            let place = self.words.as_ptr().byte_add(start).cast();
+            libc::mmap(place, bytes, access, flags, self.fd.as_raw_fd(), start as libc::off_t)
+        };
+        if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// How many elements there are.
@@ -303,11 +321,18 @@ impl<T: Pod> Mapped<T> {
     ///
     /// # Panics
     ///
-    /// If there is no such element.
+    /// If there is no such element, or the kernel has no memory for the tables that show a process its pages.
     #[must_use]
     pub fn words(&self, index: u32) -> &[AtomicU64] {
         assert!(index < self.length, "element {index} of {}", self.length);
-        // SAFETY: in bounds of the mapping, which lives as long as `self`; atomics may be shared with the kernel.
+        let start = index as usize * size_of::<T>();
+        for window in start / WINDOW..=(start + size_of::<T>() - 1) / WINDOW {
+            self.windows[window].get_or_init(|| {
+                self.map_window(window).unwrap_or_else(|error| panic!("cannot map an array: {error}"));
+            });
+        }
+        // SAFETY: in bounds of the mapping, which lives as long as `self` and is there in this part; atomics may be shared with
+        // the kernel.
         unsafe {
             std::slice::from_raw_parts(self.words.as_ptr().add(index as usize * Self::WORDS), Self::WORDS)
         }
@@ -559,6 +584,48 @@ impl<T: Pod> PerCpu<T> {
             .chunks_exact(Self::stride())
             .map(|bytes| bytemuck::pod_read_unaligned(&bytes[..size_of::<T>()]))
             .collect())
+    }
+
+    /// The values of the elements before `end`, each summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn sums(&self, end: u32) -> io::Result<Vec<T>>
+    where
+        T: std::ops::AddAssign,
+    {
+        const AT_ONCE: u32 = 1024;
+        let (end, stride) = (end.min(self.length), Self::stride() * self.cpus);
+        let mut sums: Vec<T> = Vec::with_capacity(end as usize);
+        let mut keys = vec![0u32; AT_ONCE as usize];
+        let mut values = vec![0u8; stride * AT_ONCE as usize];
+        while (sums.len() as u32) < end {
+            let (done, mut next) = (sums.len() as u32, 0u32);
+            let last = done.wrapping_sub(1);
+            let mut attr = BatchAttr {
+                in_batch: if done == 0 { 0 } else { address(&last) },
+                out_batch: (&raw mut next) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: AT_ONCE.min(end - done),
+                map_fd: self.fd.as_raw_fd() as u32,
+                ..BatchAttr::zeroed()
+            };
+            match bpf(Command::LookupBatch, &mut attr) {
+                // The end of the array; what there was of it is filled in.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && attr.count > 0 => {}
+                outcome => drop(outcome?),
+            }
+            for element in values[..stride * attr.count as usize].chunks_exact(stride) {
+                let mut sum = T::zeroed();
+                for bytes in element.chunks_exact(Self::stride()) {
+                    sum += bytemuck::pod_read_unaligned(&bytes[..size_of::<T>()]);
+                }
+                sums.push(sum);
+            }
+        }
+        Ok(sums)
     }
 
     /// Sets the element to zero on each CPU.

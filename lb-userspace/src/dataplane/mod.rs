@@ -4,7 +4,9 @@ pub mod bpf;
 mod kernel;
 mod load;
 pub mod maps;
+mod trace;
 
+pub(crate) use kernel::OLDEST as OLDEST_KERNEL;
 pub use kernel::check as check_kernel;
 pub(crate) use kernel::has_btf;
 pub(crate) use load::is_bpffs;
@@ -13,3 +15,4 @@ pub use load::{
     forget_other_links, load,
 };
 pub use maps::{Maps, OpenError};
+pub use trace::{Traced, begin as trace};

@@ -372,16 +372,20 @@ impl Publisher {
             let word = self.maps.slots.word(table.first + slot, 0);
             if fresh {
                 word.store(Slot::of(new, new, 0).0, Ordering::Release);
+                *table.takers.entry(new).or_default() += 1;
                 continue;
             }
             let step = word.try_update(Ordering::AcqRel, Ordering::Acquire, |word| {
                 let old = Slot(word);
                 settle::pointed(old, new, old.home() == 0 || dead.contains(&old.home())).map(|slot| slot.0)
             });
-            if step.is_ok() {
+            if let Ok(old) = step {
                 changed += 1;
-                table.changed[slot as usize] = now;
+                table.note(slot, Slot(old).new(), new, now);
             }
+        }
+        if fresh || changed > 0 {
+            self.registry.disturb(service);
         }
         Ok(if fresh { size } else { changed })
     }
@@ -496,7 +500,7 @@ impl Publisher {
     pub fn remove(&mut self, key: &VipKey) -> Result<bool, PublishError> {
         let Some(index) = self.registry.service_index(key) else { return Ok(false) };
         self.maps.vips.remove(key).map_err(map_error("VIPS"))?;
-        for id in self.registry.backends_of(index) {
+        for id in self.registry.backends_of(index).collect::<Vec<_>>() {
             self.forget_replies(id, key.protocol)?;
             self.switch_off(id);
             self.registry.free_backend(&self.maps, id);

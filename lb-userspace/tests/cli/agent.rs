@@ -8,7 +8,7 @@ use std::time::Duration;
 use lb_userspace::api::*;
 use lb_userspace::config::{AdminState, Loaded, Mode, Protocol};
 use lb_userspace::rollout::engine::{Order, Phase};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 pub const REVISION: u64 = 17;
 
@@ -559,6 +559,46 @@ impl Control for Agent {
         self.find(&service)?;
         self.asked(&call, format!("rollout {service} {} {:?}", order.as_str(), request.reason)).await?;
         Ok(rollout(&service, Phase::Holding))
+    }
+
+    async fn trace(&self, _: Call, request: Trace) -> Answer<mpsc::Receiver<Traced>> {
+        if request.port == Some(1) {
+            return Err(ApiError::new(ErrorCode::TraceUnderWay, "somebody traces already"));
+        }
+        let (sender, receiver) = mpsc::channel(8);
+        let arrives = Traced {
+            time: "2026-11-21T06:12:00.123456789Z".to_owned(),
+            cpu: 1,
+            packet: 7,
+            point: TracePoint::Arrives,
+            interface: Some("eth0".to_owned()),
+            length: 74,
+            from: Some("198.51.100.7:40000".to_owned()),
+            to: Some("203.0.113.10:443".to_owned()),
+            kind: "tcp syn".to_owned(),
+            stage: None,
+            action: None,
+            reason: None,
+            meaning: None,
+            backend: None,
+            begins: false,
+            lost: 0,
+            bytes: request.bytes.then(|| "020000000001020000000002".to_owned()),
+        };
+        let ends = Traced {
+            point: TracePoint::Ends,
+            interface: Some("eth1".to_owned()),
+            action: Some("transmit".to_owned()),
+            reason: Some("forwarded".to_owned()),
+            meaning: Some("To a backend.".to_owned()),
+            backend: Some("checkout/v42/10.0.2.11:8443".to_owned()),
+            begins: true,
+            ..arrives.clone()
+        };
+        for traced in [arrives, ends] {
+            sender.send(traced).await.expect("room for both");
+        }
+        Ok(receiver)
     }
 
     async fn explain(&self, request: Explain) -> Answer<Explanation> {

@@ -8,4 +8,5 @@ mod http;
 mod lab;
 mod offline;
 mod openapi;
+mod terminal;
 mod verbs;

@@ -1,5 +1,6 @@
 //! The whole, with real servers and real connections.
 
+mod churn;
 mod discovery;
 mod health;
 mod lifecycle;
@@ -15,6 +16,7 @@ mod revisions;
 mod rollout;
 mod split;
 mod survival;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -24,6 +26,8 @@ fn main() -> ExitCode {
         paths::claims(),
         split::claims(),
         survival::claims(),
+        churn::claims(),
+        trace::claims(),
         health::claims(),
         lifecycle::claims(),
         discovery::claims(),

@@ -15,7 +15,7 @@ use super::super::{
     Answer, Api, ApiError, Applied, Apply, BackendPath, Backends, Call, Control, Detached, Diff, DiffQuery,
     ErrorCode, Event, EventQuery, Explain, Explanation, FlowQuery, Flows, History, OrderRollout, Rollback,
     RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight,
-    StartRollout, Status, Undo, Validate, Validated,
+    StartRollout, Status, Trace, Traced, Undo, Validate, Validated,
 };
 use super::body::{Asked, Body, LARGEST};
 use super::openapi::{self, JSON_LINES, Route};
@@ -111,6 +111,12 @@ fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
         Route::post::<Validate, Validated, _>("/v1/validate", "Checks a configuration.", validate),
         Route::post::<Apply, Applied, _>("/v1/apply", "Converges on a configuration.", apply::<C>),
         Route::post::<Explain, Explanation, _>("/v1/explain", "Where a flow goes, and why.", explain::<C>),
+        Route::post::<Trace, Traced, _>(
+            "/v1/trace",
+            "Tells of packets as they go through, until the time is over or the client goes.",
+            trace::<C>,
+        )
+        .lines(),
         Route::trigger::<Detached, _>(
             "/v1/detach",
             "Takes programs, maps and addresses off the host, and ends the agent.",
@@ -299,6 +305,24 @@ async fn events<C: Control>(State(app): Shared<C>, Asked(query): Asked<EventQuer
     let follower = Follower { live, about, stopped: app.stopped.clone(), _place: place };
     let body = axum::body::Body::from_stream(follower.lines(past));
     Ok((kind, body).into_response())
+}
+
+async fn trace<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Body(request): Body<Trace>,
+) -> Answer<Response> {
+    let told = app.control.trace(call, request).await?;
+    let lines = stream::unfold((told, app.stopped.clone()), async |(mut told, mut stopped)| {
+        let traced = tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return None,
+            traced = told.recv() => traced?,
+        };
+        let mut line = serde_json::to_vec(&traced).unwrap_or_default();
+        line.push(b'\n');
+        Some((Ok::<Bytes, Infallible>(line.into()), (told, stopped)))
+    });
+    Ok(([(header::CONTENT_TYPE, JSON_LINES)], axum::body::Body::from_stream(lines)).into_response())
 }
 
 fn too_many() -> ApiError {

@@ -13,6 +13,7 @@ mod rollout;
 mod service;
 mod share;
 mod status;
+mod trace;
 mod words;
 
 use schemars::JsonSchema;
@@ -40,6 +41,7 @@ pub use share::{Share, ShareError};
 pub use status::{
     DataplaneStatus, Finding, InterfaceStatus, ProgramStatus, Room, Severity, SlotRoom, Status, XdpMode,
 };
+pub use trace::{Trace, TracePoint, Traced};
 
 /// The version of the API: the first member of every answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

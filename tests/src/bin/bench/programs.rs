@@ -20,10 +20,15 @@ pub struct Budget {
     pub jited_bytes: u32,
 }
 
-/// What was measured on Linux 6.18 plus 5 %; but whatever it does, no program may take more than 100 000 instructions to verify.
-/// A change that needs more says what for.
+/// The kernel that budgets were measured on.
+pub const KERNEL: &str = "6.18.";
+
+/// Whatever the kernel, and whatever it does, no program may take more instructions to verify.
+pub const LIMIT: u32 = 100_000;
+
+/// What was measured on [`KERNEL`] plus 5 %. (`lb` has its road twice: for the plainest shape of packets, and for all others.) A change that needs more says what for.
 pub const BUDGETS: &[Budget] = &[
-    Budget { program: "lb", verified_instructions: 59_700, translated_bytes: 27_400, jited_bytes: 15_900 },
+    Budget { program: "lb", verified_instructions: 70_000, translated_bytes: 38_400, jited_bytes: 22_200 },
     Budget {
         program: "lb_reply",
         verified_instructions: 28_800,
@@ -32,9 +37,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_attend",
-        verified_instructions: 78_400,
-        translated_bytes: 51_800,
-        jited_bytes: 28_900,
+        verified_instructions: 81_600,
+        translated_bytes: 52_000,
+        jited_bytes: 29_100,
     },
     Budget {
         program: "lb_icmp",
@@ -44,9 +49,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_fragment",
-        verified_instructions: 68_900,
-        translated_bytes: 25_400,
-        jited_bytes: 14_700,
+        verified_instructions: 70_700,
+        translated_bytes: 25_700,
+        jited_bytes: 14_900,
     },
     Budget {
         program: "lb_fragment_reply",
