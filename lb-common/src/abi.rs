@@ -213,6 +213,67 @@ impl VipKey {
     }
 }
 
+/// Key of `GUESTS`, a trie of longest prefixes (the kernel takes `bits` for how much of what follows counts).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct GuestKey {
+    /// Bits of service and address that count.
+    pub bits: u32,
+    /// Index of the service.
+    pub service: u32,
+    /// The network; the bits that do not count are zero.
+    pub network: Address,
+}
+
+impl GuestKey {
+    /// The key of a client, to be looked up.
+    #[must_use]
+    #[inline(always)]
+    pub const fn client(service: u32, client: Address) -> Self {
+        Self { bits: 32 + 128, service, network: client }
+    }
+
+    /// The key of a network of a service; `bits` are those of the address as 16 bytes.
+    #[must_use]
+    pub const fn network(service: u32, network: Address, bits: u32) -> Self {
+        Self { bits: 32 + bits, service, network }
+    }
+}
+
+/// How many faults there can be at a time.
+pub const FAULTS: usize = 8;
+
+/// One element of the one element of `FAULTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Fault {
+    /// Monotonic nanoseconds after which it is none any more; 0: there is none.
+    pub until: u64,
+    /// Picks the flows: another number, other flows.
+    pub salt: u64,
+    /// The network of the clients.
+    pub network: Address,
+    /// The bits of it that count.
+    pub mask: Address,
+    /// Index of the service.
+    pub service: u32,
+    /// The part of new flows, in units of 2^-32; [`Split::ALL`]: all of them.
+    pub share: u32,
+    /// The pool that they were to go to; 0: any.
+    pub pool: u16,
+    /// The backend; 0: any.
+    pub backend: u16,
+    /// [`Fault::RESET`] or [`Fault::DROP`].
+    pub action: u32,
+}
+
+impl Fault {
+    /// The client gets a RST.
+    pub const RESET: u32 = 1;
+    /// The client gets nothing.
+    pub const DROP: u32 = 2;
+}
+
 /// Bits of a [`Filter`].
 pub const FILTER_BITS: u32 = 1 << 15;
 
@@ -336,15 +397,23 @@ impl Service {
     /// Another backend takes what one may not have.
     pub const SPILLS: u16 = 1 << 14;
     /// SYNs say that their sender takes segments of [`Service::clamp_mss`] at most.
-    pub const CLAMPED: u16 = 1 << 6;
+    pub const CLAMPED: u16 = 1 << 9;
     /// Flags that need entries of `HANDSHAKES`.
     pub const HANDSHAKES: u16 = Self::MEASURED | Self::WATCHED | Self::RETRIED | Self::LIMITED;
     /// Flags that may send a flow elsewhere than its slot says.
     pub const DIVERTS: u16 = Self::RETRIED | Self::LIMITED;
 
+    /// Some clients belong to the canary as soon as it is open at all: `GUESTS` says who.
+    pub const GUESTS: u16 = 1 << 6;
+    /// The canary takes so many new connections a second at most; its [`Measure`](crate::measure::Measure) says how many.
+    pub const CAPPED: u16 = 1 << 7;
+    /// Faults are injected: `FAULTS` says which.
+    pub const FAULTS: u16 = 1 << 8;
+
     /// Flags that need more than the bare rule: packets to such a service go through
     /// [`Stage::Attend`](crate::stage::Stage::Attend), and those to all others pay nothing for it.
-    pub const ATTENDED: u16 = Self::HANDSHAKES | Self::COUNTED | Self::CLAMPED;
+    pub const ATTENDED: u16 =
+        Self::HANDSHAKES | Self::COUNTED | Self::GUESTS | Self::CAPPED | Self::FAULTS | Self::CLAMPED;
 
     /// Whether a flag is set.
     #[must_use]
@@ -727,6 +796,8 @@ const _: () = {
     assert!(size_of::<Backend>() == 64, "one cache line");
     assert!(size_of::<VipKey>() == 20 && size_of::<FlowKey>() == 24);
     assert!(size_of::<Device>() == 16);
+    assert!(size_of::<Fault>() == 64, "one cache line");
+    assert!(size_of::<GuestKey>() == 24);
 };
 
 #[cfg(test)]

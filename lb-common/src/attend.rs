@@ -3,6 +3,7 @@
 //! The way is that of every request ([`enter`](crate::pipeline::enter)); between its steps stands what such services ask for.
 
 use crate::abi::{FlowKey, OnEmpty, Service};
+use crate::fault;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service, forward};
 use crate::rewrite;
@@ -29,7 +30,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         rewrite::clamp_mss(packet, &network, &transport, service.clamp_mss);
     }
     let key = FlowKey::of_request(&network, &transport, index);
-    let mut place = tables.place(service, &key, transport.kind)?;
+    let mut place = tables.place_attended(service, &key, transport.kind)?;
     if place.backend == 0 {
         return empty(packet, service, &network, &transport).map(Step::End);
     }
@@ -46,6 +47,13 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
         let ends = header.flags & (TCP_FIN | TCP_RST) != 0;
         tables.passes(&key, place.backend, target.backend.pool, ends);
+    }
+    if service.has(Service::FAULTS)
+        && matches!(transport.kind, Kind::Syn(_))
+        && let Some(action) = tables.injected(service, &key, target.backend.pool, place.backend)
+    {
+        return fault::strike(packet, tables, service, &network, &transport, &key, place.backend, action)
+            .map(Step::End);
     }
     ended(forward(packet, tables, settings, service, &network, &transport, &key, &place, &target))
 }

@@ -65,7 +65,7 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
         let service = tables.service(index).ok_or(Reason::NoTable)?;
         let key = FlowKey::of_request(&network, &transport, index);
-        let place = tables.place(service, &key, transport.kind)?;
+        let place = tables.place_attended(service, &key, transport.kind)?;
         if place.backend == 0 {
             return Err(Reason::NoBackend);
         }

@@ -11,6 +11,7 @@ pub mod abi;
 pub mod attend;
 pub mod checksum;
 pub mod decap;
+pub mod fault;
 pub mod fragment;
 pub mod handshake;
 pub mod hash;

@@ -1,10 +1,11 @@
 //! The road of a packet, start to end.
 
 use crate::abi::{
-    Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen,
-    Mode, OnEmpty, Port, Replier, Service, Settings, Slot, VipKey, ticks,
+    Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, GuestKey, HalfOpen, Mode, OnEmpty, Port, Replier, Service, Settings, Slot, VipKey, ticks,
 };
 use crate::attend::attend;
+use crate::fault;
 use crate::fragment::{fragment, fragment_reply};
 use crate::handshake;
 use crate::icmp::icmp;
@@ -14,7 +15,7 @@ use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
-use crate::select::{Place, peek, select};
+use crate::select::{Place, peek, select, select_bare};
 use crate::stage::Stage;
 use crate::too_big::too_big;
 use crate::verdict::{Account, Event, Reason, Verdict};
@@ -108,8 +109,15 @@ pub trait Tables {
     /// How long a packet for `network.destination` may be, in bytes; 0: as long as this one, at least.
     fn path_mtu(&self, packet: &Self::Packet, network: &Network) -> u16;
 
-    /// [`select`]; the kernel has most of it verified apart from everything else.
+    /// [`select_bare`]; the kernel has most of it verified apart from everything else.
     fn place(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason>
+    where
+        Self: Sized,
+    {
+        select_bare(self, service, key, kind).map(Place::from)
+    }
+    /// [`select`], likewise.
+    fn place_attended(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason>
     where
         Self: Sized,
     {
@@ -128,6 +136,17 @@ pub trait Tables {
     fn note_fragments(&self, key: &FragmentKey, entry: &FragmentEntry);
     /// Whether one more message may go out ([`too_big::admit`](crate::too_big::admit)).
     fn admits_message(&self, interval: u32) -> bool;
+    /// Whether a client is a guest of its service's canary.
+    fn guest(&self, client: &GuestKey) -> bool;
+    /// The faults that are injected.
+    fn faults(&self) -> Option<&[Fault; FAULTS]>;
+    /// [`fault::injected`], likewise.
+    fn injected(&self, service: &Service, key: &FlowKey, pool: u16, backend: u16) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        fault::injected(self, service, key, pool, backend)
+    }
     /// [`handshake::begins`], likewise.
     fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
     where
@@ -158,6 +177,8 @@ pub trait Tables {
     fn count(&self, measure: u32, offset: usize);
     /// Sets bits of a word of a measure. Returns whether they were set before.
     fn set(&self, measure: u32, offset: usize, bits: u64) -> bool;
+    /// Sets a word of a measure to `new` if it still is `old`. Returns whether it was.
+    fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool;
     /// A word of a measure.
     fn word(&self, measure: u32, offset: usize) -> u64;
     /// Adds to a word of a backend's [`Watch`](crate::watch::Watch).

@@ -29,7 +29,10 @@
 //! Every insertion marks the slot that the flow's hash leads to *now*, and every change of a slot marks it too (a change
 //! and its reversal within one handshake would be missed otherwise). The sweep takes marks away when nothing is left.
 
-use crate::abi::{FlowEntry, FlowKey, HANDSHAKE_TICKS, HANDSHAKE_WINDOW, HalfOpen, Service, Slot, Split};
+use crate::abi::{
+    FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HANDSHAKE_WINDOW, HalfOpen, Service, Slot, Split,
+};
+use crate::measure::has_room;
 use crate::parse::Kind;
 use crate::pipeline::Tables;
 use crate::verdict::{Event, Reason};
@@ -97,13 +100,15 @@ pub enum Why {
     Home,
     /// An old flow whose home is about to change: now in the table of flows.
     Captured,
+    /// A flow of the canary that begins now, in the stable pool: the canary has as many as it may.
+    Capped,
 }
 
 impl Why {
     /// Whether a flow begins with this packet.
     #[must_use]
     pub const fn begins(self) -> bool {
-        matches!(self, Self::New)
+        matches!(self, Self::New | Self::Capped)
     }
 }
 
@@ -150,6 +155,21 @@ impl Service {
         Membership::of(tables, self, split, self.split_hash(key))
     }
 
+    /// The same for services with a flag of [`Service::ATTENDED`]: a guest belongs to the canary as soon as anybody does, as
+    /// if its hash were 0. So membership grows and shrinks for guests as it does for all others, and a rollback ends it.
+    #[inline(always)]
+    pub fn attended_membership<T: Tables>(&self, tables: &T, key: &FlowKey) -> Membership {
+        let split = self.split();
+        if split.0 == 0 {
+            return Membership::STABLE;
+        }
+        let guest = self.has(Self::GUESTS) && tables.guest(&GuestKey::client(key.owner, key.client));
+        let membership = Membership::of(tables, self, split, if guest { 0 } else { self.split_hash(key) });
+        // Where a cap sends some of its flows elsewhere, the hash alone never says where a flow of the canary is.
+        let elsewhere = membership.new && self.has(Self::CAPPED);
+        Membership { settled: membership.settled && !elsewhere, ..membership }
+    }
+
     /// The hash that is compared with the split; never [`Split::ALL`], which is everything.
     #[must_use]
     #[inline(always)]
@@ -186,14 +206,34 @@ impl Service {
 /// [`Reason::NoTable`] if the service points beyond the slots.
 #[inline(always)]
 pub fn select<T: Tables>(tables: &T, service: &Service, key: &FlowKey, kind: Kind) -> Result<Choice, Reason> {
-    let fork = Fork::new(tables, service, key)?;
+    let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
     match fork.settled(kind) {
         Some(choice) => Ok(choice),
-        None => fork.choose(tables, kind),
+        None => fork.choose::<T, true>(tables, kind),
     }
 }
 
-/// The choice if the hash alone says it, which it does for most packets of most services at most times.
+/// The same for services without a flag of [`Service::ATTENDED`], of which the kernel need not verify what they cannot do.
+///
+/// # Errors
+///
+/// As [`select`].
+#[inline(always)]
+pub fn select_bare<T: Tables>(
+    tables: &T,
+    service: &Service,
+    key: &FlowKey,
+    kind: Kind,
+) -> Result<Choice, Reason> {
+    let fork = Fork::new(tables, service, key, service.membership(tables, key))?;
+    match fork.settled(kind) {
+        Some(choice) => Ok(choice),
+        None => fork.choose::<T, false>(tables, kind),
+    }
+}
+
+/// The choice if the hash alone says it, which it does for most packets of most services at most times. Not for services with
+/// a flag of [`Service::ATTENDED`].
 ///
 /// # Errors
 ///
@@ -205,7 +245,7 @@ pub fn settled<T: Tables>(
     key: &FlowKey,
     kind: Kind,
 ) -> Result<Option<Choice>, Reason> {
-    Ok(Fork::new(tables, service, key)?.settled(kind))
+    Ok(Fork::new(tables, service, key, service.membership(tables, key))?.settled(kind))
 }
 
 /// Where packets of a flow go that is there already: the rule of [`select`] for something that is *about* the flow, such as an
@@ -216,7 +256,7 @@ pub fn settled<T: Tables>(
 /// As [`select`].
 #[inline(always)]
 pub fn peek<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<Place, Reason> {
-    let fork = Fork::new(tables, service, key)?;
+    let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
     let kind = if fork.is_udp() { Kind::Udp } else { Kind::Rst };
     let backend = match fork.settled(kind) {
         Some(choice) => choice.backend,
@@ -238,8 +278,12 @@ struct Fork<'a> {
 
 impl<'a> Fork<'a> {
     #[inline(always)]
-    fn new<T: Tables>(tables: &T, service: &'a Service, key: &'a FlowKey) -> Result<Self, Reason> {
-        let membership = service.membership(tables, key);
+    fn new<T: Tables>(
+        tables: &T,
+        service: &'a Service,
+        key: &'a FlowKey,
+        membership: Membership,
+    ) -> Result<Self, Reason> {
         let hash = service.backend_hash(key);
         let index = service.slot(membership.new, hash);
         let slot = tables.slot(index).ok_or(Reason::NoTable)?;
@@ -259,13 +303,13 @@ impl<'a> Fork<'a> {
 
     /// What else must be looked at.
     #[inline(always)]
-    fn choose<T: Tables>(&self, tables: &T, kind: Kind) -> Result<Choice, Reason> {
+    fn choose<T: Tables, const ATTENDED: bool>(&self, tables: &T, kind: Kind) -> Result<Choice, Reason> {
         tables.event(Event::SlowPath);
         if self.membership.lapsed {
             tables.event(Event::LeaseExpired);
         }
         let (backend, why) = match kind {
-            Kind::Syn(sequence) => self.begin(tables, sequence),
+            Kind::Syn(sequence) => self.begin::<T, ATTENDED>(tables, sequence)?,
             Kind::Tcp(sequence) => self.go_on(tables, Some(sequence))?,
             Kind::Rst => self.go_on(tables, None)?,
             Kind::Udp => self.datagram(tables)?,
@@ -275,21 +319,39 @@ impl<'a> Fork<'a> {
 
     /// A SYN.
     #[inline(always)]
-    fn begin<T: Tables>(&self, tables: &T, sequence: u32) -> (u16, Why) {
-        let backend = self.slot.new();
+    fn begin<T: Tables, const ATTENDED: bool>(
+        &self,
+        tables: &T,
+        sequence: u32,
+    ) -> Result<(u16, Why), Reason> {
+        let mut backend = self.slot.new();
+        let capped = ATTENDED && self.membership.new && self.service.has(Service::CAPPED);
         if let Some(noted) = tables.half_open(self.key)
             && noted.sequence == sequence
             && alive(tables, noted.backend, noted.generation)
-            && same_pool(tables, noted.backend, backend)
+            && (same_pool(tables, noted.backend, backend)
+                || (capped && !self.in_canary(tables, noted.backend)))
         {
             // Its answer may be under way already. Across pools the split decides: after a rollback nothing enters the canary.
-            return (noted.backend, Why::SynAgain);
+            return Ok((noted.backend, Why::SynAgain));
+        }
+        let mut why = Why::New;
+        if capped && !has_room(tables, self.service) {
+            tables.event(Event::Capped);
+            let index = self.service.slot(false, self.hash);
+            backend = tables.slot(index).ok_or(Reason::NoTable)?.new();
+            why = Why::Capped;
         }
         if let Some(generation) = generation(tables, backend) {
             let note = HalfOpen { backend, pad: 0, generation, sequence, at: tables.ticks() };
             tables.note_half_open(self.key, &note);
         }
-        (backend, Why::New)
+        Ok((backend, why))
+    }
+
+    #[inline(always)]
+    fn in_canary<T: Tables>(&self, tables: &T, backend: u16) -> bool {
+        tables.backend(backend).is_some_and(|backend| backend.pool == self.service.canary_pool)
     }
 
     /// TCP without SYN; `sequence` is `None` for a RST, which proves nothing and is worth no entry.

@@ -22,7 +22,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::abi::{FlowEntry, FlowKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, ticks};
+use crate::abi::{
+    FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, ticks,
+};
 use crate::wire::IPPROTO_UDP;
 
 /// The slot after its new flows were sent to `backend`; `None` if that changes nothing.
@@ -62,7 +64,7 @@ fn is_still(split: &SplitClock, service: &Service) -> bool {
         && is_closed(service)
         && service.split().tracked() == 0
         && service.lease() == 0
-        && !service.has(Service::DIVERTS)
+        && !service.has(Service::DIVERTS | Service::CAPPED)
 }
 
 /// Below this share, flows are looked for in the table whether slots are marked or not: UDP's canary.
@@ -82,6 +84,8 @@ pub trait Access {
     fn life(&self, backend: u16) -> Life;
     /// A slot, in one read.
     fn slot(&self, index: u32) -> Slot;
+    /// Whether a client is a guest of its service's canary.
+    fn guest(&self, client: &GuestKey) -> bool;
     /// Changes a slot if it still is `old`.
     fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool;
     /// Changes a service's split if it still is `old`.
@@ -418,7 +422,7 @@ impl<A: Access> Sweep<'_, A> {
             {
                 return;
             }
-            let hash = service.split_hash(&key);
+            let hash = self.hash(service, &key);
             let slot = service.slot(hash < service.split().new(), service.backend_hash(&key));
             let word = self.access.slot(slot);
             if word.new() != note.backend || word.home() != note.backend {
@@ -427,9 +431,16 @@ impl<A: Access> Sweep<'_, A> {
         })
     }
 
+    /// What is compared with the split, as [`Service::attended_membership`] does.
+    fn hash(&self, service: &Service, key: &FlowKey) -> u32 {
+        let client = || GuestKey::client(key.owner, key.client);
+        let guest = service.has(Service::GUESTS) && self.access.guest(&client());
+        if guest { 0 } else { service.split_hash(key) }
+    }
+
     fn judge(&self, service: &Service, key: &FlowKey, entry: &FlowEntry) -> Judgement {
         let udp = service.protocol == IPPROTO_UDP;
-        let hash = service.split_hash(key);
+        let hash = self.hash(service, key);
         let (new, home) = (hash < service.split().new(), hash < service.home());
         let slot = service.slot(new, service.backend_hash(key));
         let word = self.access.slot(slot);

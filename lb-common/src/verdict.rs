@@ -68,6 +68,8 @@ reasons! {
     RepliedByHost = Pass "replied_by_host",
     /// A RST to the client: no backend may take its flow.
     Reset = Transmit "reset",
+    /// A RST to the client: a fault that was injected (`lbctl fault`).
+    FaultReset = Transmit "fault_reset",
     /// An ICMP error about a backend's packet, to that backend.
     ErrorForwarded = Transmit "error_forwarded",
     /// An ICMP error about a client's packet to a backend, to that client, from the VIP.
@@ -127,6 +129,8 @@ reasons! {
     LimitDrop = Drop "limit_drop",
     /// A table that must be there is not: the agent has not finished its work.
     NoTable = Drop "no_table",
+    /// A fault that was injected (`lbctl fault`).
+    FaultDrop = Drop "fault_drop",
 }
 
 impl Reason {
@@ -175,6 +179,8 @@ events! {
     Retried = "retried",
     /// It would have been, but for the budget of retries.
     RetryDenied = "retry_denied",
+    /// A new flow of the canary went to the stable pool, since the canary had as many as it may.
+    Capped = "capped",
 }
 
 impl Event {

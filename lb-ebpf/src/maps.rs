@@ -2,10 +2,10 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
-    Backend, Device, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service, Settings,
-    Traffic, VipKey,
+    Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
+    Settings, Traffic, VipKey,
 };
 use lb_common::decap;
 use lb_common::limit::{Limit, Open};
@@ -79,6 +79,12 @@ pub static POOL_LIMITS: Array<Limit> = Array::with_max_entries(8192, BPF_F_MMAPA
 
 #[map]
 pub static OPEN: LruHashMap<FlowKey, Open> = LruHashMap::with_max_entries(1 << 18, 0);
+
+#[map]
+pub static GUESTS: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1024, 0);
+
+#[map]
+pub static FAULTS: Array<[Fault; lb_common::abi::FAULTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);

@@ -9,17 +9,19 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
+use aya_ebpf::maps::lpm_trie::Key;
 use lb_common::abi::{
-    Address, Backend, Device, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
-    Settings, Slot, Traffic, VipKey, Wanted,
+    Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
+    HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
 };
+use lb_common::fault;
 use lb_common::handshake;
 use lb_common::limit::{self, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables};
 use lb_common::retry::Budget;
-use lb_common::select::{Place, peek, select, settled};
+use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::too_big::admit;
 use lb_common::verdict::{Account, Event, Reason, Verdict};
 use lb_common::watch::Word;
@@ -111,13 +113,49 @@ const NO_TABLE: u64 = u64::MAX;
 extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
     let Some(key) = copied(key) else { return NO_TABLE };
     let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
-    let kind = match kind {
+    let choice = select_bare(&Kernel, service, &key, kind_of(kind, sequence));
+    choice.map_or(NO_TABLE, |choice| Place::from(choice).pack())
+}
+
+/// The whole rule, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_select_attended(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
+    let Some(key) = copied(key) else { return NO_TABLE };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
+    let choice = select(&Kernel, service, &key, kind_of(kind, sequence));
+    choice.map_or(NO_TABLE, |choice| Place::from(choice).pack())
+}
+
+/// A kind as two words, for those functions.
+#[inline(always)]
+const fn words_of(kind: Kind) -> (u32, u32) {
+    match kind {
+        Kind::Syn(sequence) => (0, sequence),
+        Kind::Tcp(sequence) => (1, sequence),
+        Kind::Rst => (2, 0),
+        Kind::Udp => (3, 0),
+    }
+}
+
+/// What [`words_of`] made.
+#[inline(always)]
+const fn kind_of(kind: u32, sequence: u32) -> Kind {
+    match kind {
         0 => Kind::Syn(sequence),
         1 => Kind::Tcp(sequence),
         2 => Kind::Rst,
         _ => Kind::Udp,
-    };
-    select(&Kernel, service, &key, kind).map_or(NO_TABLE, |choice| Place::from(choice).pack())
+    }
+}
+
+/// What faults do to a SYN, likewise; 0: nothing.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_injected(key: *const FlowKey, pool: u32, backend: u32) -> u32 {
+    let Some(key) = copied(key) else { return 0 };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
+    fault::injected(&Kernel, service, &key, pool as u16, backend as u16).unwrap_or(0)
 }
 
 /// The rule for what is about a flow, likewise.
@@ -462,12 +500,7 @@ impl Tables for Kernel {
         if let Some(choice) = settled(self, service, key, kind)? {
             return Ok(choice.into());
         }
-        let (kind, sequence) = match kind {
-            Kind::Syn(sequence) => (0, sequence),
-            Kind::Tcp(sequence) => (1, sequence),
-            Kind::Rst => (2, 0),
-            Kind::Udp => (3, 0),
-        };
+        let (kind, sequence) = words_of(kind);
         match lb_select(key, kind, sequence) {
             NO_TABLE => Err(Reason::NoTable),
             packed => Ok(Place::unpack(packed)),
@@ -479,6 +512,35 @@ impl Tables for Kernel {
         match lb_peek(key) {
             NO_TABLE => Err(Reason::NoTable),
             packed => Ok(Place::unpack(packed)),
+        }
+    }
+
+    #[inline(always)]
+    fn place_attended(&self, _: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason> {
+        let (kind, sequence) = words_of(kind);
+        match lb_select_attended(key, kind, sequence) {
+            NO_TABLE => Err(Reason::NoTable),
+            packed => Ok(Place::unpack(packed)),
+        }
+    }
+
+    #[inline(always)]
+    fn guest(&self, client: &GuestKey) -> bool {
+        // SAFETY: both are a length in bits and five words; the trie's own type is packed, which LLVM would fill byte by byte.
+        let key = unsafe { &*(&raw const *client).cast::<Key<[u32; 5]>>() };
+        maps::GUESTS.get(key).is_some()
+    }
+
+    #[inline(always)]
+    fn faults(&self) -> Option<&[Fault; FAULTS]> {
+        maps::FAULTS.get(0)
+    }
+
+    #[inline(always)]
+    fn injected(&self, _: &Service, key: &FlowKey, pool: u16, backend: u16) -> Option<u32> {
+        match lb_injected(key, pool.into(), backend.into()) {
+            0 => None,
+            action => Some(action),
         }
     }
 
@@ -559,6 +621,23 @@ impl Tables for Kernel {
             asm!("lock *(u64 *)({word} + 0) |= {bits}", word = in(reg) word, bits = in(reg) bits);
         }
         false
+    }
+
+    #[inline(always)]
+    fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
+        let Some(word) = measure_word(measure, offset) else { return false };
+        let found: u64;
+        // rustc knows no compare-and-swap for BPF.
+        // SAFETY: an aligned word of the map; the instruction takes what is expected in r0, and leaves what it found there.
+        unsafe {
+            asm!(
+                "r0 = cmpxchg_64({word} + 0, r0, {new})",
+                word = in(reg) word,
+                new = in(reg) new,
+                inout("r0") old => found,
+            );
+        }
+        found == old
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
 use lb_common::abi::{
-    FlowEntry, FlowKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, TCP_IDLE_TICKS,
+    FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, TCP_IDLE_TICKS,
 };
 use lb_common::limit::Limit;
 use lb_common::settle::{self, Access, Patience, ServiceClock, SweepReport, TableClock};
@@ -244,6 +244,11 @@ impl Access for Kernel<'_> {
 
     fn slot(&self, index: u32) -> Slot {
         Slot(self.maps.slots.word(index, 0).load(Ordering::Acquire))
+    }
+
+    fn guest(&self, client: &GuestKey) -> bool {
+        // A look-up that fails is one of a client that is no guest: the slot of his hash is marked in vain.
+        self.maps.guests.get(client).ok().flatten().is_some()
     }
 
     fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool {

@@ -7,8 +7,9 @@ use bytemuck::Zeroable;
 
 use super::{Frame, Lru};
 use crate::abi::{
-    Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen,
-    LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
+    Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, GuestKey, HalfOpen, LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings,
+    Slot, Split, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
@@ -62,6 +63,10 @@ pub struct Tables {
     pub fragments: RefCell<Lru<FragmentKey, FragmentEntry>>,
     /// The bucket of [`too_big::admit`].
     pub messages: Cell<u64>,
+    /// `GUESTS`.
+    pub guests: Vec<GuestKey>,
+    /// `FAULTS`.
+    pub faults: [Fault; FAULTS],
     /// `DIRECT`.
     pub direct: RefCell<Lru<FlowKey, u32>>,
     /// Where packets for these addresses leave.
@@ -150,6 +155,8 @@ impl Tables {
             measures: RefCell::new(vec![0; Self::MEASURES * size_of::<Measure>() / 8]),
             fragments: RefCell::new(Lru::new(1 << 14)),
             messages: Cell::new(0),
+            guests: Vec::new(),
+            faults: [Fault::default(); FAULTS],
             direct: RefCell::new(Lru::new(1 << 16)),
             routes: HashMap::new(),
             path_mtu: 1280,
@@ -420,6 +427,28 @@ impl pipeline::Tables for Tables {
         let before = *word;
         *word |= bits;
         before & bits == bits
+    }
+
+    fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
+        let word = &mut self.measures.borrow_mut()[word_of(measure, offset)];
+        let same = *word == old;
+        if same {
+            *word = new;
+        }
+        same
+    }
+
+    fn guest(&self, client: &GuestKey) -> bool {
+        let bits = |key: &GuestKey| u128::from_be_bytes(bytemuck::cast(key.network));
+        self.guests.iter().any(|guest| {
+            let beyond = 160 - guest.bits;
+            let differ = bits(guest) ^ bits(client);
+            guest.service == client.service && differ.checked_shr(beyond).unwrap_or(0) == 0
+        })
+    }
+
+    fn faults(&self) -> Option<&[Fault; FAULTS]> {
+        Some(&self.faults)
     }
 
     fn word(&self, measure: u32, offset: usize) -> u64 {

@@ -79,6 +79,10 @@ impl Access for Maps {
         self.slots[index as usize].get()
     }
 
+    fn guest(&self, _client: &GuestKey) -> bool {
+        false
+    }
+
     fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool {
         let same = self.slot(index) == old;
         if same {

@@ -1,5 +1,6 @@
 //! Whole frames through the whole data path: what goes in is built by etherparse, and so is what must come out.
 
+mod attend;
 mod dsr;
 mod errors;
 mod fragments;

@@ -75,6 +75,15 @@ fn no_tcp_flow_moves_that_was_sent_elsewhere_when_its_syn_came_again() {
 }
 
 #[test]
+fn no_tcp_flow_moves_where_the_canary_has_guests_or_a_cap() {
+    for (guests, capped) in [(true, false), (false, true), (true, true)] {
+        let total = explore(&Setup { guests, capped, ..Setup::tcp() });
+        assert!(!capped || total.capped > 0, "nobody ever met the cap: {total:?}");
+        assert!(total.promotions > 0 && total.closed > 0, "{total:?}");
+    }
+}
+
+#[test]
 fn no_tracked_udp_flow_moves() {
     let total = explore(&Setup::udp());
     assert!(total.settled > 0 && total.captured > 0 && total.promotions > 0, "{total:?}");

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use lb_common::abi::{FlowEntry, FlowKey, HalfOpen, Life, Service, Slot, Split};
+use lb_common::abi::{FlowEntry, FlowKey, GuestKey, HalfOpen, Life, Service, Slot, Split};
 use lb_common::pipeline::Tables as _;
 use lb_common::settle::{self, Access, Patience, ServiceClock, TableClock, Takers};
 use lb_common::wire::IPPROTO_TCP;
@@ -116,6 +116,10 @@ impl Access for Between<'_> {
     fn slot(&self, index: u32) -> Slot {
         self.packets();
         self.world.tables.borrow().slots[index as usize].get()
+    }
+
+    fn guest(&self, client: &GuestKey) -> bool {
+        self.world.tables.borrow().guest(client)
     }
 
     fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool {

@@ -462,7 +462,7 @@ impl Agent {
             let Some(intent) = self.desired.intents.get(&service.name) else { continue };
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             let now: Split = self.publisher.maps.services.read(index).split();
-            let wanted = split::share(intent.split);
+            let wanted = intent.share();
             // Only ever down: what raises a split is `set split`, and nothing else.
             if wanted < now.new() {
                 self.publisher.set_split(index, now, wanted, clock::ticks());

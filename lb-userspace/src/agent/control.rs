@@ -9,10 +9,10 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::{Agent, Handle, Remembered, Request, Target, diff, history};
 use crate::api::{
-    Answer, ApiError, Applied, Apply, BackendPath, Call, Change, Control, Detached, Diff, DiffQuery,
-    ErrorCode, Event, Explain, Explanation, FlowQuery, Flows, HealthWord, History, KeepOrReset, Moved,
-    OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState,
-    SetWeight, StartRollout, Status, Trace, Traced, Undo,
+    AddFault, Answer, ApiError, Applied, Apply, BackendPath, Call, Change, ClearFaults, Control, Detached,
+    Diff, DiffQuery, ErrorCode, Event, Explain, Explanation, Faults, FlowQuery, Flows, HealthWord, History,
+    KeepOrReset, Moved, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth,
+    SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
 };
 use crate::compile::BackendView;
 use crate::config::Loaded;
@@ -268,6 +268,18 @@ impl Control for Handle {
         body: OrderRollout,
     ) -> Answer<RolloutStatus> {
         self.ask(move |agent| agent.order_rollout(&service, order, &request(&call, body.reason))).await
+    }
+
+    async fn faults(&self) -> Answer<Faults> {
+        self.ask(|agent| Ok(agent.fault_list())).await
+    }
+
+    async fn add_fault(&self, call: Call, service: String, body: AddFault) -> Answer<Faults> {
+        self.ask(move |agent| agent.add_fault(&service, &body, &request(&call, body.reason.clone()))).await
+    }
+
+    async fn clear_faults(&self, call: Call, body: ClearFaults) -> Answer<Faults> {
+        self.ask(move |agent| agent.clear_faults(&body, &request(&call, body.reason.clone()))).await
     }
 
     async fn explain(&self, body: Explain) -> Answer<Explanation> {

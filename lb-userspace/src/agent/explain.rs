@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_common::abi::{FlowKey, Port, Service, Split, VipKey};
+use lb_common::abi::{FlowKey, GuestKey, Port, Service, Split, VipKey};
 use lb_common::host::Tables;
 use lb_common::parse::Kind;
 use lb_common::select::{Choice, Why, select};
@@ -61,8 +61,9 @@ impl Agent {
             owner: index,
         };
         let tables = self.copy(&service, &flow, protocol);
-        let membership = service.membership(&tables, &flow);
-        steps.push(self.split_step(&service, &flow, membership.new));
+        let membership = service.attended_membership(&tables, &flow);
+        let guest = service.has(Service::GUESTS) && !tables.guests.is_empty();
+        steps.push(self.split_step(&service, &flow, membership.new, guest));
 
         let hash = service.backend_hash(&flow);
         let slot_index = service.slot(membership.new, hash);
@@ -147,16 +148,23 @@ impl Agent {
         })
     }
 
-    fn split_step(&self, service: &Service, flow: &FlowKey, canary: bool) -> Step {
+    fn split_step(&self, service: &Service, flow: &FlowKey, canary: bool, guest: bool) -> Step {
         let now: Split = service.split();
-        let joins = split::percent(service.split_hash(flow));
+        let joins = if guest { 0.0 } else { split::percent(service.split_hash(flow)) };
         let pool = |index: u16| self.publisher.registry.pool_name(index).unwrap_or("?").to_owned();
         let text = if service.canary_pool == 0 {
             format!("there is one pool, {}", pool(service.stable_pool))
         } else {
+            let joins = if guest {
+                format!(
+                    "the client is a guest of the canary {}, and joins it with the first",
+                    pool(service.canary_pool)
+                )
+            } else {
+                format!("the client joins the canary {} at {joins:.4} %", pool(service.canary_pool))
+            };
             format!(
-                "the client joins the canary {} at {joins:.4} %; the split is {:.4} %, so its new flows go to {}",
-                pool(service.canary_pool),
+                "{joins}; the split is {:.4} %, so its new flows go to {}",
                 split::percent(now.new()),
                 pool(if canary { service.canary_pool } else { service.stable_pool }),
             )
@@ -171,7 +179,7 @@ impl Agent {
         )
     }
 
-    fn name_of(&self, id: u16) -> String {
+    pub(super) fn name_of(&self, id: u16) -> String {
         if id == 0 {
             return "nobody".to_owned();
         }
@@ -199,6 +207,16 @@ impl Agent {
         tables.clock.set(clock::nanoseconds());
         *tables.settings = maps.settings.read(0);
         tables.devices = (0..maps.devices.len()).map(|index| maps.devices.read(index)).collect();
+        if service.has(Service::GUESTS) {
+            let client = GuestKey::client(flow.owner, flow.client);
+            if maps.guests.get(&client).ok().flatten().is_some() {
+                tables.guests.push(client);
+            }
+        }
+        if service.has(Service::CAPPED) {
+            // As if there were room: whether there is, a new flow finds out when it comes.
+            tables.services[0].measure = 0;
+        }
         let (from, into) = if protocol == lb_common::wire::IPPROTO_UDP {
             (&maps.udp_flows, &tables.udp_flows)
         } else {
@@ -226,6 +244,7 @@ const fn words(why: Why) -> &'static str {
         Why::Handshake => "its handshake went there",
         Why::Tracked => "it is tracked",
         Why::Home => "it is the home of flows that are in no table",
+        Why::Capped => "it begins now, and the canary has as many new connections as it may",
         Why::Captured => "it is the home of flows that were there before the last change",
     }
 }

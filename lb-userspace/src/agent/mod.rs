@@ -11,6 +11,7 @@ mod departures;
 mod diff;
 mod discovery;
 mod explain;
+mod fault;
 mod history;
 mod interfaces;
 mod measured;
@@ -88,6 +89,10 @@ pub struct Agent {
     measured: measured::Measured,
     checks: crate::metrics::Checks,
     passive: outlier::Passive,
+    /// How long the last rollback of a rollout took: from the look at what was counted, or an order, to the store.
+    went_back: HashMap<ServiceName, std::time::Duration>,
+    /// Services that faults are injected into.
+    faulted: std::collections::BTreeSet<ServiceName>,
     rates: rates::Rates,
     books: sweep::Books,
     rooms: sweep::Rooms,
@@ -202,7 +207,10 @@ impl Agent {
                 Ok(()) = links.changed() => self.links_changed(),
                 neighbours = inbox.wanted.next() => self.neighbours_wanted(neighbours),
                 _ = sweep.tick() => self.sweep(),
-                _ = rollouts.tick() => self.follow_rollouts(),
+                _ = rollouts.tick() => {
+                    self.follow_rollouts();
+                    self.forget_faults();
+                }
                 _ = looks.tick() => self.look_at_backends(),
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.step(),
             }
@@ -337,6 +345,7 @@ impl Agent {
             targets: &self.targets,
             scheduler: &self.scheduler,
             passive: &self.passive,
+            faulted: &self.faulted,
         }
     }
 

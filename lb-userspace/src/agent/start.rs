@@ -108,6 +108,8 @@ pub async fn start(
         measured: HashMap::new(),
         checks: crate::metrics::Checks::default(),
         passive: super::outlier::Passive::default(),
+        went_back: HashMap::new(),
+        faulted: std::collections::BTreeSet::new(),
         rates: super::rates::Rates::default(),
         books: Books::default(),
         rooms: Rooms::default(),
@@ -159,6 +161,7 @@ impl Agent {
         self.follow_config();
         self.adopt_ejections();
         let known: Vec<_> = self.publisher.registry.services.values().map(|record| record.key).collect();
+        self.adopt_faults();
         let failures = self.converge(self.names());
         // An agent that died between the record of a lower split and its store has left the higher one.
         self.lower_splits();
@@ -188,9 +191,9 @@ impl Agent {
             else {
                 continue;
             };
-            if intent.split > 0.0 && !known.contains(&key) {
+            if intent.share() > 0 && !known.contains(&key) {
                 let now = self.publisher.maps.services.read(index).split();
-                self.publisher.set_split(index, now, split::share(intent.split), clock::ticks());
+                self.publisher.set_split(index, now, intent.share(), clock::ticks());
             }
         }
     }
@@ -349,7 +352,7 @@ fn adopt_splits(
 ) -> anyhow::Result<()> {
     for service in desired.config.services.clone() {
         let Some(intent) = desired.intents.get_mut(&service.name) else { continue };
-        let wanted = split::share(intent.split);
+        let wanted = intent.share();
         let Some(index) = publisher.registry.service_index(&key_of(&service)) else { continue };
         let kernel = publisher.maps.services.read(index).split().new();
         if kernel < wanted {

@@ -534,6 +534,15 @@ impl Agent {
                 }
             }
         }
+        for fault in self.fault_list().faults {
+            find(
+                Severity::Warning,
+                "LB1040",
+                &fault.service,
+                format!("A FAULT IS INJECTED ON PURPOSE: {}", super::fault::in_words(&fault)),
+                "it ends by itself; `lbctl fault clear` ends it now",
+            );
+        }
         if !self.kernel.jited {
             find(
                 Severity::Warning,

@@ -33,6 +33,7 @@ pub(super) struct View<'a> {
     pub targets: &'a Targets,
     pub scheduler: &'a Scheduler,
     pub passive: &'a Passive,
+    pub faulted: &'a BTreeSet<ServiceName>,
 }
 
 impl World for View<'_> {
@@ -56,6 +57,10 @@ impl World for View<'_> {
             Some(health::Health::Unknown) | None if was_up => Health::Up,
             Some(health::Health::Unknown) | None => Health::Unknown,
         }
+    }
+
+    fn has_faults(&self, service: &Service) -> bool {
+        self.faulted.contains(&service.name)
     }
 
     fn advice(&self, service: &Service, backend: SocketAddr) -> Advice {

@@ -15,10 +15,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{
-    ApiError, Applied, Apply, BackendPath, Backends, Detached, Diff, DiffQuery, Event, EventQuery, Explain,
-    Explanation, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery,
-    Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo, Validate,
-    Validated,
+    AddFault, ApiError, Applied, Apply, BackendPath, Backends, ClearFaults, Detached, Diff, DiffQuery, Event,
+    EventQuery, Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack,
+    RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status,
+    Trace, Traced, Undo, Validate, Validated,
 };
 
 use crate::rollout::engine::Order;
@@ -179,6 +179,21 @@ impl Client {
     /// `PUT /v1/services/{service}/split`
     pub async fn set_split(&self, service: &str, request: &SetSplit) -> Result<Applied> {
         self.call(Method::PUT, format!("{}/split", of_service(service)), request).await
+    }
+
+    /// `GET /v1/faults`
+    pub async fn faults(&self) -> Result<Faults> {
+        self.get("/v1/faults".to_owned()).await
+    }
+
+    /// `POST /v1/services/{service}/faults`
+    pub async fn add_fault(&self, service: &str, request: &AddFault) -> Result<Faults> {
+        self.call(Method::POST, format!("{}/faults", of_service(service)), request).await
+    }
+
+    /// `POST /v1/faults/clear`
+    pub async fn clear_faults(&self, request: &ClearFaults) -> Result<Faults> {
+        self.call(Method::POST, "/v1/faults/clear".to_owned(), request).await
     }
 
     /// `POST /v1/services/{service}/rollback`

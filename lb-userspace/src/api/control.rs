@@ -5,9 +5,10 @@ use std::time::Instant;
 use tokio::sync::{broadcast, mpsc};
 
 use super::{
-    Actor, ApiError, Applied, Apply, BackendPath, Detached, Diff, DiffQuery, Event, Explain, Explanation,
-    FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth,
-    SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
+    Actor, AddFault, ApiError, Applied, Apply, BackendPath, ClearFaults, Detached, Diff, DiffQuery, Event,
+    Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack,
+    RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Trace,
+    Traced, Undo,
 };
 use crate::config::Loaded;
 use crate::rollout::engine::Order;
@@ -131,6 +132,20 @@ pub trait Control: Send + Sync + 'static {
         call: Call,
         request: Trace,
     ) -> impl Future<Output = Answer<mpsc::Receiver<Traced>>> + Send;
+
+    /// The faults that are injected.
+    fn faults(&self) -> impl Future<Output = Answer<Faults>> + Send;
+
+    /// Injects one.
+    fn add_fault(
+        &self,
+        call: Call,
+        service: String,
+        request: AddFault,
+    ) -> impl Future<Output = Answer<Faults>> + Send;
+
+    /// Takes one away, or all.
+    fn clear_faults(&self, call: Call, request: ClearFaults) -> impl Future<Output = Answer<Faults>> + Send;
 
     /// Says where a flow goes, and why.
     fn explain(&self, request: Explain) -> impl Future<Output = Answer<Explanation>> + Send;

@@ -50,7 +50,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("rollout pause", &["lbctl rollout pause checkout"]),
     ("rollout resume", &["lbctl rollout resume checkout"]),
-    ("rollout promote", &["lbctl rollout promote checkout", "lbctl rollout promote checkout --full"]),
+    ("rollout promote", &["lbctl rollout promote checkout", "lbctl rollout promote checkout --full --force"]),
     ("rollout abort", &["lbctl rollout abort checkout"]),
     ("rollout retry", &["lbctl rollout retry checkout"]),
     ("rollout approve", &["lbctl rollout approve checkout"]),
@@ -64,6 +64,16 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "lbctl explain --from 198.51.100.7:40000 --to 203.0.113.10:53 --protocol udp -o wide",
         ],
     ),
+    ("fault", &["lbctl fault add checkout --reset 5 --pool v42 --for 1m", "lbctl fault list"]),
+    (
+        "fault add",
+        &[
+            "lbctl fault add checkout --reset 5 --pool v42 --for 1m",
+            "lbctl fault add checkout --drop 100 --backend 10.0.1.11:8443 --from 10.1.0.0/16 --for 30s",
+        ],
+    ),
+    ("fault list", &["lbctl fault list"]),
+    ("fault clear", &["lbctl fault clear", "lbctl fault clear 2"]),
     ("top", &["lbctl top", "lbctl top checkout -d 500ms"]),
     (
         "doctor",

@@ -70,6 +70,10 @@ pub trait World {
     fn steer(&self, _service: &Service, _backend: SocketAddr) -> u16 {
         NEUTRAL
     }
+    /// Whether faults are injected into a service.
+    fn has_faults(&self, _service: &Service) -> bool {
+        false
+    }
     /// What time it is.
     fn now(&self) -> Now {
         Now { instant: Instant::now(), wall: Timestamp::now() }
@@ -398,6 +402,9 @@ impl Compiler {
         }
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
             flags |= abi::Service::MEASURED;
+            if intent.rollout.as_ref().is_some_and(|rollout| rollout.plan.cap.is_some()) {
+                flags |= abi::Service::CAPPED;
+            }
         }
         let clamp_mss = service.clamp_mss.map_or(0, |limit| limit as u16);
         if clamp_mss != 0 && service.protocol == Protocol::Tcp {
@@ -408,6 +415,10 @@ impl Compiler {
         } else {
             Port::ANY
         };
+        if world.has_faults(service) {
+            flags |= abi::Service::FAULTS;
+        }
+        let guests = service.rollout.as_ref().map_or(Vec::new(), |rollout| rollout.canary_clients.clone());
         let plan = ServicePlan {
             key,
             mode: match service.mode {
@@ -420,6 +431,7 @@ impl Compiler {
             flags,
             gue_port,
             clamp_mss,
+            guests,
             split_mask,
             salt: intent.salt,
             table_size: service.table_size.get(),

@@ -22,6 +22,7 @@ enum Command {
     Lookup = 1,
     Update = 2,
     Delete = 3,
+    NextKey = 4,
     ObjectGet = 7,
     TestRun = 10,
     Info = 15,
@@ -496,6 +497,29 @@ impl<K: Pod, V: Pod> Hash<K, V> {
                 return Ok(());
             }
             (position, started) = (next, true);
+        }
+    }
+
+    /// All keys, one by one: also of a trie, which cannot be read in batches like a hash map. Nobody else may change it
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn keys(&self) -> io::Result<Vec<K>> {
+        let mut keys: Vec<K> = Vec::new();
+        loop {
+            let mut next = K::zeroed();
+            let mut attr = ElementAttr {
+                map_fd: self.fd.as_raw_fd() as u32,
+                key: keys.last().map_or(0, address),
+                value: (&raw mut next) as u64,
+                ..ElementAttr::zeroed()
+            };
+            if !found(bpf(Command::NextKey, &mut attr))? {
+                return Ok(keys);
+            }
+            keys.push(next);
         }
     }
 

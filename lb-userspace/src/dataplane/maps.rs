@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use lb_common::abi::{
-    Backend, Device, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, LAYOUT, Replier, Service,
-    Settings, Traffic, VipKey,
+    Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey, HalfOpen,
+    LAYOUT, Replier, Service, Settings, Traffic, VipKey,
 };
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::Measure;
@@ -63,6 +63,10 @@ pub struct Maps {
     pub pool_limits: Mapped<Limit>,
     /// Connections that are counted.
     pub open: Hash<FlowKey, Open>,
+    /// Networks of guests -> 1. A trie: a look-up finds the longest prefix, and it cannot be read in batches.
+    pub guests: Hash<GuestKey, u32>,
+    /// One element.
+    pub faults: Mapped<[Fault; FAULTS]>,
     /// One element.
     pub counters: PerCpu<Counters>,
     /// By pool index.
@@ -106,6 +110,8 @@ pub const NAMES: &[&str] = &[
     "LIMITS",
     "POOL_LIMITS",
     "OPEN",
+    "GUESTS",
+    "FAULTS",
     "WANTED",
     "COUNTERS",
     "POOL_TRAFFIC",
@@ -147,6 +153,8 @@ impl Maps {
             limits: at(directory, "LIMITS", Mapped::open)?,
             pool_limits: at(directory, "POOL_LIMITS", Mapped::open)?,
             open: at(directory, "OPEN", Hash::open)?,
+            guests: at(directory, "GUESTS", Hash::open)?,
+            faults: at(directory, "FAULTS", Mapped::open)?,
             counters: at(directory, "COUNTERS", PerCpu::open)?,
             pool_traffic: at(directory, "POOL_TRAFFIC", PerCpu::open)?,
             backend_traffic: at(directory, "BACKEND_TRAFFIC", PerCpu::open)?,

@@ -13,15 +13,16 @@
 mod registry;
 pub mod split;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ipnet::IpNet;
 use lb_common::abi::{
-    Address, Backend, Device, FILTER_BITS, LAYOUT, Life, NextHop, Port, Replier, Service, Settings, Slot,
-    Split, VipKey,
+    Address, Backend, Device, FILTER_BITS, GuestKey, LAYOUT, Life, NextHop, Port, Replier, Service, Settings,
+    Slot, Split, VipKey,
 };
 use lb_common::abi::{Mode, OnEmpty};
 use lb_common::hash::{Keys, Purpose, Seed};
@@ -50,6 +51,8 @@ pub struct ServicePlan {
     pub gue_port: Port,
     /// The largest segment that a SYN may speak of, if it is limited.
     pub clamp_mss: u16,
+    /// Networks of clients that belong to the canary as soon as it is open at all.
+    pub guests: Vec<IpNet>,
     /// Bits of the client's address that the split sees.
     pub split_mask: [u32; 4],
     /// Makes another set of clients the first of the canary.
@@ -240,7 +243,8 @@ impl Publisher {
             published.changed |= self.switch_off(id);
         }
         published.changed |= self.budget(index, plan.budget);
-        published.changed |= self.service(index, plan, indexes, seed);
+        let guests = self.guests(index, plan)?;
+        published.changed |= self.service(index, plan, indexes, guests, seed);
         if plan.canary.is_none() {
             self.registry.drop_canary(index);
         }
@@ -402,10 +406,41 @@ impl Publisher {
         word.try_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
     }
 
-    fn service(&mut self, index: u32, plan: &ServicePlan, pools: [u16; 2], seed: &Seed) -> bool {
+    /// Writes the networks of guests, and returns whether there are any. While some flow may be in the canary they stay as
+    /// they are: its clients would change sides.
+    fn guests(&mut self, index: u32, plan: &ServicePlan) -> Result<bool, PublishError> {
+        let wanted: BTreeSet<GuestKey> = plan.guests.iter().map(|network| guest(index, *network)).collect();
+        let service = self.maps.services.read(index);
+        let known = self.registry.guests.entry(index).or_default();
+        if service.split().0 == 0 && service.home() == 0 && *known != wanted {
+            for gone in known.difference(&wanted) {
+                self.maps.guests.remove(gone).map_err(map_error("GUESTS"))?;
+            }
+            for new in wanted.difference(known) {
+                self.maps.guests.insert(new, &1).map_err(map_error("GUESTS"))?;
+            }
+            *known = wanted;
+        }
+        Ok(!known.is_empty())
+    }
+
+    fn service(
+        &mut self,
+        index: u32,
+        plan: &ServicePlan,
+        pools: [u16; 2],
+        guests: bool,
+        seed: &Seed,
+    ) -> bool {
         let wanted = plan.flags & Service::MEASURED != 0;
         let measure = self.registry.measure(index, wanted.then(|| self.maps.measures.len()));
-        let flags = if measure == 0 { plan.flags & !Service::MEASURED } else { plan.flags };
+        let mut flags = plan.flags;
+        if measure == 0 {
+            flags &= !(Service::MEASURED | Service::CAPPED);
+        }
+        if guests {
+            flags |= Service::GUESTS;
+        }
         let Some(record) = self.registry.services.get(&index) else { return false };
         let stable_slots = record.stable.as_ref().map_or(0, |table| table.first);
         // Without a canary nobody looks there. If somebody did, it should not be at another service's slots.
@@ -578,4 +613,9 @@ fn set_filter(maps: &Maps, filter: usize, address: Address) {
 
 fn map_error(map: &'static str) -> impl Fn(io::Error) -> PublishError {
     move |source| PublishError::Map { map, source }
+}
+/// The key of a network of guests.
+fn guest(service: u32, network: IpNet) -> GuestKey {
+    let bits = u32::from(network.prefix_len()) + if network.addr().is_ipv4() { 96 } else { 0 };
+    GuestKey::network(service, network.network().into(), bits)
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use bytemuck::Zeroable;
-use lb_common::abi::{Address, Backend, Device, Life, Port, Service, Slot, VipKey};
+use lb_common::abi::{Address, Backend, Device, GuestKey, Life, Port, Service, Slot, VipKey};
 use lb_common::limit::Limit;
 use lb_common::settle::{SplitClock, Takers};
 use lb_common::watch::Watch;
@@ -46,6 +46,8 @@ pub struct Registry {
     regions: BTreeMap<u32, u32>,
     /// Service -> index of its measure.
     measures: HashMap<u32, u16>,
+    /// Service -> the networks of its guests, as they are in the kernel.
+    pub(super) guests: HashMap<u32, BTreeSet<GuestKey>>,
 }
 
 /// What a service has.
@@ -129,6 +131,7 @@ impl Registry {
             devices: HashMap::new(),
             regions: BTreeMap::new(),
             measures: HashMap::new(),
+            guests: HashMap::new(),
         };
         for (key, index) in maps.vips.entries()? {
             if index < maps.services.len() {
@@ -146,6 +149,9 @@ impl Registry {
                     registry.note_pool(backend.pool, backend.service, None);
                 }
             }
+        }
+        for key in maps.guests.keys()? {
+            registry.guests.entry(key.service).or_default().insert(key);
         }
         for index in 0..maps.devices.len() as u16 {
             let device = maps.devices.read(index.into());

@@ -1,6 +1,6 @@
 //! An agent that is made up: two services, and a note of each change that it was asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct Agent {
     pub hanging: AtomicBool,
     /// How many flows the first backend has.
     pub flows: AtomicU64,
+    /// A rollout that is under way, look by look; the last one stays.
+    pub rollouts: Mutex<VecDeque<RolloutStatus>>,
     events: Mutex<Vec<Event>>,
     live: broadcast::Sender<Event>,
 }
@@ -38,6 +40,7 @@ impl Agent {
             starting: AtomicBool::new(false),
             hanging: AtomicBool::new(false),
             flows: AtomicU64::new(3),
+            rollouts: Mutex::default(),
             events: Mutex::default(),
             live: broadcast::Sender::new(16),
         };
@@ -546,7 +549,9 @@ impl Control for Agent {
 
     async fn rollout(&self, service: String) -> Answer<RolloutStatus> {
         self.find(&service)?;
-        Ok(rollout(&service, Phase::RolledBack))
+        let mut rollouts = self.rollouts.lock().unwrap();
+        let next = if rollouts.len() > 1 { rollouts.pop_front() } else { rollouts.front().cloned() };
+        Ok(next.unwrap_or_else(|| rollout(&service, Phase::RolledBack)))
     }
 
     async fn order_rollout(
@@ -601,6 +606,22 @@ impl Control for Agent {
         Ok(receiver)
     }
 
+    async fn faults(&self) -> Answer<Faults> {
+        Ok(faults())
+    }
+
+    async fn add_fault(&self, call: Call, service: String, request: AddFault) -> Answer<Faults> {
+        let AddFault { action, share, seconds, pool, backend, clients, reason } = request;
+        let where_to = format!("{service} {pool:?} {backend:?} {clients:?}");
+        self.asked(&call, format!("fault {action} {share} of {where_to} for {seconds} {reason:?}")).await?;
+        Ok(faults())
+    }
+
+    async fn clear_faults(&self, call: Call, request: ClearFaults) -> Answer<Faults> {
+        self.asked(&call, format!("clear faults {:?} {:?}", request.id, request.reason)).await?;
+        Ok(Faults { api: Api::V1, faults: Vec::new() })
+    }
+
     async fn explain(&self, request: Explain) -> Answer<Explanation> {
         let step = |title: &str, text: String, values: &[(&str, &str)]| Step {
             title: title.to_owned(),
@@ -636,7 +657,21 @@ impl Control for Agent {
     }
 }
 
-fn rollout(service: &str, phase: Phase) -> RolloutStatus {
+fn faults() -> Faults {
+    let fault = FaultStatus {
+        id: 1,
+        service: "checkout".to_owned(),
+        action: FaultAction::Reset,
+        percent: 5.0,
+        pool: Some("v42".to_owned()),
+        backend: None,
+        clients: Some("10.1.0.0/16".to_owned()),
+        left_seconds: 29.5,
+    };
+    Faults { api: Api::V1, faults: vec![fault] }
+}
+
+pub fn rollout(service: &str, phase: Phase) -> RolloutStatus {
     RolloutStatus {
         api: Api::V1,
         service: service.to_owned(),
@@ -651,6 +686,7 @@ fn rollout(service: &str, phase: Phase) -> RolloutStatus {
         elapsed_seconds: 1.0,
         left_seconds: None,
         desired_percent: 1.0,
+        took_back_microseconds: None,
         observed: Observed::default(),
         telemetry: Vec::new(),
         verdict: VerdictWord::NoData,

@@ -1,6 +1,7 @@
 //! The program as the agent loads it, with tables as they are on the host.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,12 +13,15 @@ use lb_common::abi::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, S
 use lb_common::host::Tables;
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure;
+use lb_common::measure::Measure;
 use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
 use lb_tests::private_dir;
 use lb_tests::test_run::{Outcome, TestRun};
 use lb_userspace::dataplane::bpf::{Hash, Mapped, PerCpu};
 use lb_userspace::dataplane::maps::{self, Maps};
 use lb_userspace::dataplane::{Capacities, Options, load};
+
+use crate::tables::CAPPED;
 
 /// Room for what the host's tables of the tests hold.
 pub const ROOM: Capacities = Capacities {
@@ -93,6 +97,17 @@ impl Kernel {
             maps.pool_limits.write(index, &of(Whose::Pool(index as u16)));
         }
         replace(&maps.fragments, tables.fragments.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
+        for key in maps.guests.keys()? {
+            maps.guests.remove(&key)?;
+        }
+        for key in &tables.guests {
+            maps.guests.insert(key, &1)?;
+        }
+        maps.faults.write(0, &tables.faults);
+        for offset in [offset_of!(Measure, cap_interval), offset_of!(Measure, cap_next)] {
+            let word = lb_common::pipeline::Tables::word(tables, CAPPED.into(), offset);
+            maps.measures.word(CAPPED.into(), offset).store(word, Ordering::Release);
+        }
         maps.counters.clear(0)?;
         clear_all(&maps.pool_traffic)?;
         clear_all(&maps.backend_traffic)

@@ -9,11 +9,13 @@ mod kernel;
 mod network;
 mod rng;
 mod tables;
+mod tripwire;
 mod writing;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let claims = [cases::claims(), differential::claims(), full::claims(), writing::claims()];
+    let claims =
+        [cases::claims(), differential::claims(), full::claims(), writing::claims(), tripwire::claims()];
     lb_tests::run(claims.into_iter().flatten().collect())
 }

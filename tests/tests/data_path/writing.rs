@@ -51,6 +51,7 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         flags: 0,
         gue_port: Port::ANY,
         clamp_mss: 0,
+        guests: Vec::new(),
         split_mask: [u32::MAX; 4],
         salt: 0,
         limits: Default::default(),

@@ -12,10 +12,10 @@ use futures_util::stream::{self, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 
 use super::super::{
-    Answer, Api, ApiError, Applied, Apply, BackendPath, Backends, Call, Control, Detached, Diff, DiffQuery,
-    ErrorCode, Event, EventQuery, Explain, Explanation, FlowQuery, Flows, History, OrderRollout, Rollback,
-    RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight,
-    StartRollout, Status, Trace, Traced, Undo, Validate, Validated,
+    AddFault, Answer, Api, ApiError, Applied, Apply, BackendPath, Backends, Call, ClearFaults, Control,
+    Detached, Diff, DiffQuery, ErrorCode, Event, EventQuery, Explain, Explanation, Faults, FlowQuery, Flows,
+    History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit,
+    SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo, Validate, Validated,
 };
 use super::body::{Asked, Body, LARGEST};
 use super::openapi::{self, JSON_LINES, Route};
@@ -84,8 +84,19 @@ fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
         ),
         Route::post::<OrderRollout, RolloutStatus, _>(
             "/v1/services/{service}/rollout/{order}",
-            "Has a say in the rollout that is under way: pause, resume, promote, promote-full, abort, retry, approve.",
+            "Has a say in the rollout that is under way: pause, resume, promote, promote-full, promote-force, abort, retry, approve.",
             order_rollout::<C>,
+        ),
+        Route::get::<Faults, _>("/v1/faults", "The faults that are injected.", faults::<C>),
+        Route::post::<AddFault, Faults, _>(
+            "/v1/services/{service}/faults",
+            "Injects a fault: a share of new connections is reset or dropped, for a while.",
+            add_fault::<C>,
+        ),
+        Route::post::<ClearFaults, Faults, _>(
+            "/v1/faults/clear",
+            "Takes a fault away, or all.",
+            clear_faults::<C>,
         ),
         Route::get::<Backends, _>("/v1/backends", "Every backend, or those of one service.", backends::<C>)
             .asks::<ServiceQuery>(),
@@ -207,6 +218,27 @@ async fn order_rollout<C: Control>(
             .remedy(format!("it takes {}", known.join(", ")))
     })?;
     app.control.order_rollout(call, service, order, request).await.map(Json)
+}
+
+async fn faults<C: Control>(State(app): Shared<C>) -> Reply<Faults> {
+    app.control.faults().await.map(Json)
+}
+
+async fn add_fault<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Path(service): Path<String>,
+    Body(request): Body<AddFault>,
+) -> Reply<Faults> {
+    app.control.add_fault(call, service, request).await.map(Json)
+}
+
+async fn clear_faults<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Body(request): Body<ClearFaults>,
+) -> Reply<Faults> {
+    app.control.clear_faults(call, request).await.map(Json)
 }
 
 async fn set_split<C: Control>(

@@ -7,6 +7,7 @@ mod actor;
 mod change;
 mod event;
 mod explain;
+mod fault;
 mod flow;
 mod request;
 mod rollout;
@@ -23,6 +24,7 @@ pub use actor::Actor;
 pub use change::{Applied, Change, Detached, Diff, History, Moved, Revision, RolledBack, Validated};
 pub use event::Event;
 pub use explain::{Explanation, Step};
+pub use fault::{AddFault, ClearFaults, FaultAction, FaultStatus, Faults};
 pub use flow::{FlowInfo, FlowKind, Flows};
 pub use request::{
     Apply, BackendPath, DiffQuery, EventQuery, Explain, FlowQuery, KeepOrReset, Rollback, ServiceQuery,

@@ -7,6 +7,7 @@ mod detach;
 mod diff;
 mod doctor;
 mod explain;
+mod fault;
 mod get;
 mod help;
 mod history;
@@ -50,6 +51,8 @@ pub(super) enum Verb {
     Sysdump(sysdump::Sysdump),
     Trace(trace::Trace),
     Capture(capture::Capture),
+    #[command(subcommand)]
+    Fault(fault::Fault),
     Detach(detach::Detach),
     Completions(completions::Completions),
     Man(man::Man),
@@ -76,6 +79,7 @@ impl Verb {
             Self::Sysdump(_) => "collect for a bug report".to_owned(),
             Self::Trace(_) => "trace packets".to_owned(),
             Self::Capture(verb) => format!("capture packets into {}", verb.file),
+            Self::Fault(verb) => verb.doing(),
             Self::Detach(_) => "detach".to_owned(),
             Self::Completions(_) => "write the completions".to_owned(),
             Self::Man(_) => "write the manual".to_owned(),
@@ -101,6 +105,7 @@ impl Verb {
             Self::Sysdump(verb) => verb.run(context).await,
             Self::Trace(verb) => verb.run(context).await,
             Self::Capture(verb) => verb.run(context).await,
+            Self::Fault(verb) => verb.run(context).await,
             Self::Detach(verb) => verb.run(context).await,
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),
