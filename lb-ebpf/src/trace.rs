@@ -1,5 +1,7 @@
 //! What is told to those who trace, by a program of its own: the same object with [`LB_TRACE`] set.
 
+use core::arch::asm;
+
 use core::ptr;
 
 use aya_ebpf::bindings::xdp_md;
@@ -111,17 +113,19 @@ fn tell(ctx: *mut xdp_md, head: Head) {
 fn write<const N: usize>(ctx: *mut xdp_md, head: Head) -> bool {
     let Some(mut entry) = maps::TRACED.reserve::<Record<N>>(0) else { return false };
     let record: *mut Record<N> = entry.as_mut_ptr();
-    let mut length = head.length;
-    if length > N as u32 {
-        length = N as u32;
+    let mut more = u64::from(head.length).wrapping_sub(1);
+    // Verifiers before 6.8 know of the helper's size what 64 bits of its register tell, and that it is not 0 only from a sum. LLVM
+    // would compare 32 bits, and with 0. (An empty template would be a line without an instruction, which the kernel refuses.)
+    // SAFETY: no frame is that long.
+    unsafe { asm!("{more} &= 0xfffff", more = inout(reg) more) };
+    if more >= N as u64 {
+        more = N as u64 - 1;
     }
     // SAFETY: the ring's room is a whole record, and nobody reads it before it is submitted. What a shorter frame leaves is
     // what was there before: the reader looks at as much as the frame is long.
     unsafe {
         (&raw mut (*record).head).write(head);
-        if length > 0 {
-            bpf_xdp_load_bytes(ctx, 0, (&raw mut (*record).bytes).cast(), length);
-        }
+        bpf_xdp_load_bytes(ctx, 0, (&raw mut (*record).bytes).cast(), more as u32 + 1);
     }
     entry.submit(0);
     true
