@@ -28,6 +28,10 @@ pub const TCP_IDLE_TICKS: u32 = ticks((2 * 60 + 4) * 60 * 1_000_000_000);
 /// 63 s by default (`tcp_synack_retries = 5`).
 pub const HANDSHAKE_TICKS: u32 = 60;
 
+/// Longest time in [`ticks`] that fragments of one packet may be apart: as long as Linux waits for the rest
+/// (`ipfrag_time`), about.
+pub const FRAGMENT_TICKS: u32 = 30;
+
 /// How far in bytes the first segments after a handshake may run ahead of its initial sequence number, when the one that
 /// ends it is lost or late: an initial window of 10 segments (RFC 6928).
 ///
@@ -286,8 +290,8 @@ pub struct Settings {
     pub udp_idle: u32,
     /// Outer source of IPv4 tunnels: the upper 16 bits; the flow gives the rest.
     pub tunnel_v4: [u8; 4],
-    /// Zero.
-    pub pad: u32,
+    /// Nanoseconds between messages of [`too_big`](crate::too_big) per CPU, beyond a burst; 0: as many as there are.
+    pub message_interval: u32,
     /// Outer source of IPv6 tunnels: the upper 96 bits; the flow gives the rest.
     pub tunnel_v6: [u8; 16],
     /// Addresses of services.
@@ -306,6 +310,8 @@ pub enum Mode {
     DsrL2 = 2,
     /// The packet is put into another IP packet (RFC 2003, RFC 2473, RFC 4213).
     DsrIpip = 3,
+    /// The same in a UDP datagram (GUE), to a port that the backend names.
+    DsrGue = 5,
 }
 
 /// What a new flow gets when no backend may take it.
@@ -363,8 +369,10 @@ pub struct Service {
     pub protocol: u8,
     /// [`OnEmpty`]: what a new flow gets that a limit keeps away.
     pub on_limit: u8,
+    /// The largest segment that a SYN may say its sender takes ([`Service::CLAMPED`]).
+    pub clamp_mss: u16,
     /// Zero.
-    pub pad: [u8; 6],
+    pub pad: u32,
     /// Zero; room for what attended services need.
     pub reserved: [u64; 7],
 }
@@ -388,6 +396,8 @@ impl Service {
     pub const COUNTED: u16 = 1 << 13;
     /// Another backend takes what one may not have.
     pub const SPILLS: u16 = 1 << 14;
+    /// SYNs say that their sender takes segments of [`Service::clamp_mss`] at most.
+    pub const CLAMPED: u16 = 1 << 9;
     /// Flags that need entries of `HANDSHAKES`.
     pub const HANDSHAKES: u16 = Self::MEASURED | Self::WATCHED | Self::RETRIED | Self::LIMITED;
     /// Flags that may send a flow elsewhere than its slot says.
@@ -402,7 +412,8 @@ impl Service {
 
     /// Flags that need more than the bare rule: packets to such a service go through
     /// [`Stage::Attend`](crate::stage::Stage::Attend), and those to all others pay nothing for it.
-    pub const ATTENDED: u16 = Self::HANDSHAKES | Self::COUNTED | Self::GUESTS | Self::CAPPED | Self::FAULTS;
+    pub const ATTENDED: u16 =
+        Self::HANDSHAKES | Self::COUNTED | Self::GUESTS | Self::CAPPED | Self::FAULTS | Self::CLAMPED;
 
     /// Whether a flag is set.
     #[must_use]
@@ -561,8 +572,12 @@ pub struct Backend {
     pub pool: u16,
     /// Index of its service.
     pub service: u32,
+    /// UDP port that takes tunnels (`dsr-gue`); 0: they come without UDP.
+    pub gue_port: Port,
+    /// Zero.
+    pub pad: [u16; 3],
     /// Zero; fills the cache line.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 impl Backend {
@@ -686,6 +701,45 @@ pub struct Replier {
     pub pad: u16,
     /// When a client last talked to the backend past the VIP, in [`ticks`]; 0: never, which needs no look-up.
     pub direct: u32,
+}
+
+/// Key of `FRAGMENTS`: what all fragments of a packet share (RFC 791, section 3.2; RFC 8200, section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct FragmentKey {
+    /// Sender.
+    pub source: Address,
+    /// Receiver.
+    pub destination: Address,
+    /// Identification, in network byte order.
+    pub id: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// Value of `FRAGMENTS`: where a packet's first fragment went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentEntry {
+    /// To or from this backend.
+    pub backend: u16,
+    /// [`FragmentEntry::TO_BACKEND`] or [`FragmentEntry::TO_CLIENT`].
+    pub way: u16,
+    /// The backend's generation then.
+    pub generation: u32,
+    /// When, in [`ticks`].
+    pub at: u32,
+    /// Part of the flow's hash, which the tunnel's outer source is made from.
+    pub spread: u32,
+}
+
+impl FragmentEntry {
+    /// A request.
+    pub const TO_BACKEND: u16 = 0;
+    /// A `nat` backend's reply.
+    pub const TO_CLIENT: u16 = 1;
 }
 
 /// Value of `POOL_TRAFFIC` and `BACKEND_TRAFFIC`, per CPU.

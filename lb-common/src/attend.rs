@@ -5,7 +5,8 @@
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::fault;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, empty, find_service};
+use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service};
+use crate::rewrite;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{TCP_FIN, TCP_RST, Tcp};
 
@@ -21,6 +22,12 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     // It was there a moment ago.
     let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
     let service = tables.service(index).ok_or(Reason::NoTable)?;
+    // First, when little else has to be kept. Whoever gets this SYN, the host included, gets it with what the service says.
+    if service.has(Service::CLAMPED)
+        && let Kind::Syn(_) = transport.kind
+    {
+        rewrite::clamp_mss(packet, &network, &transport, service.clamp_mss);
+    }
     let key = FlowKey::of_request(&network, &transport, index);
     let mut place = tables.place_attended(service, &key, transport.kind)?;
     if place.backend == 0 {
@@ -48,8 +55,8 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
             .map(Step::End);
     }
     let account = Account::of_request(&network, &place, target.backend);
-    let ifindex = tables.send(packet, index, place)?;
-    Ok(Step::End(Verdict { reason: Reason::Forwarded, ifindex, account }))
+    let sent = tables.send(packet, index, place);
+    ended(sent.map(|ifindex| Verdict { reason: Reason::Forwarded, ifindex, account }))
 }
 
 /// A limit keeps it away.

@@ -29,7 +29,9 @@
 //! Every insertion marks the slot that the flow's hash leads to *now*, and every change of a slot marks it too (a change
 //! and its reversal within one handshake would be missed otherwise). The sweep takes marks away when nothing is left.
 
-use crate::abi::{FlowKey, GuestKey, HANDSHAKE_TICKS, HANDSHAKE_WINDOW, HalfOpen, Service, Slot, Split};
+use crate::abi::{
+    FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HANDSHAKE_WINDOW, HalfOpen, Service, Slot, Split,
+};
 use crate::measure::has_room;
 use crate::parse::Kind;
 use crate::pipeline::Tables;
@@ -246,6 +248,23 @@ pub fn settled<T: Tables>(
     Ok(Fork::new(tables, service, key, service.membership(tables, key))?.settled(kind))
 }
 
+/// Where packets of a flow go that is there already: the rule of [`select`] for something that is *about* the flow, such as an
+/// ICMP error. Nothing is noted, tracked or marked.
+///
+/// # Errors
+///
+/// As [`select`].
+#[inline(always)]
+pub fn peek<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<Place, Reason> {
+    let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
+    let kind = if fork.is_udp() { Kind::Udp } else { Kind::Rst };
+    let backend = match fork.settled(kind) {
+        Some(choice) => choice.backend,
+        None => fork.peek(tables)?,
+    };
+    Ok(Place { backend, begins: false, spread: fork.hash as u32 })
+}
+
 /// A flow, and where its hash leads.
 struct Fork<'a> {
     service: &'a Service,
@@ -358,12 +377,7 @@ impl<'a> Fork<'a> {
             return Ok((entry.backend, Why::Tracked));
         }
         // It was there before whatever unsettled its slot or split.
-        let home = if self.membership.home == self.membership.new {
-            self.slot.home()
-        } else {
-            let index = self.service.slot(self.membership.home, self.hash);
-            tables.slot(index).ok_or(Reason::NoTable)?.home()
-        };
+        let home = self.home(tables)?;
         if sequence.is_none() || self.leads_to(home) {
             return Ok((home, Why::Home));
         }
@@ -376,11 +390,55 @@ impl<'a> Fork<'a> {
     fn datagram<T: Tables>(&self, tables: &T) -> Result<(u16, Why), Reason> {
         let known = tables.flow(self.key, true);
         if let Some(entry) = known
-            && alive(tables, entry.backend, entry.generation)
-            && tables.settings().is_some_and(|s| tables.ticks().wrapping_sub(entry.seen) <= s.udp_idle)
+            && talks(tables, &entry)
         {
             return Ok((entry.backend, Why::Tracked));
         }
+        let backend = self.unknown_datagram(tables)?;
+        // An old entry has just become young by being asked for: it must not be found again.
+        if known.is_none() && self.membership.settled && self.leads_to(backend) {
+            return Ok((backend, Why::Home));
+        }
+        self.track(tables, backend, known.is_none());
+        Ok((backend, Why::Captured))
+    }
+
+    /// The backend of a flow that is there, without a trace.
+    #[inline(always)]
+    fn peek<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
+        let known = tables.flow(self.key, self.is_udp());
+        if self.is_udp() {
+            return match known {
+                Some(entry) if talks(tables, &entry) => Ok(entry.backend),
+                _ => self.unknown_datagram(tables),
+            };
+        }
+        if let Some(entry) = known
+            && alive(tables, entry.backend, entry.generation)
+        {
+            return Ok(entry.backend);
+        }
+        if let Some(noted) = tables.half_open(self.key)
+            && alive(tables, noted.backend, noted.generation)
+        {
+            return Ok(noted.backend);
+        }
+        self.home(tables)
+    }
+
+    /// The backend of an old TCP flow that is in no table.
+    #[inline(always)]
+    fn home<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
+        if self.membership.home == self.membership.new {
+            return Ok(self.slot.home());
+        }
+        let index = self.service.slot(self.membership.home, self.hash);
+        Ok(tables.slot(index).ok_or(Reason::NoTable)?.home())
+    }
+
+    /// The backend of a UDP flow that is in no table.
+    #[inline(always)]
+    fn unknown_datagram<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
         let canary = self.membership.new && self.membership.home;
         let slot = if canary == self.membership.new {
             self.slot
@@ -388,13 +446,7 @@ impl<'a> Fork<'a> {
             let index = self.service.slot(canary, self.hash);
             tables.slot(index).ok_or(Reason::NoTable)?
         };
-        let backend = if slot.home() == 0 { slot.new() } else { slot.home() };
-        // An old entry has just become young by being asked for: it must not be found again.
-        if known.is_none() && self.membership.settled && self.leads_to(backend) {
-            return Ok((backend, Why::Home));
-        }
-        self.track(tables, backend, known.is_none());
-        Ok((backend, Why::Captured))
+        Ok(if slot.home() == 0 { slot.new() } else { slot.home() })
     }
 
     /// Whether the hash leads to `backend`, and will when everything is settled: then no entry is needed.
@@ -446,6 +498,13 @@ fn generation<T: Tables>(tables: &T, backend: u16) -> Option<u32> {
 #[inline(always)]
 fn alive<T: Tables>(tables: &T, backend: u16, since: u32) -> bool {
     generation(tables, backend) == Some(since)
+}
+
+/// Whether a UDP flow's entry stands: its backend is the same, and it was not silent for too long.
+#[inline(always)]
+fn talks<T: Tables>(tables: &T, entry: &FlowEntry) -> bool {
+    alive(tables, entry.backend, entry.generation)
+        && tables.settings().is_some_and(|s| tables.ticks().wrapping_sub(entry.seen) <= s.udp_idle)
 }
 
 #[inline(always)]

@@ -34,6 +34,14 @@ stages! {
     Reply = "lb_reply",
     /// To a service that has more than the bare rule. ([`attend`](crate::attend))
     Attend = "lb_attend",
+    /// ICMP: errors about flows follow them. ([`icmp`](crate::icmp))
+    Icmp = "lb_icmp",
+    /// A fragment, from or to an address that may be a service's or a backend's. ([`fragment`](crate::fragment))
+    Fragment = "lb_fragment",
+    /// A fragment that is for no service. ([`fragment`](crate::fragment))
+    FragmentReply = "lb_fragment_reply",
+    /// A packet that does not fit where it would leave: its sender is told. ([`too_big`](crate::too_big))
+    TooBig = "lb_too_big",
 }
 
 impl Stage {

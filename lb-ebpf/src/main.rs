@@ -16,8 +16,11 @@ use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use lb_common::attend::attend;
 use lb_common::decap::{Decapsulated, decapsulate};
+use lb_common::fragment::{fragment, fragment_reply};
+use lb_common::icmp::icmp;
 use lb_common::pipeline::{Packet, Step, enter};
 use lb_common::reply::reply;
+use lb_common::too_big::too_big;
 use lb_common::verdict::{Action, Reason, Verdict};
 
 use crate::packet::Frame;
@@ -46,6 +49,38 @@ pub fn lb_reply(ctx: XdpContext) -> u32 {
 pub fn lb_attend(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let step = attend(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Icmp`](lb_common::stage::Stage::Icmp).
+#[xdp(frags)]
+pub fn lb_icmp(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = icmp(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Fragment`](lb_common::stage::Stage::Fragment).
+#[xdp(frags)]
+pub fn lb_fragment(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = fragment(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::FragmentReply`](lb_common::stage::Stage::FragmentReply).
+#[xdp(frags)]
+pub fn lb_fragment_reply(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = fragment_reply(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::TooBig`](lb_common::stage::Stage::TooBig).
+#[xdp(frags)]
+pub fn lb_too_big(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = too_big(&mut frame, &Kernel);
     leave(&ctx, &frame, step)
 }
 
@@ -79,7 +114,7 @@ fn act(frame: &Frame, verdict: &Verdict) -> u32 {
     }
 }
 
-/// The other end of `dsr-ipip`, for backends whose kernel has no tunnel device.
+/// The other end of `dsr-ipip` and `dsr-gue`, for backends whose kernel has no tunnel device.
 #[xdp(frags)]
 pub fn lb_decap(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);

@@ -4,7 +4,8 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
-    Backend, Device, Fault, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Traffic, VipKey,
+    Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
+    Settings, Traffic, VipKey,
 };
 use lb_common::decap;
 use lb_common::limit::{Limit, Open};
@@ -41,6 +42,13 @@ pub static REPLIES: HashMap<VipKey, Replier> = HashMap::with_max_entries(16_384,
 
 #[map]
 pub static DIRECT: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(65_536, 0);
+
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::with_max_entries(16_384, 0);
+
+/// The bucket of `too_big::admit`.
+#[map]
+pub static MESSAGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(1 << 20, 0);

@@ -14,6 +14,10 @@ pub fn jump(ctx: &XdpContext, stage: Stage) {
     match stage {
         Stage::Reply => jump_to::<{ Stage::Reply as u32 }>(ctx),
         Stage::Attend => jump_to::<{ Stage::Attend as u32 }>(ctx),
+        Stage::Icmp => jump_to::<{ Stage::Icmp as u32 }>(ctx),
+        Stage::Fragment => jump_to::<{ Stage::Fragment as u32 }>(ctx),
+        Stage::FragmentReply => jump_to::<{ Stage::FragmentReply as u32 }>(ctx),
+        Stage::TooBig => jump_to::<{ Stage::TooBig as u32 }>(ctx),
     }
 }
 

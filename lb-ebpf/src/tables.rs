@@ -12,8 +12,8 @@ use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
-    Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, GuestKey, HalfOpen, Replier, Service,
-    Settings, Slot, Traffic, VipKey, Wanted,
+    Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
+    HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
 };
 use lb_common::fault;
 use lb_common::handshake;
@@ -22,9 +22,11 @@ use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
 use lb_common::retry::Budget;
-use lb_common::select::{Place, select, select_bare, settled};
+use lb_common::select::{Place, peek, select, select_bare, settled};
+use lb_common::too_big::admit;
 use lb_common::verdict::{Account, Event, Reason, Verdict};
 use lb_common::watch::Word;
+use lb_common::wire::Mac;
 
 use crate::maps;
 use crate::packet::Frame;
@@ -170,6 +172,15 @@ extern "C" fn lb_send(ctx: *mut xdp_md, service: u32, place: u64) -> u64 {
     }
 }
 
+/// The rule for what is about a flow, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_peek(key: *const FlowKey) -> u64 {
+    let Some(key) = copied(key) else { return NO_TABLE };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
+    peek(&Kernel, service, &key).map_or(NO_TABLE, Place::pack)
+}
+
 /// Handshakes, as functions of their own in the kernel's eyes ("global"): verified once, for any flow, and each with a
 /// stack that has to hold less. What they are together is [`handshake::begins`].
 ///
@@ -270,6 +281,46 @@ fn limit_of(whose: Whose) -> Option<*mut Limit> {
     }
 }
 
+/// A hardware address of a query, in pieces that are aligned: the compiler would take four bytes at once, and of the stack the
+/// verifier gives no unaligned ones.
+#[inline(always)]
+fn mac(field: &Mac) -> Mac {
+    let words = field.as_ptr().cast::<u16>();
+    // SAFETY: six bytes, at an even offset of an aligned structure.
+    let [[a, b], [c, d], [e, f]] = unsafe {
+        [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()]
+            .map(u16::to_ne_bytes)
+    };
+    [a, b, c, d, e, f]
+}
+
+/// Asks the kernel's routes where a packet leaves.
+#[inline(always)]
+fn look_up(frame: &Frame, network: &Network) -> (u32, FibLookup) {
+    // SAFETY: a C structure of integers.
+    let mut query: FibLookup = unsafe { core::mem::zeroed() };
+    query.ifindex = frame.ifindex();
+    query.l4_protocol = network.protocol;
+    query.__bindgen_anon_1.tot_len = (network.end - network.l3) as u16;
+    match network.family {
+        Family::V4 => {
+            query.family = AF_INET;
+            query.__bindgen_anon_3.ipv4_src = network.source.wire_words()[3];
+            query.__bindgen_anon_4.ipv4_dst = network.destination.wire_words()[3];
+        }
+        Family::V6 => {
+            query.family = AF_INET6;
+            query.__bindgen_anon_3.ipv6_src = network.source.wire_words();
+            query.__bindgen_anon_4.ipv6_dst = network.destination.wire_words();
+        }
+    }
+    // SAFETY: the context is the kernel's, the query is as long as we say.
+    let result =
+        unsafe { bpf_fib_lookup(frame.context().cast(), &raw mut query, size_of::<FibLookup>() as i32, 0) }
+            as u32;
+    (result, query)
+}
+
 impl Tables for Kernel {
     type Packet = Frame;
 
@@ -361,6 +412,32 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry> {
+        // SAFETY: as for flows; fragments that meet a note in the making are judged by its time and generation.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragments(&self, key: &FragmentKey, entry: &FragmentEntry) {
+        let event = if maps::FRAGMENTS.insert(key, entry, 0).is_ok() {
+            Event::FragmentsNoted
+        } else {
+            Event::TrackFailed
+        };
+        self.event(event);
+    }
+
+    #[inline(always)]
+    fn admits_message(&self, interval: u32) -> bool {
+        let Some(bucket) = maps::MESSAGES.get_ptr_mut(0) else { return false };
+        // SAFETY: a per-CPU element, and a program is not preempted by itself.
+        let bucket = unsafe { &mut *bucket };
+        let Some(next) = admit(*bucket, self.clock(), interval) else { return false };
+        *bucket = next;
+        true
+    }
+
+    #[inline(always)]
     fn replier(&self, key: &VipKey) -> Option<Replier> {
         // SAFETY: as for VIPs.
         unsafe { maps::REPLIES.get(key) }.copied()
@@ -394,30 +471,10 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn route(&self, frame: &Frame, network: &Network) -> Route {
-        // SAFETY: a C structure of integers.
-        let mut query: FibLookup = unsafe { core::mem::zeroed() };
-        query.ifindex = frame.ifindex();
-        query.l4_protocol = network.protocol;
-        query.__bindgen_anon_1.tot_len = (network.end - network.l3) as u16;
-        match network.family {
-            Family::V4 => {
-                query.family = AF_INET;
-                query.__bindgen_anon_3.ipv4_src = network.source.wire_words()[3];
-                query.__bindgen_anon_4.ipv4_dst = network.destination.wire_words()[3];
-            }
-            Family::V6 => {
-                query.family = AF_INET6;
-                query.__bindgen_anon_3.ipv6_src = network.source.wire_words();
-                query.__bindgen_anon_4.ipv6_dst = network.destination.wire_words();
-            }
-        }
-        // SAFETY: the context is the kernel's, the query is as long as we say.
-        let result = unsafe {
-            bpf_fib_lookup(frame.context().cast(), &raw mut query, size_of::<FibLookup>() as i32, 0)
-        } as u32;
+        let (result, query) = look_up(frame, network);
         match result {
             BPF_FIB_LKUP_RET_SUCCESS => {
-                Route::Out { ifindex: query.ifindex, source: query.smac, destination: query.dmac }
+                Route::Out { ifindex: query.ifindex, source: mac(&query.smac), destination: mac(&query.dmac) }
             }
             BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
             BPF_FIB_LKUP_RET_NO_NEIGH => {
@@ -440,6 +497,17 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn path_mtu(&self, frame: &Frame, network: &Network) -> u16 {
+        let (result, query) = look_up(frame, network);
+        if result != BPF_FIB_LKUP_RET_FRAG_NEEDED {
+            return 0;
+        }
+        // The kernel has put it where the packet's length was.
+        // SAFETY: a union of two integers of the same size.
+        unsafe { query.__bindgen_anon_1.mtu_result }
+    }
+
+    #[inline(always)]
     fn place(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason> {
         if let Some(choice) = settled(self, service, key, kind)? {
             return Ok(choice.into());
@@ -457,6 +525,14 @@ impl Tables for Kernel {
         match Reason::of(opaque(packed & u64::from(u32::MAX))) {
             Reason::Forwarded => Ok((packed >> 32) as u32),
             reason => Err(reason),
+        }
+    }
+
+    #[inline(always)]
+    fn peek(&self, _: &Service, key: &FlowKey) -> Result<Place, Reason> {
+        match lb_peek(key) {
+            NO_TABLE => Err(Reason::NoTable),
+            packed => Ok(Place::unpack(packed)),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod codes;
 pub mod compile;
 pub mod config;
+mod craft;
 pub mod dataplane;
 pub mod decap;
 pub mod discovery;

@@ -7,8 +7,9 @@ use bytemuck::Zeroable;
 
 use super::{Frame, Lru};
 use crate::abi::{
-    Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, GuestKey, HalfOpen,
-    LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
+    Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, GuestKey, HalfOpen, LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings,
+    Slot, Split, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
@@ -17,6 +18,7 @@ use crate::measure::{Handshake, Measure};
 use crate::parse::Network;
 use crate::pipeline::{self, Route};
 use crate::retry::Budget;
+use crate::too_big;
 use crate::verdict::Event;
 use crate::watch::Word;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac};
@@ -57,6 +59,10 @@ pub struct Tables {
     pub open: RefCell<HashMap<FlowKey, Open>>,
     /// Services whose canary was taken back by the tripwire; their split is as it was.
     pub tripped: RefCell<Vec<u32>>,
+    /// `FRAGMENTS`.
+    pub fragments: RefCell<Lru<FragmentKey, FragmentEntry>>,
+    /// The bucket of [`too_big::admit`].
+    pub messages: Cell<u64>,
     /// `GUESTS`.
     pub guests: Vec<GuestKey>,
     /// `FAULTS`.
@@ -65,6 +71,8 @@ pub struct Tables {
     pub direct: RefCell<Lru<FlowKey, u32>>,
     /// Where packets for these addresses leave.
     pub routes: HashMap<Address, Route>,
+    /// How long a packet may be for which the route is [`Route::TooBig`].
+    pub path_mtu: u16,
     /// Where all others leave.
     pub default_route: Route,
     /// Monotonic nanoseconds.
@@ -114,6 +122,8 @@ impl Tables {
     pub const IFINDEX: u32 = 2;
     /// Its hardware address.
     pub const MAC: Mac = [0x02, 0, 0, 0, 0, 0x01];
+    /// Where backends of `dsr-gue` take tunnels.
+    pub const GUE_PORT: Port = Port::new(6080);
     /// The hardware address of the router to the clients.
     pub const ROUTER: Mac = [0x02, 0, 0, 0, 0, 0xfe];
 
@@ -143,10 +153,13 @@ impl Tables {
             open: RefCell::default(),
             tripped: RefCell::default(),
             measures: RefCell::new(vec![0; Self::MEASURES * size_of::<Measure>() / 8]),
+            fragments: RefCell::new(Lru::new(1 << 14)),
+            messages: Cell::new(0),
             guests: Vec::new(),
             faults: [Fault::default(); FAULTS],
             direct: RefCell::new(Lru::new(1 << 16)),
             routes: HashMap::new(),
+            path_mtu: 1280,
             default_route: Route::Out {
                 ifindex: Self::IFINDEX,
                 source: Self::MAC,
@@ -228,6 +241,11 @@ impl Tables {
             port: Port::new(at.port()),
             pool,
             service,
+            gue_port: if self.services[service as usize].mode == Mode::DsrGue as u8 {
+                Self::GUE_PORT
+            } else {
+                Port::ANY
+            },
             ..Backend::zeroed()
         });
         let of = &self.services[service as usize];
@@ -339,6 +357,21 @@ impl pipeline::Tables for Tables {
         self.half_open.borrow_mut().remove(key);
     }
 
+    fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry> {
+        self.fragments.borrow_mut().get(key).copied()
+    }
+
+    fn note_fragments(&self, key: &FragmentKey, entry: &FragmentEntry) {
+        let noted = self.fragments.borrow_mut().insert(*key, *entry);
+        self.event(if noted { Event::FragmentsNoted } else { Event::TrackFailed });
+    }
+
+    fn admits_message(&self, interval: u32) -> bool {
+        let next = too_big::admit(self.messages.get(), self.clock.get(), interval);
+        self.messages.set(next.unwrap_or(self.messages.get()));
+        next.is_some()
+    }
+
     fn replier(&self, key: &VipKey) -> Option<Replier> {
         self.repliers.borrow().get(key).copied()
     }
@@ -361,6 +394,10 @@ impl pipeline::Tables for Tables {
 
     fn route(&self, _packet: &Frame, network: &Network) -> Route {
         *self.routes.get(&network.destination).unwrap_or(&self.default_route)
+    }
+
+    fn path_mtu(&self, packet: &Frame, network: &Network) -> u16 {
+        if self.route(packet, network) == Route::TooBig { self.path_mtu } else { 0 }
     }
 
     fn handshake(&self, key: &FlowKey) -> Option<Handshake> {

@@ -2,6 +2,8 @@
 
 mod attend;
 mod dsr;
+mod errors;
+mod fragments;
 mod lab;
 mod limit;
 mod measure;
@@ -9,4 +11,5 @@ mod nat;
 mod parsing;
 mod reset;
 mod retry;
+mod too_big;
 mod trace;

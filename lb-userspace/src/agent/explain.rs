@@ -8,6 +8,8 @@ use lb_common::host::Tables;
 use lb_common::parse::Kind;
 use lb_common::select::{Choice, Why, select};
 
+mod run;
+
 use super::Agent;
 use crate::api::{ApiError, Explain, Explanation, Step};
 use crate::clock;
@@ -117,6 +119,11 @@ impl Agent {
         } else {
             ("transmit", lb_common::verdict::Reason::Forwarded)
         };
+        // A datagram of a flow that is not tracked yet would be, and that would be news.
+        let is_udp = protocol == lb_common::wire::IPPROTO_UDP;
+        if !is_udp || settled || tracked.is_some() || !service.has(Service::TRACK_UDP) {
+            steps.extend(self.run_step(&key, self.copy(&service, &flow, protocol), request, protocol));
+        }
         Ok(Explanation {
             steps,
             verdict: verdict.to_owned(),
@@ -125,6 +132,19 @@ impl Agent {
             pool: if last.backend == 0 { None } else { pool },
             backend: (last.backend != 0).then(|| self.name_of(last.backend)),
             ..Explanation::default()
+        })
+    }
+
+    /// What the loaded program does with the flow, beside what the rule says.
+    fn run_step(&self, key: &VipKey, mut tables: Tables, request: &Explain, protocol: u8) -> Option<Step> {
+        let ifindex = self.kernel.attached.first()?.ifindex;
+        tables.vips.insert(*key, 0);
+        let directory = crate::dataplane::maps::directory(&self.places.pin_dir);
+        let ran = crate::dataplane::bpf::open_pin(&directory.join(crate::dataplane::PROGRAM))
+            .and_then(|program| run::run(program, &tables, ifindex, request.from, request.to, protocol));
+        Some(match ran {
+            Ok(ran) => step("program", ran.text, &[("agrees", ran.agree.to_string())]),
+            Err(error) => step("program", format!("the loaded program cannot be run: {error}"), &[]),
         })
     }
 
@@ -186,6 +206,7 @@ impl Agent {
         tables.backends = (0..maps.backends.len()).map(|id| maps.backends.read(id)).collect();
         tables.clock.set(clock::nanoseconds());
         *tables.settings = maps.settings.read(0);
+        tables.devices = (0..maps.devices.len()).map(|index| maps.devices.read(index)).collect();
         if service.has(Service::GUESTS) {
             let client = GuestKey::client(flow.owner, flow.client);
             if maps.guests.get(&client).ok().flatten().is_some() {
@@ -203,6 +224,8 @@ impl Agent {
         };
         if let Ok(Some(entry)) = from.get(flow) {
             into.borrow_mut().insert(*flow, entry);
+            // In the copy there is one service.
+            into.borrow_mut().insert(FlowKey { owner: 0, ..*flow }, entry);
         }
         tables
     }

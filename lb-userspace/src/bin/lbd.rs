@@ -70,7 +70,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// On a backend of `dsr-ipip` without a tunnel device: takes the outer header off, until it is stopped.
+    /// On a backend of `dsr-ipip` or `dsr-gue` without a tunnel device: takes the outer headers off, until it is stopped.
     Decap(decap::Arguments),
     /// Writes the manual page.
     #[command(hide = true)]

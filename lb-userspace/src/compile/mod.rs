@@ -406,6 +406,15 @@ impl Compiler {
                 flags |= abi::Service::CAPPED;
             }
         }
+        let clamp_mss = service.clamp_mss.map_or(0, |limit| limit as u16);
+        if clamp_mss != 0 && service.protocol == Protocol::Tcp {
+            flags |= abi::Service::CLAMPED;
+        }
+        let gue_port = if service.mode == Mode::DsrGue {
+            Port::new(service.gue_port.unwrap_or(GUE_PORT))
+        } else {
+            Port::ANY
+        };
         if world.has_faults(service) {
             flags |= abi::Service::FAULTS;
         }
@@ -415,10 +424,13 @@ impl Compiler {
             mode: match service.mode {
                 Mode::DsrL2 => abi::Mode::DsrL2,
                 Mode::DsrIpip => abi::Mode::DsrIpip,
+                Mode::DsrGue => abi::Mode::DsrGue,
                 _ => abi::Mode::Nat,
             },
             on_empty: on_empty(service, &pools, intent),
             flags,
+            gue_port,
+            clamp_mss,
             guests,
             split_mask,
             salt: intent.salt,
@@ -522,6 +534,9 @@ fn table(
     memory.built = Some(Built { weights, size, table: Arc::clone(&table) });
     table
 }
+
+/// Where Linux's own documents have GUE.
+const GUE_PORT: u16 = 6080;
 
 /// Where clients find a service.
 #[must_use]

@@ -24,6 +24,7 @@ enum Command {
     Delete = 3,
     NextKey = 4,
     ObjectGet = 7,
+    TestRun = 10,
     Info = 15,
     LookupAndDelete = 21,
     LookupBatch = 24,
@@ -62,6 +63,41 @@ struct ObjectAttr {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// `union bpf_attr` for test runs.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct TestRunAttr {
+    program: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    /// The kernel wants zeroes after `batch_size`.
+    pad: u32,
+}
+
+/// `struct xdp_md`, where `data` and `data_end` are offsets.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct XdpContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ifindex: u32,
+    queue: u32,
+    egress_ifindex: u32,
 }
 
 /// `union bpf_attr` for questions.
@@ -107,6 +143,32 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(Command::ObjectGet, &mut attr)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs an XDP program on a frame that is said to have come in by `ifindex`. Returns what it returned, and the frame as it
+/// left it.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> io::Result<(u32, Vec<u8>)> {
+    // No program adds more than the headroom that XDP gives.
+    let mut output = vec![0_u8; frame.len() + 256];
+    let context = XdpContext { data_end: frame.len() as u32, ifindex, ..XdpContext::zeroed() };
+    let mut attr = TestRunAttr {
+        program: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_in: address(frame),
+        data_size_out: output.len() as u32,
+        data_out: output.as_mut_ptr() as u64,
+        repeat: 1,
+        context_size_in: size_of::<XdpContext>() as u32,
+        context_in: address(&context),
+        ..TestRunAttr::zeroed()
+    };
+    bpf(Command::TestRun, &mut attr)?;
+    output.truncate(attr.data_size_out as usize);
+    Ok((attr.retval, output))
 }
 
 fn info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {

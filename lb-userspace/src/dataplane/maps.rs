@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use lb_common::abi::{
-    Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, GuestKey, HalfOpen, LAYOUT, Replier, Service,
-    Settings, Traffic, VipKey,
+    Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey, HalfOpen,
+    LAYOUT, Replier, Service, Settings, Traffic, VipKey,
 };
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::Measure;
@@ -43,6 +43,8 @@ pub struct Maps {
     pub replies: Hash<VipKey, Replier>,
     /// Flows past the VIP -> when noted.
     pub direct: Hash<FlowKey, u32>,
+    /// Packets in fragments -> where the first one went.
+    pub fragments: Hash<FragmentKey, FragmentEntry>,
     /// TCP flows.
     pub flows: Hash<FlowKey, FlowEntry>,
     /// UDP flows.
@@ -96,6 +98,8 @@ pub const NAMES: &[&str] = &[
     "EGRESS",
     "REPLIES",
     "DIRECT",
+    "FRAGMENTS",
+    "MESSAGES",
     "FLOWS",
     "UDP_FLOWS",
     "HALF_OPEN",
@@ -139,6 +143,7 @@ impl Maps {
             egress: at(directory, "EGRESS", Hash::open)?,
             replies: at(directory, "REPLIES", Hash::open)?,
             direct: at(directory, "DIRECT", Hash::open)?,
+            fragments: at(directory, "FRAGMENTS", Hash::open)?,
             flows: at(directory, "FLOWS", Hash::open)?,
             udp_flows: at(directory, "UDP_FLOWS", Hash::open)?,
             half_open: at(directory, "HALF_OPEN", Hash::open)?,

@@ -11,7 +11,7 @@ pub use kernel::check as check_kernel;
 pub(crate) use kernel::has_btf;
 pub(crate) use load::is_bpffs;
 pub use load::{
-    Attached, Capacities, LoadError, Loaded, Native, OBJECT, Options, attach_again, detach,
+    Attached, Capacities, LoadError, Loaded, Native, OBJECT, Options, PROGRAM, attach_again, detach,
     forget_other_links, load,
 };
 pub use maps::{Maps, OpenError};

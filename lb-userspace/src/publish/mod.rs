@@ -47,6 +47,10 @@ pub struct ServicePlan {
     pub on_empty: OnEmpty,
     /// Flags of [`Service`].
     pub flags: u16,
+    /// UDP port that takes tunnels; "any": they come without UDP.
+    pub gue_port: Port,
+    /// The largest segment that a SYN may speak of, if it is limited.
+    pub clamp_mss: u16,
     /// Networks of clients that belong to the canary as soon as it is open at all.
     pub guests: Vec<IpNet>,
     /// Bits of the client's address that the split sees.
@@ -161,6 +165,10 @@ pub struct Publisher {
     pub registry: Registry,
 }
 
+/// Nanoseconds between "packet too big" messages per CPU, beyond a burst: about a thousand a second, as Linux's own
+/// (`icmp_msgs_per_sec`).
+const MESSAGE_INTERVAL: u32 = 1 << 20;
+
 impl Publisher {
     /// Takes the maps over, with whatever is in them.
     ///
@@ -181,6 +189,7 @@ impl Publisher {
         settings.udp_idle = udp_idle;
         settings.tunnel_v4 = tunnel_v4;
         settings.tunnel_v6 = tunnel_v6;
+        settings.message_interval = MESSAGE_INTERVAL;
         self.maps.settings.write(0, &settings);
     }
 
@@ -314,7 +323,9 @@ impl Publisher {
             port: member.port,
             pool,
             service,
-            reserved: [0; 3],
+            gue_port: plan.gue_port,
+            pad: [0; 3],
+            reserved: [0; 2],
         };
         let limited = limit(&self.maps.limits, id, &plan.limits.backend);
         let mut changed =
@@ -451,6 +462,7 @@ impl Publisher {
             canary_pool: pools[1],
             measure,
             on_limit: plan.limits.on_limit.unwrap_or(plan.on_empty) as u8,
+            clamp_mss: plan.clamp_mss,
             ..Service::default()
         };
         // What stands before the tables changes by its own rules (`split`).

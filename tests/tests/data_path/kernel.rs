@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramFd, Xdp};
 use bytemuck::Pod;
-use lb_common::abi::{FlowEntry, FlowKey, HalfOpen, Slot, Traffic};
+use lb_common::abi::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Slot, Traffic};
 use lb_common::host::Tables;
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure;
@@ -96,6 +96,7 @@ impl Kernel {
         for index in 0..maps.pool_limits.len() {
             maps.pool_limits.write(index, &of(Whose::Pool(index as u16)));
         }
+        replace(&maps.fragments, tables.fragments.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         for key in maps.guests.keys()? {
             maps.guests.remove(&key)?;
         }
@@ -130,6 +131,12 @@ impl Kernel {
                 .entries()?
                 .into_iter()
                 .map(|(key, note)| (key, handshake(&note)))
+                .collect(),
+            fragments: maps
+                .fragments
+                .entries()?
+                .into_iter()
+                .map(|(key, entry)| (key, followed(&entry)))
                 .collect(),
             direct: maps.direct.entries()?.into_iter().map(|(key, _)| key).collect(),
             marked: maps.replies.entries()?.iter().filter(|(_, replier)| replier.direct != 0).count(),
@@ -205,6 +212,13 @@ fn counted(kind: u8, index: u32, limit: &Limit) -> Option<((u8, u32), (u64, u64)
     (counts != (0, 0)).then_some(((kind, index), counts))
 }
 
+/// Backend, way, generation and spread.
+type Followed = (u16, u16, u32, u32);
+
+fn followed(entry: &FragmentEntry) -> Followed {
+    (entry.backend, entry.way, entry.generation, entry.spread)
+}
+
 /// What packets leave behind, but for the times.
 #[derive(Debug, PartialEq)]
 pub struct State {
@@ -212,6 +226,7 @@ pub struct State {
     pub flows: BTreeMap<FlowKey, Flow>,
     pub udp_flows: BTreeMap<FlowKey, Flow>,
     pub half_open: BTreeMap<FlowKey, Handshake>,
+    pub fragments: BTreeMap<FragmentKey, Followed>,
     pub direct: std::collections::BTreeSet<FlowKey>,
     pub marked: usize,
     pub limits: BTreeMap<(u8, u32), (u64, u64)>,
@@ -230,6 +245,7 @@ impl State {
             flows: tables.flows.borrow().iter().map(|(key, entry)| (*key, flow(entry))).collect(),
             udp_flows: tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, flow(entry))).collect(),
             half_open: tables.half_open.borrow().iter().map(|(key, note)| (*key, handshake(note))).collect(),
+            fragments: tables.fragments.borrow().iter().map(|(key, entry)| (*key, followed(entry))).collect(),
             direct: tables.direct.borrow().iter().map(|(key, _)| *key).collect(),
             marked: tables.repliers.borrow().values().filter(|replier| replier.direct != 0).count(),
             limits: tables
@@ -256,18 +272,23 @@ impl State {
                 }
             )* };
         }
-        compare!(flows udp_flows half_open direct marked limits open pools backends);
+        compare!(flows udp_flows half_open fragments direct marked limits open pools backends);
         let slot = self.slots.iter().zip(&other.slots).position(|(a, b)| a != b)?;
         Some(format!("slot {slot}: {:?} {:?}", self.slots[slot], other.slots[slot]))
     }
 }
 
 /// What the host would have counted.
-#[derive(Default)]
 pub struct Charged {
     reasons: [u64; Reason::COUNT],
     pools: BTreeMap<u32, Traffic>,
     backends: BTreeMap<u32, Traffic>,
+}
+
+impl Default for Charged {
+    fn default() -> Self {
+        Self { reasons: [0; Reason::COUNT], pools: BTreeMap::new(), backends: BTreeMap::new() }
+    }
 }
 
 impl Charged {

@@ -102,6 +102,10 @@ fn flags(service: &mut Service, rng: &mut Rng) {
         }
     }
     if rng.once_in(4) {
+        service.flags |= Service::CLAMPED;
+        service.clamp_mss = rng.pick(&[536, 1000, 1360]);
+    }
+    if rng.once_in(4) {
         service.split_mask = [u32::MAX, u32::MAX, u32::MAX, 0xffff_ff00];
     }
     if rng.once_in(4) {

@@ -49,6 +49,8 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         mode: Mode::Nat,
         on_empty: OnEmpty::Reset,
         flags: 0,
+        gue_port: Port::ANY,
+        clamp_mss: 0,
         guests: Vec::new(),
         split_mask: [u32::MAX; 4],
         salt: 0,

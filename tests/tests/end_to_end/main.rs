@@ -9,6 +9,7 @@ mod observe;
 mod operator;
 mod page;
 mod passive;
+mod paths;
 mod policy;
 mod refusals;
 mod revisions;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let claims = [
         modes::claims(),
+        paths::claims(),
         split::claims(),
         survival::claims(),
         churn::claims(),

@@ -33,8 +33,10 @@ words! {
         DsrL2 = "dsr-l2",
         /// Wraps it into IPv4 or IPv6; the backend unwraps it and answers the client itself.
         DsrIpip = "dsr-ipip",
+        /// The same in UDP (GUE), to the port `gue_port`.
+        DsrGue = "dsr-gue",
     }
-    later { "full-nat", "dsr-gue" }
+    later { "full-nat" }
 }
 
 impl Mode {
@@ -42,7 +44,7 @@ impl Mode {
     pub const fn is_dsr(self) -> bool {
         match self {
             Self::Nat => false,
-            Self::DsrL2 | Self::DsrIpip => true,
+            Self::DsrL2 | Self::DsrIpip | Self::DsrGue => true,
         }
     }
 }
