@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramFd, Xdp};
@@ -111,6 +112,15 @@ impl Kernel {
         maps.counters.clear(0)?;
         clear_all(&maps.pool_traffic)?;
         clear_all(&maps.backend_traffic)
+    }
+
+    /// As if every handshake had begun so much earlier.
+    pub fn age_handshakes(&self, by: Duration) -> Result<()> {
+        for (key, handshake) in self.handshakes.entries()? {
+            let at = handshake.at.saturating_sub(by.as_nanos() as u64);
+            self.handshakes.insert(&key, &measure::Handshake { at, ..handshake })?;
+        }
+        Ok(())
     }
 
     /// What the maps hold that packets change.

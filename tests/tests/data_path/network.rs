@@ -149,7 +149,11 @@ impl Network {
                 let link = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
                 // The first address of a prefix is anycast for its routers (RFC 4291, 2.6.1).
                 let ours = [balancer.v6(), lan.network(), Ipv6Addr::LOCALHOST];
-                if ours.contains(&to) || to.is_multicast() || link.contains(&to) {
+                let stays = |address: Ipv6Addr| {
+                    address.is_multicast() || address.is_loopback() || link.contains(&address)
+                };
+                let from_link = matches!(header.source.into(), IpAddr::V6(from) if stays(from));
+                if ours.contains(&to) || stays(to) || from_link {
                     Route::Local
                 } else if FORBIDDEN_V6.contains(&to) {
                     Route::None

@@ -79,17 +79,21 @@ fn attend(tables: &mut Tables, rng: &mut Rng) {
     }
     tables.guests.sort_unstable();
     tables.guests.dedup();
+    // Only a SYN meets a fault.
+    let by_index = (0_u32..).zip(&tables.services);
+    let tcp: Vec<u32> =
+        by_index.filter(|(_, it)| it.protocol == IPPROTO_TCP).map(|(index, _)| index).collect();
     for fault in &mut tables.faults {
-        let (network, mask) = masked(near(rng), rng.pick(&[0, 0, 0, 0, 96, 97, 120]));
+        let (network, mask) = masked(near(rng), rng.pick(&[0, 0, 0, 0, 0, 0, 96, 97, 120]));
         *fault = Fault {
             until: rng.pick(&[0, 1, u64::MAX, u64::MAX, u64::MAX]),
             salt: rng.next(),
             network,
             mask,
-            service: rng.below(services as usize) as u32,
-            share: rng.pick(&[1 << 30, 1 << 31, Split::ALL]),
-            pool: rng.pick(&[0, 0, 0, 1, 2]),
-            backend: rng.pick(&[0, 0, 0, 0, 0, 1]),
+            service: rng.pick(&tcp),
+            share: rng.pick(&[1 << 31, Split::ALL]),
+            pool: rng.pick(&[0, 0, 0, 0, 0, 1, 2]),
+            backend: rng.pick(&[0, 0, 0, 0, 0, 0, 0, 1]),
             action: rng.pick(&[Fault::RESET, Fault::DROP]),
         };
     }
