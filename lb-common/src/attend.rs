@@ -6,6 +6,7 @@ use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, find_service, forward};
 use crate::rewrite;
+use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{TCP_FIN, TCP_RST, Tcp};
 
@@ -22,6 +23,9 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     // It was there a moment ago.
     let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
     let service = tables.service(index).ok_or(Reason::NoTable)?;
+    if service.has(Service::SESSIONS) {
+        return Ok(Step::Next(Stage::Session));
+    }
     let key = FlowKey::of_request(&network, &transport, index);
     let mut place = tables.place(service, &key, transport.kind)?;
     if place.backend == 0 {

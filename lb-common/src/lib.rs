@@ -21,6 +21,7 @@ pub mod reply;
 pub mod retry;
 pub mod rewrite;
 pub mod select;
+pub mod session;
 pub mod stage;
 pub mod verdict;
 pub mod watch;

@@ -1,5 +1,7 @@
 //! The road of a packet, start to end.
 
+use core::ops::{Deref, DerefMut};
+
 use crate::abi::{
     Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, Mode, OnEmpty, Port,
     Replier, Service, Settings, Slot, VipKey, ticks,
@@ -13,6 +15,7 @@ use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
 use crate::select::{Place, select};
+use crate::session::{Draft, Held, Session, SessionKey, begin, carry, opening, ports, session, witness};
 use crate::stage::Stage;
 use crate::verdict::{Account, Event, Reason, Verdict};
 use crate::watch::Word;
@@ -85,6 +88,33 @@ pub trait Tables {
     fn note_direct(&self, key: &FlowKey, backend: &VipKey);
     /// Forgets that a flow talked to a backend past the VIP.
     fn forget_direct(&self, key: &FlowKey);
+    /// An entry of a session: a reference, or a copy.
+    type Entry<'a>: Deref<Target = Session>
+    where
+        Self: 'a;
+    /// One direction of a session.
+    fn session(&self, held: Held, key: &SessionKey) -> Option<Self::Entry<'_>>;
+    /// An entry of a session, to be changed.
+    type EntryMut<'a>: DerefMut<Target = Session>
+    where
+        Self: 'a;
+    /// One direction of a session, to be changed.
+    fn session_mut(&self, held: Held, key: &SessionKey) -> Option<Self::EntryMut<'_>>;
+    /// Keeps one direction of a session; if asked for, only where there is none. `false`: there is one, or no room.
+    fn keep_session(&self, held: Held, key: &SessionKey, session: &Session, only_new: bool) -> bool;
+    /// Forgets one direction of a session.
+    fn drop_session(&self, held: Held, key: &SessionKey);
+    /// Room of this CPU's own to make a session in; what it holds at first is anything.
+    fn with_draft<R>(&self, act: impl FnOnce(&mut Draft) -> R) -> Option<R>;
+    /// [`ports::reserve`]; the kernel has it verified apart from everything else.
+    fn reserve(&self, settings: &Settings, draft: &mut Draft, hash: u64) -> bool
+    where
+        Self: Sized,
+    {
+        ports::reserve(self, settings, draft, hash)
+    }
+    /// The number of the CPU.
+    fn cpu(&self) -> u32;
     /// Where a packet for `network.destination` leaves.
     fn route(&self, packet: &Self::Packet, network: &Network) -> Route;
 
@@ -213,6 +243,11 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
         step = match step {
             Ok(Step::Next(Stage::Reply)) => reply(packet, tables),
             Ok(Step::Next(Stage::Attend)) => attend(packet, tables),
+            Ok(Step::Next(Stage::Session)) => session(packet, tables),
+            Ok(Step::Next(Stage::Opening)) => opening(packet, tables),
+            Ok(Step::Next(Stage::Begin)) => begin(packet, tables),
+            Ok(Step::Next(Stage::Witness)) => witness(packet, tables),
+            Ok(Step::Next(Stage::Carry)) => carry(packet, tables),
             Ok(Step::End(verdict)) => return verdict,
             Err(reason) => return Verdict::of(reason),
         }
@@ -233,7 +268,7 @@ pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
         if let Some(index) = find_service(tables, &network, &transport) {
             let service = tables.service(index).ok_or(Reason::NoTable)?;
             if service.has(Service::ATTENDED) {
-                return Ok(Step::Next(Stage::Attend));
+                return Ok(Step::Next(service.stage()));
             }
             let key = FlowKey::of_request(&network, &transport, index);
             let place = tables.place(service, &key, transport.kind)?;
@@ -248,7 +283,20 @@ pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     if contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination) {
         return Ok(Step::Next(Stage::Reply));
     }
+    if contains(&settings.stand_ins, network.destination)
+        && settings.is_source_port(parse::transport(packet, &network)?.destination)
+    {
+        return Ok(Step::Next(Stage::Session));
+    }
     Err(Reason::NotOurs)
+}
+
+impl Service {
+    /// Where packets to an attended service go on.
+    #[inline(always)]
+    const fn stage(&self) -> Stage {
+        if self.flags & Self::ATTENDED == Self::SESSIONS { Stage::Session } else { Stage::Attend }
+    }
 }
 
 /// The index of the service that a packet is for.
@@ -286,6 +334,12 @@ impl<'a> Target<'a> {
         if !backend.life().is_usable() {
             return Err(Reason::BackendGone);
         }
+        Self::reach(tables, backend)
+    }
+
+    /// Of a backend that packets may go to.
+    #[inline(always)]
+    pub fn reach<T: Tables>(tables: &'a T, backend: &'a Backend) -> Result<Self, Reason> {
         let hop = backend.next_hop();
         let mac = hop.mac().ok_or(Reason::NoNeighbour)?;
         let device = tables.device(hop.device()).ok_or(Reason::NoTable)?;

@@ -68,6 +68,10 @@ reasons! {
     RepliedByHost = Pass "replied_by_host",
     /// A RST to the client: no backend may take its flow.
     Reset = Transmit "reset",
+    /// A RST to the client: its segment belongs to no session (`full-nat`).
+    NoSessionReset = Transmit "no_session_reset",
+    /// A RST to the client: no port is left that could stand for it (`full-nat`).
+    NoPortReset = Transmit "no_port_reset",
     /// Neither IPv4 nor IPv6.
     NotIp = Pass "not_ip",
     /// A header that contradicts itself or the frame's length; the host's stack judges and counts it.
@@ -88,6 +92,10 @@ reasons! {
     EmptyPass = Pass "empty_pass",
     /// No backend may take it.
     NoBackend = Drop "no_backend",
+    /// It belongs to no session (`full-nat`).
+    NoSession = Drop "no_session",
+    /// No port is left that could stand for its client (`full-nat`).
+    NoPort = Drop "no_port",
     /// Its backend was taken out in this very moment.
     BackendGone = Drop "backend_gone",
     /// The next hop's hardware address is not known yet.
@@ -150,6 +158,10 @@ events! {
     HandshakeNoted = "handshake_noted",
     /// A canary's lease had run out when a new flow asked for it.
     LeaseExpired = "lease_expired",
+    /// A session has proven itself (`full-nat`).
+    SessionEstablished = "session_established",
+    /// A session has proven itself, and there was no room for it (`full-nat`).
+    SessionsFull = "sessions_full",
     /// The tripwire of a canary was crossed.
     Tripped = "tripped",
     /// A connection that nobody had accepted was sent elsewhere.

@@ -20,6 +20,7 @@ pub mod offline;
 pub mod outlier;
 pub mod publish;
 pub mod rollout;
+pub mod sessions;
 pub mod state;
 pub mod sweep;
 mod wanted;

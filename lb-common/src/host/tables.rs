@@ -1,14 +1,14 @@
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::{BTreeMap, HashMap};
 use std::mem::offset_of;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytemuck::Zeroable;
 
 use super::{Frame, Lru};
 use crate::abi::{
     Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, LAYOUT, Life, Mode, NextHop,
-    OnEmpty, Port, Replier, Service, Settings, Slot, Split, VipKey,
+    OnEmpty, Port, Replier, Service, Settings, Slot, Split, TCP_IDLE_TICKS, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
@@ -17,6 +17,7 @@ use crate::measure::{Handshake, Measure};
 use crate::parse::Network;
 use crate::pipeline::{self, Route};
 use crate::retry::Budget;
+use crate::session::{Draft, Held, Session, SessionKey};
 use crate::verdict::Event;
 use crate::watch::Word;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac};
@@ -59,6 +60,12 @@ pub struct Tables {
     pub tripped: RefCell<Vec<u32>>,
     /// `DIRECT`.
     pub direct: RefCell<Lru<FlowKey, u32>>,
+    /// `OPENING`.
+    pub opening: RefCell<Lru<SessionKey, Session>>,
+    /// `SESSIONS`.
+    pub sessions: RefCell<BTreeMap<SessionKey, Session>>,
+    /// Room in `SESSIONS`.
+    pub session_room: usize,
     /// Where packets for these addresses leave.
     pub routes: HashMap<Address, Route>,
     /// Where all others leave.
@@ -110,6 +117,10 @@ impl Tables {
     pub const IFINDEX: u32 = 2;
     /// Its hardware address.
     pub const MAC: Mac = [0x02, 0, 0, 0, 0, 0x01];
+    /// The address that stands for clients of IPv4 backends (`full-nat`).
+    pub const SOURCE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 255, 1));
+    /// The address that stands for clients of IPv6 backends.
+    pub const SOURCE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0xffff, 1));
     /// The hardware address of the router to the clients.
     pub const ROUTER: Mac = [0x02, 0, 0, 0, 0, 0xfe];
 
@@ -119,6 +130,9 @@ impl Tables {
         let mut settings = Box::new(Settings::zeroed());
         settings.layout = LAYOUT;
         settings.udp_idle = 30;
+        settings.tcp_idle = TCP_IDLE_TICKS;
+        settings.source_ports = [1024, 32_767];
+        settings.cpus = 1;
         settings.tunnel_v4 = [172, 16, 0, 0];
         settings.tunnel_v6 = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         Self {
@@ -140,6 +154,9 @@ impl Tables {
             tripped: RefCell::default(),
             measures: RefCell::new(vec![0; Self::MEASURES * size_of::<Measure>() / 8]),
             direct: RefCell::new(Lru::new(1 << 16)),
+            opening: RefCell::new(Lru::new(1 << 20)),
+            sessions: RefCell::default(),
+            session_room: usize::MAX,
             routes: HashMap::new(),
             default_route: Route::Out {
                 ifindex: Self::IFINDEX,
@@ -160,7 +177,7 @@ impl Tables {
             table_size: spec.table_size,
             mode: spec.mode as u8,
             on_empty: spec.on_empty as u8,
-            flags: spec.flags,
+            flags: spec.flags | if spec.mode == Mode::FullNat { Service::SESSIONS } else { 0 },
             protocol: spec.protocol,
             backend_keys: Keys::derive(&self.seed, &key, Purpose::Backend),
             split_keys: Keys::derive(&self.seed, &key, Purpose::Split { salt: 0 }),
@@ -225,6 +242,11 @@ impl Tables {
             ..Backend::zeroed()
         });
         let of = &self.services[service as usize];
+        if of.mode == Mode::FullNat as u8 {
+            let source = if at.is_ipv4() { Self::SOURCE_V4 } else { Self::SOURCE_V6 };
+            self.backends[usize::from(id)].source = source.into();
+            put(&mut self.settings.stand_ins, source.into());
+        }
         if of.mode == Mode::Nat as u8 {
             let key = VipKey::new(at.ip(), at.port(), of.protocol);
             self.repliers.get_mut().insert(key, Replier { service, backend: id, pad: 0, direct: 0 });
@@ -351,6 +373,60 @@ impl pipeline::Tables for Tables {
 
     fn forget_direct(&self, key: &FlowKey) {
         self.direct.borrow_mut().remove(key);
+    }
+
+    type Entry<'a> = Box<Session>;
+
+    fn session(&self, held: Held, key: &SessionKey) -> Option<Box<Session>> {
+        let found = match held {
+            Held::Opening => self.opening.borrow_mut().get(key).copied(),
+            Held::Established => self.sessions.borrow().get(key).copied(),
+        };
+        found.map(Box::new)
+    }
+
+    type EntryMut<'a> = RefMut<'a, Session>;
+
+    fn session_mut(&self, held: Held, key: &SessionKey) -> Option<RefMut<'_, Session>> {
+        match held {
+            Held::Opening => RefMut::filter_map(self.opening.borrow_mut(), |opening| opening.get(key)).ok(),
+            Held::Established => {
+                RefMut::filter_map(self.sessions.borrow_mut(), |sessions| sessions.get_mut(key)).ok()
+            }
+        }
+    }
+
+    fn keep_session(&self, held: Held, key: &SessionKey, session: &Session, only_new: bool) -> bool {
+        match held {
+            Held::Opening => {
+                let mut opening = self.opening.borrow_mut();
+                (!only_new || opening.peek(key).is_none()) && opening.insert(*key, *session)
+            }
+            Held::Established => {
+                let mut sessions = self.sessions.borrow_mut();
+                let known = sessions.contains_key(key);
+                let kept = if known { !only_new } else { sessions.len() < self.session_room };
+                if kept {
+                    sessions.insert(*key, *session);
+                }
+                kept
+            }
+        }
+    }
+
+    fn drop_session(&self, held: Held, key: &SessionKey) {
+        match held {
+            Held::Opening => drop(self.opening.borrow_mut().remove(key)),
+            Held::Established => drop(self.sessions.borrow_mut().remove(key)),
+        }
+    }
+
+    fn with_draft<R>(&self, act: impl FnOnce(&mut Draft) -> R) -> Option<R> {
+        Some(act(&mut Draft::zeroed()))
+    }
+
+    fn cpu(&self) -> u32 {
+        0
     }
 
     fn route(&self, _packet: &Frame, network: &Network) -> Route {

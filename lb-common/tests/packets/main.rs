@@ -8,3 +8,4 @@ mod nat;
 mod parsing;
 mod reset;
 mod retry;
+mod session;

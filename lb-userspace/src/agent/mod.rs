@@ -37,12 +37,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use crate::compile::{Compiled, Compiler};
-use crate::config::ServiceName;
+use crate::config::{Mode, ServiceName};
 use crate::dataplane::{Attached, Capacities};
 use crate::events::{EventLog, Occurrence};
 use crate::health::{HealthEvent, Scheduler, TargetId};
 use crate::netlink::{Links, NextHop, NextHopEvent, NextHops, Resolver, Unreachable, Vips};
 use crate::publish::Publisher;
+use crate::sessions::{self, Sessions};
 use crate::state::{Desired, Journal};
 use crate::sweep;
 
@@ -78,6 +79,8 @@ pub struct Agent {
     scheduler: Scheduler,
     discoveries: discovery::Discoveries,
     swept: SweepReport,
+    /// What the last sweep over the sessions found.
+    sessions: Sessions,
     follows: rollout::Follows,
     measured: measured::Measured,
     checks: crate::metrics::Checks,
@@ -229,6 +232,7 @@ impl Agent {
                     warn!(flows = self.books.lately(), "forgotten for want of room: see `lbctl status`");
                 }
                 self.swept = report;
+                self.sweep_sessions();
                 self.measure();
                 self.free_what_nobody_uses();
             }
@@ -243,6 +247,23 @@ impl Agent {
         tokio::task::block_in_place(|| self.tend_journal());
         // What could not be attached when it came may be free by now.
         self.attach_missing();
+    }
+
+    /// Forgets sessions that are over, and counts the others.
+    fn sweep_sessions(&mut self) {
+        let wanted = self.desired.config.services.iter().any(|service| service.mode == Mode::FullNat);
+        if !wanted && self.sessions.established == 0 {
+            return;
+        }
+        match tokio::task::block_in_place(|| sessions::sweep(&self.publisher.maps)) {
+            Ok(found) => {
+                for (&backend, &count) in &found.by_backend {
+                    self.swept.add_flows(backend, count);
+                }
+                self.sessions = found;
+            }
+            Err(error) => error!("the sweep over the sessions failed: {error}"),
+        }
     }
 
     /// Notes how fast packets go through the backends.

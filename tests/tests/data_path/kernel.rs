@@ -12,6 +12,7 @@ use lb_common::abi::{FlowEntry, FlowKey, HalfOpen, Slot, Traffic};
 use lb_common::host::Tables;
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure;
+use lb_common::session::{Session, SessionKey, Way};
 use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
 use lb_tests::private_dir;
 use lb_tests::test_run::{Outcome, TestRun};
@@ -24,6 +25,7 @@ pub const ROOM: Capacities = Capacities {
     flows: 1 << 16,
     udp_flows: 1 << 16,
     half_open: 1 << 16,
+    sessions: 1 << 15,
     slots: 1 << 13,
     backends: 128,
     services: 64,
@@ -81,6 +83,8 @@ impl Kernel {
         replace(&maps.flows, tables.flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.udp_flows, tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.half_open, tables.half_open.borrow().iter().map(|(key, note)| (*key, *note)))?;
+        replace(&maps.opening, tables.opening.borrow().iter().map(|(key, session)| (*key, *session)))?;
+        replace(&maps.sessions, tables.sessions.borrow().iter().map(|(key, session)| (*key, *session)))?;
         replace(&maps.direct, tables.direct.borrow().iter().map(|(key, seen)| (*key, *seen)))?;
         replace(&self.handshakes, std::iter::empty())?;
         replace(&maps.open, tables.open.borrow().iter().map(|(key, open)| (*key, *open)))?;
@@ -115,6 +119,13 @@ impl Kernel {
                 .entries()?
                 .into_iter()
                 .map(|(key, note)| (key, handshake(&note)))
+                .collect(),
+            opening: maps.opening.entries()?.into_iter().map(|(key, found)| (key, session(&found))).collect(),
+            sessions: maps
+                .sessions
+                .entries()?
+                .into_iter()
+                .map(|(key, found)| (key, session(&found)))
                 .collect(),
             direct: maps.direct.entries()?.into_iter().map(|(key, _)| key).collect(),
             marked: maps.replies.entries()?.iter().filter(|(_, replier)| replier.direct != 0).count(),
@@ -190,6 +201,10 @@ fn counted(kind: u8, index: u32, limit: &Limit) -> Option<((u8, u32), (u64, u64)
     (counts != (0, 0)).then_some(((kind, index), counts))
 }
 
+fn session(found: &Session) -> Session {
+    Session { seen: 0, way: Way::default(), ..*found }
+}
+
 /// What packets leave behind, but for the times.
 #[derive(Debug, PartialEq)]
 pub struct State {
@@ -197,6 +212,8 @@ pub struct State {
     pub flows: BTreeMap<FlowKey, Flow>,
     pub udp_flows: BTreeMap<FlowKey, Flow>,
     pub half_open: BTreeMap<FlowKey, Handshake>,
+    pub opening: BTreeMap<SessionKey, Session>,
+    pub sessions: BTreeMap<SessionKey, Session>,
     pub direct: std::collections::BTreeSet<FlowKey>,
     pub marked: usize,
     pub limits: BTreeMap<(u8, u32), (u64, u64)>,
@@ -215,6 +232,8 @@ impl State {
             flows: tables.flows.borrow().iter().map(|(key, entry)| (*key, flow(entry))).collect(),
             udp_flows: tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, flow(entry))).collect(),
             half_open: tables.half_open.borrow().iter().map(|(key, note)| (*key, handshake(note))).collect(),
+            opening: tables.opening.borrow().iter().map(|(key, found)| (*key, session(found))).collect(),
+            sessions: tables.sessions.borrow().iter().map(|(key, found)| (*key, session(found))).collect(),
             direct: tables.direct.borrow().iter().map(|(key, _)| *key).collect(),
             marked: tables.repliers.borrow().values().filter(|replier| replier.direct != 0).count(),
             limits: tables
@@ -241,7 +260,7 @@ impl State {
                 }
             )* };
         }
-        compare!(flows udp_flows half_open direct marked limits open pools backends);
+        compare!(flows udp_flows half_open opening sessions direct marked limits open pools backends);
         let slot = self.slots.iter().zip(&other.slots).position(|(a, b)| a != b)?;
         Some(format!("slot {slot}: {:?} {:?}", self.slots[slot], other.slots[slot]))
     }

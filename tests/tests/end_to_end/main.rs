@@ -1,6 +1,7 @@
 //! The whole, with real servers and real connections.
 
 mod discovery;
+mod full_nat;
 mod health;
 mod lifecycle;
 mod modes;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         modes::claims(),
         split::claims(),
         survival::claims(),
+        full_nat::claims(),
         health::claims(),
         lifecycle::claims(),
         discovery::claims(),

@@ -33,15 +33,17 @@ words! {
         DsrL2 = "dsr-l2",
         /// Wraps it into IPv4 or IPv6; the backend unwraps it and answers the client itself.
         DsrIpip = "dsr-ipip",
+        /// Rewrites both ends: the client's becomes an address and a port of the balancer.
+        FullNat = "full-nat",
     }
-    later { "full-nat", "dsr-gue" }
+    later { "dsr-gue" }
 }
 
 impl Mode {
     /// Whether the backend sees the packet as the client sent it and answers past the balancer.
     pub const fn is_dsr(self) -> bool {
         match self {
-            Self::Nat => false,
+            Self::Nat | Self::FullNat => false,
             Self::DsrL2 | Self::DsrIpip => true,
         }
     }

@@ -13,6 +13,7 @@ mod publish;
 mod report;
 mod rollback;
 mod rows;
+mod sessions;
 mod sizes;
 
 use std::fs;
