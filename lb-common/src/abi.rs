@@ -28,6 +28,10 @@ pub const TCP_IDLE_TICKS: u32 = ticks((2 * 60 + 4) * 60 * 1_000_000_000);
 /// 63 s by default (`tcp_synack_retries = 5`).
 pub const HANDSHAKE_TICKS: u32 = 60;
 
+/// Longest time in [`ticks`] that fragments of one packet may be apart: as long as Linux waits for the rest
+/// (`ipfrag_time`), about.
+pub const FRAGMENT_TICKS: u32 = 30;
+
 /// How far in bytes the first segments after a handshake may run ahead of its initial sequence number, when the one that
 /// ends it is lost or late: an initial window of 10 segments (RFC 6928).
 ///
@@ -217,6 +221,67 @@ impl VipKey {
     }
 }
 
+/// Key of `GUESTS`, a trie of longest prefixes (the kernel takes `bits` for how much of what follows counts).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct GuestKey {
+    /// Bits of service and address that count.
+    pub bits: u32,
+    /// Index of the service.
+    pub service: u32,
+    /// The network; the bits that do not count are zero.
+    pub network: Address,
+}
+
+impl GuestKey {
+    /// The key of a client, to be looked up.
+    #[must_use]
+    #[inline(always)]
+    pub const fn client(service: u32, client: Address) -> Self {
+        Self { bits: 32 + 128, service, network: client }
+    }
+
+    /// The key of a network of a service; `bits` are those of the address as 16 bytes.
+    #[must_use]
+    pub const fn network(service: u32, network: Address, bits: u32) -> Self {
+        Self { bits: 32 + bits, service, network }
+    }
+}
+
+/// How many faults there can be at a time.
+pub const FAULTS: usize = 8;
+
+/// One element of the one element of `FAULTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Fault {
+    /// Monotonic nanoseconds after which it is none any more; 0: there is none.
+    pub until: u64,
+    /// Picks the flows: another number, other flows.
+    pub salt: u64,
+    /// The network of the clients.
+    pub network: Address,
+    /// The bits of it that count.
+    pub mask: Address,
+    /// Index of the service.
+    pub service: u32,
+    /// The part of new flows, in units of 2^-32; [`Split::ALL`]: all of them.
+    pub share: u32,
+    /// The pool that they were to go to; 0: any.
+    pub pool: u16,
+    /// The backend; 0: any.
+    pub backend: u16,
+    /// [`Fault::RESET`] or [`Fault::DROP`].
+    pub action: u32,
+}
+
+impl Fault {
+    /// The client gets a RST.
+    pub const RESET: u32 = 1;
+    /// The client gets nothing.
+    pub const DROP: u32 = 2;
+}
+
 /// Bits of a [`Filter`].
 pub const FILTER_BITS: u32 = 1 << 15;
 
@@ -233,8 +298,8 @@ pub struct Settings {
     pub udp_idle: u32,
     /// Outer source of IPv4 tunnels: the upper 16 bits; the flow gives the rest.
     pub tunnel_v4: [u8; 4],
-    /// Zero.
-    pub pad: u32,
+    /// Nanoseconds between messages of [`too_big`](crate::too_big) per CPU, beyond a burst; 0: as many as there are.
+    pub message_interval: u32,
     /// Outer source of IPv6 tunnels: the upper 96 bits; the flow gives the rest.
     pub tunnel_v6: [u8; 16],
     /// Addresses of services.
@@ -298,6 +363,8 @@ pub enum Mode {
     DsrIpip = 3,
     /// Both ends are rewritten ([`session`](crate::session)).
     FullNat = 4,
+    /// The same in a UDP datagram (GUE), to a port that the backend names.
+    DsrGue = 5,
 }
 
 /// What a new flow gets when no backend may take it.
@@ -355,8 +422,10 @@ pub struct Service {
     pub protocol: u8,
     /// [`OnEmpty`]: what a new flow gets that a limit keeps away.
     pub on_limit: u8,
+    /// The largest segment that a SYN may say its sender takes ([`Service::CLAMPED`]).
+    pub clamp_mss: u16,
     /// Zero.
-    pub pad: [u8; 6],
+    pub pad: u32,
     /// Zero; room for what attended services need.
     pub reserved: [u64; 7],
 }
@@ -380,6 +449,8 @@ impl Service {
     pub const COUNTED: u16 = 1 << 13;
     /// Another backend takes what one may not have.
     pub const SPILLS: u16 = 1 << 14;
+    /// SYNs say that their sender takes segments of [`Service::clamp_mss`] at most.
+    pub const CLAMPED: u16 = 1 << 9;
     /// Flags that need entries of `HANDSHAKES`.
     pub const HANDSHAKES: u16 = Self::MEASURED | Self::WATCHED | Self::RETRIED | Self::LIMITED;
     /// Flags that may send a flow elsewhere than its slot says.
@@ -389,9 +460,22 @@ impl Service {
     /// Backends are told the client's address in a TCP option (`full-nat`).
     pub const TOA: u16 = 1 << 11;
 
+    /// Some clients belong to the canary as soon as it is open at all: `GUESTS` says who.
+    pub const GUESTS: u16 = 1 << 6;
+    /// The canary takes so many new connections a second at most; its [`Measure`](crate::measure::Measure) says how many.
+    pub const CAPPED: u16 = 1 << 7;
+    /// Faults are injected: `FAULTS` says which.
+    pub const FAULTS: u16 = 1 << 8;
+
     /// Flags that need more than the bare rule: packets to such a service go through
     /// [`Stage::Attend`](crate::stage::Stage::Attend), and those to all others pay nothing for it.
-    pub const ATTENDED: u16 = Self::HANDSHAKES | Self::COUNTED | Self::SESSIONS;
+    pub const ATTENDED: u16 = Self::HANDSHAKES
+        | Self::COUNTED
+        | Self::GUESTS
+        | Self::CAPPED
+        | Self::FAULTS
+        | Self::CLAMPED
+        | Self::SESSIONS;
 
     /// Whether a flag is set.
     #[must_use]
@@ -552,8 +636,10 @@ pub struct Backend {
     pub service: u32,
     /// The address of this host that stands for its clients (`full-nat`), if none is configured.
     pub source: Address,
+    /// UDP port that takes tunnels (`dsr-gue`); 0: they come without UDP.
+    pub gue_port: Port,
     /// Zero; fills the cache line.
-    pub reserved: u64,
+    pub pad: [u16; 3],
 }
 
 impl Backend {
@@ -679,6 +765,45 @@ pub struct Replier {
     pub direct: u32,
 }
 
+/// Key of `FRAGMENTS`: what all fragments of a packet share (RFC 791, section 3.2; RFC 8200, section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct FragmentKey {
+    /// Sender.
+    pub source: Address,
+    /// Receiver.
+    pub destination: Address,
+    /// Identification, in network byte order.
+    pub id: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// Value of `FRAGMENTS`: where a packet's first fragment went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentEntry {
+    /// To or from this backend.
+    pub backend: u16,
+    /// [`FragmentEntry::TO_BACKEND`] or [`FragmentEntry::TO_CLIENT`].
+    pub way: u16,
+    /// The backend's generation then.
+    pub generation: u32,
+    /// When, in [`ticks`].
+    pub at: u32,
+    /// Part of the flow's hash, which the tunnel's outer source is made from.
+    pub spread: u32,
+}
+
+impl FragmentEntry {
+    /// A request.
+    pub const TO_BACKEND: u16 = 0;
+    /// A `nat` backend's reply.
+    pub const TO_CLIENT: u16 = 1;
+}
+
 /// Value of `POOL_TRAFFIC` and `BACKEND_TRAFFIC`, per CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -733,6 +858,8 @@ const _: () = {
     assert!(size_of::<Backend>() == 64, "one cache line");
     assert!(size_of::<VipKey>() == 20 && size_of::<FlowKey>() == 24);
     assert!(size_of::<Device>() == 16);
+    assert!(size_of::<Fault>() == 64, "one cache line");
+    assert!(size_of::<GuestKey>() == 24);
 };
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 //! The way is that of every request ([`enter`](crate::pipeline::enter)); between its steps stands what such services ask for.
 
 use crate::abi::{FlowKey, OnEmpty, Service};
+use crate::fault;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, empty, find_service, forward};
+use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service, forward};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
@@ -23,11 +24,17 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     // It was there a moment ago.
     let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
     let service = tables.service(index).ok_or(Reason::NoTable)?;
+    // First, when little else has to be kept. Whoever gets this SYN, the host included, gets it with what the service says.
+    if service.has(Service::CLAMPED)
+        && let Kind::Syn(_) = transport.kind
+    {
+        rewrite::clamp_mss(packet, &network, &transport, service.clamp_mss);
+    }
     if service.has(Service::SESSIONS) {
         return Ok(Step::Next(Stage::Session));
     }
     let key = FlowKey::of_request(&network, &transport, index);
-    let mut place = tables.place(service, &key, transport.kind)?;
+    let mut place = tables.place_attended(service, &key, transport.kind)?;
     if place.backend == 0 {
         return empty(packet, service, &network, &transport).map(Step::End);
     }
@@ -45,7 +52,14 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         let ends = header.flags & (TCP_FIN | TCP_RST) != 0;
         tables.passes(&key, place.backend, target.backend.pool, ends);
     }
-    forward(packet, tables, settings, service, &network, &transport, &key, &place, &target).map(Step::End)
+    if service.has(Service::FAULTS)
+        && matches!(transport.kind, Kind::Syn(_))
+        && let Some(action) = tables.injected(service, &key, target.backend.pool, place.backend)
+    {
+        return fault::strike(packet, tables, service, &network, &transport, &key, place.backend, action)
+            .map(Step::End);
+    }
+    ended(forward(packet, tables, settings, service, &network, &transport, &key, &place, &target))
 }
 
 /// A limit keeps it away.

@@ -2,8 +2,12 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::abi::Port;
 use crate::pipeline::Packet;
-use crate::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_IPIP, IPPROTO_IPV6, Ipv4, Ipv6, Wire};
+use crate::wire::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, GueHeader, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_UDP, Ipv4, Ipv6,
+    Udp, Wire,
+};
 
 /// Which outer sources are balancers: everything else could be a spoofed way around the network's filters.
 #[repr(C)]
@@ -17,6 +21,10 @@ pub struct Allowed {
     pub v6: [u8; 16],
     /// Its mask.
     pub v6_mask: [u8; 16],
+    /// UDP port of GUE; 0: none.
+    pub gue_port: Port,
+    /// Zero.
+    pub pad: u16,
 }
 
 /// What became of a packet.
@@ -40,7 +48,12 @@ impl Decapsulated {
     pub const NAMES: [&'static str; Self::COUNT] = ["not_ours", "decapsulated", "refused", "malformed"];
 }
 
-/// Takes the outer IPv4 or IPv6 header off a packet in an untagged frame.
+/// Takes the outer headers off a packet in an untagged frame: IPv4's or IPv6's, and UDP's with GUE's where a port for that is
+/// set.
+///
+/// Of GUE (draft-ietf-intarea-gue) both variants are understood, as far as balancers use them: 1, which is an IP packet right
+/// behind the UDP header, and 0 with a header of four bytes that says no more than which IP version follows. UDP's checksum
+/// is not looked at: what is inside has its own.
 #[inline(always)]
 pub fn decapsulate<P: Packet>(packet: &mut P, allowed: &Allowed) -> Decapsulated {
     let Some(&ethernet) = packet.view::<Ethernet>(0) else { return Decapsulated::NotOurs };
@@ -63,9 +76,17 @@ pub fn decapsulate<P: Packet>(packet: &mut P, allowed: &Allowed) -> Decapsulated
         },
         _ => return Decapsulated::NotOurs,
     };
-    let (ether_type, length) = match inner {
-        IPPROTO_IPIP => (ETHERTYPE_IPV4, Ipv4::SIZE),
-        IPPROTO_IPV6 => (ETHERTYPE_IPV6, Ipv6::SIZE),
+    let (outer, ether_type, length) = match inner {
+        IPPROTO_IPIP => (outer, ETHERTYPE_IPV4, Ipv4::SIZE),
+        IPPROTO_IPV6 => (outer, ETHERTYPE_IPV6, Ipv6::SIZE),
+        IPPROTO_UDP => match gue(packet, Ethernet::SIZE + outer, allowed.gue_port) {
+            Gue::No => return Decapsulated::NotOurs,
+            // Not before it is known who says so.
+            Gue::Other if from_balancer => return Decapsulated::Malformed,
+            Gue::Other => return Decapsulated::Refused,
+            Gue::V4(headers) => (outer + headers, ETHERTYPE_IPV4, Ipv4::SIZE),
+            Gue::V6(headers) => (outer + headers, ETHERTYPE_IPV6, Ipv6::SIZE),
+        },
         _ => return Decapsulated::NotOurs,
     };
     if !from_balancer {
@@ -79,6 +100,37 @@ pub fn decapsulate<P: Packet>(packet: &mut P, allowed: &Allowed) -> Decapsulated
         None => return Decapsulated::Malformed,
     }
     Decapsulated::Inner
+}
+
+/// What a UDP datagram is to us, and how long the headers before the inner packet are.
+enum Gue {
+    /// To another port.
+    No,
+    /// Something that no balancer sends.
+    Other,
+    V4(usize),
+    V6(usize),
+}
+
+#[inline(always)]
+fn gue<P: Packet>(packet: &P, l4: usize, port: Port) -> Gue {
+    let Some(header) = packet.view::<Udp>(l4) else { return Gue::No };
+    if port.is_any() || Port::of_wire(header.destination) != port {
+        return Gue::No;
+    }
+    let Some(&[first, next, flags @ ..]) = packet.view::<GueHeader>(l4 + Udp::SIZE).map(|header| &header.0)
+    else {
+        return Gue::Other;
+    };
+    match (first, next) {
+        // Variant 1: the first bits of an IP version are those of the variant.
+        (0x40..=0x4f, _) => Gue::V4(Udp::SIZE),
+        (0x60..=0x6f, _) => Gue::V6(Udp::SIZE),
+        // Variant 0: no control message, no extensions, no flags that announce any.
+        (0, IPPROTO_IPIP) if flags == [0, 0] => Gue::V4(Udp::SIZE + GueHeader::SIZE),
+        (0, IPPROTO_IPV6) if flags == [0, 0] => Gue::V6(Udp::SIZE + GueHeader::SIZE),
+        _ => Gue::Other,
+    }
 }
 
 #[inline(always)]

@@ -31,6 +31,10 @@ pub struct Measure {
     pub trip_slope: u64,
     /// Monotonic nanoseconds when it was crossed; 0: it was not.
     pub tripped: u64,
+    /// Nanoseconds from one new connection of the canary to the next one; 0: as many as come.
+    pub cap_interval: u64,
+    /// Monotonic nanoseconds at which the canary has had its share of new connections.
+    pub cap_next: u64,
     /// The stable pool, the canary.
     pub pools: [PoolMeasure; 2],
 }
@@ -184,6 +188,33 @@ pub fn begins<T: Tables>(tables: &T, service: &Service, key: &FlowKey, canary: b
     sample
 }
 
+/// How far a capped canary may be ahead of its rate: so much of a burst is taken.
+pub const CAP_BURST: u64 = 50_000_000;
+
+/// [`Measure::cap_interval`] for at most so many new connections in any second (and one: the first): the virtual
+/// scheduling of the generic cell rate algorithm (ITU-T I.371). 0: as many as come.
+#[must_use]
+pub const fn cap_interval(a_second: u32) -> u64 {
+    if a_second == 0 { 0 } else { (1_000_000_000 + CAP_BURST) / a_second as u64 }
+}
+
+/// Whether the canary may have another new connection; it is taken for one if it may.
+///
+/// Of two CPUs that come at the same moment one is refused: there are never more than there may be.
+#[inline(always)]
+pub fn has_room<T: Tables>(tables: &T, service: &Service) -> bool {
+    let index = service.measure.into();
+    let interval = tables.word(index, offset_of!(Measure, cap_interval));
+    if interval == 0 {
+        return true;
+    }
+    let next = tables.word(index, offset_of!(Measure, cap_next));
+    let now = tables.clock();
+    let from = if next > now { next } else { now };
+    from - now <= CAP_BURST
+        && tables.swap(index, offset_of!(Measure, cap_next), next, from.wrapping_add(interval))
+}
+
 /// A client sends its SYN again, since nobody has answered.
 #[inline(always)]
 pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) {
@@ -266,7 +297,7 @@ mod tests {
     #[test]
     fn a_measure_is_a_whole_number_of_words() {
         assert_eq!(size_of::<Measure>() % 8, 0);
-        assert_eq!(counter(false, Outcome::ClientTried), 24);
-        assert_eq!(counter(true, Outcome::ClientTried), 24 + size_of::<PoolMeasure>());
+        assert_eq!(counter(false, Outcome::ClientTried), 40);
+        assert_eq!(counter(true, Outcome::ClientTried), 40 + size_of::<PoolMeasure>());
     }
 }

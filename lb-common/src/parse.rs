@@ -69,6 +69,38 @@ pub enum Kind {
 /// How many IPv6 extension headers are followed.
 pub const MAX_EXTENSIONS: usize = 6;
 
+/// Reads the link and network headers of the most common shape: IPv4 without tags, options and fragments. `None`: any other
+/// shape, or malformed.
+///
+/// [`network`] says the same of it. But here every offset is a constant, and so are three words of each address: what is
+/// compiled for this shape alone needs half of the instructions, and hardly any memory for its variables.
+#[inline(always)]
+pub fn plain<P: Packet>(packet: &P) -> Option<Network> {
+    const L3: usize = Ethernet::SIZE;
+    const L4: usize = L3 + Ipv4::SIZE;
+    let header: &Ipv4 = packet.view(L3)?;
+    let ethernet: &Ethernet = packet.view(0)?;
+    let end = L3 + usize::from(u16::from_be_bytes(header.total_length));
+    if ethernet.ether_type != ETHERTYPE_IPV4.to_be_bytes()
+        || header.version_ihl != 0x45
+        || u16::from_be_bytes(header.fragment) & Ipv4::FRAGMENTED != 0
+        || end < L4
+        || !packet.reaches(end)
+    {
+        return None;
+    }
+    Some(Network {
+        family: Family::V4,
+        l3: L3,
+        next: L4,
+        end,
+        protocol: header.protocol,
+        fragment: false,
+        source: Address::v4(header.source),
+        destination: Address::v4(header.destination),
+    })
+}
+
 /// Reads the link and network headers.
 #[inline(always)]
 pub fn network<P: Packet>(packet: &P) -> Result<Network, Reason> {

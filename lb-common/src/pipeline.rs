@@ -3,23 +3,27 @@
 use core::ops::{Deref, DerefMut};
 
 use crate::abi::{
-    Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, Mode, OnEmpty, Port,
-    Replier, Service, Settings, Slot, VipKey, ticks,
+    Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, GuestKey, HalfOpen, Mode, OnEmpty, Port, Replier, Service, Settings, Slot, VipKey, ticks,
 };
 use crate::attend::attend;
+use crate::fault;
+use crate::fragment::{fragment, fragment_reply};
 use crate::handshake;
+use crate::icmp::icmp;
 use crate::limit::{self, Limit, Open, Whose};
 use crate::measure::{Handshake, Reply};
-use crate::parse::{self, Kind, Network, Transport};
+use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
-use crate::select::{Place, select};
+use crate::select::{Place, peek, select, select_bare};
 use crate::session::{Draft, Held, Session, SessionKey, begin, carry, opening, ports, session, witness};
 use crate::stage::Stage;
+use crate::too_big::too_big;
 use crate::verdict::{Account, Event, Reason, Verdict};
 use crate::watch::Word;
-use crate::wire::{Mac, Wire};
+use crate::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, Mac, Wire};
 
 /// A frame: in the kernel, or in memory.
 pub trait Packet {
@@ -39,6 +43,20 @@ pub trait Packet {
         Self: Sized,
     {
         parse::extensions(self, protocol, offset)
+    }
+    /// [`too_big::sum`](crate::too_big::sum), likewise.
+    fn sum(&self, start: usize, length: usize) -> Result<u64, Reason>
+    where
+        Self: Sized,
+    {
+        crate::too_big::sum(self, start, length)
+    }
+    /// [`rewrite::clamp`], likewise.
+    fn clamp(&mut self, hops: usize, l4: usize, limit: u16)
+    where
+        Self: Sized,
+    {
+        rewrite::clamp(self, hops, l4, limit);
     }
     /// The interface it came in by.
     fn ifindex(&self) -> u32;
@@ -118,12 +136,46 @@ pub trait Tables {
     /// Where a packet for `network.destination` leaves.
     fn route(&self, packet: &Self::Packet, network: &Network) -> Route;
 
-    /// [`select`]; the kernel has most of it verified apart from everything else.
+    /// How long a packet for `network.destination` may be, in bytes; 0: as long as this one, at least.
+    fn path_mtu(&self, packet: &Self::Packet, network: &Network) -> u16;
+
+    /// [`select_bare`]; the kernel has most of it verified apart from everything else.
     fn place(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason>
     where
         Self: Sized,
     {
+        select_bare(self, service, key, kind).map(Place::from)
+    }
+    /// [`select`], likewise.
+    fn place_attended(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason>
+    where
+        Self: Sized,
+    {
         select(self, service, key, kind).map(Place::from)
+    }
+    /// [`peek`].
+    fn peek(&self, service: &Service, key: &FlowKey) -> Result<Place, Reason>
+    where
+        Self: Sized,
+    {
+        peek(self, service, key)
+    }
+    /// Where the first fragment of a packet went.
+    fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry>;
+    /// Notes where the first fragment of a packet went.
+    fn note_fragments(&self, key: &FragmentKey, entry: &FragmentEntry);
+    /// Whether one more message may go out ([`too_big::admit`](crate::too_big::admit)).
+    fn admits_message(&self, interval: u32) -> bool;
+    /// Whether a client is a guest of its service's canary.
+    fn guest(&self, client: &GuestKey) -> bool;
+    /// The faults that are injected.
+    fn faults(&self) -> Option<&[Fault; FAULTS]>;
+    /// [`fault::injected`], likewise.
+    fn injected(&self, service: &Service, key: &FlowKey, pool: u16, backend: u16) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        fault::injected(self, service, key, pool, backend)
     }
     /// [`handshake::begins`], likewise.
     fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
@@ -155,6 +207,8 @@ pub trait Tables {
     fn count(&self, measure: u32, offset: usize);
     /// Sets bits of a word of a measure. Returns whether they were set before.
     fn set(&self, measure: u32, offset: usize, bits: u64) -> bool;
+    /// Sets a word of a measure to `new` if it still is `old`. Returns whether it was.
+    fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool;
     /// A word of a measure.
     fn word(&self, measure: u32, offset: usize) -> u64;
     /// Adds to a word of a backend's [`Watch`](crate::watch::Watch).
@@ -234,7 +288,8 @@ pub enum Step {
     Next(Stage),
 }
 
-/// What becomes of a packet. What is passed up is as it came, but for [`Reason::RepliedByHost`].
+/// What becomes of a packet. What is passed up is as it came, but for what the host sends on
+/// for us ([`Reason::RepliedByHost`] and the like).
 ///
 /// In the kernel each stage is a program, and tail calls take the place of this loop.
 pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
@@ -248,36 +303,55 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
             Ok(Step::Next(Stage::Begin)) => begin(packet, tables),
             Ok(Step::Next(Stage::Witness)) => witness(packet, tables),
             Ok(Step::Next(Stage::Carry)) => carry(packet, tables),
+            Ok(Step::Next(Stage::Icmp)) => icmp(packet, tables),
+            Ok(Step::Next(Stage::Fragment)) => fragment(packet, tables),
+            Ok(Step::Next(Stage::FragmentReply)) => fragment_reply(packet, tables),
+            Ok(Step::Next(Stage::TooBig)) => too_big(packet, tables),
             Ok(Step::End(verdict)) => return verdict,
             Err(reason) => return Verdict::of(reason),
         }
     }
 }
 
-/// Where every packet begins: the program whose cost counts.
+/// Where every packet begins: the program whose cost counts. So it is compiled twice, for the [plain](parse::plain) shape of
+/// packets and for all others.
 ///
 /// # Errors
 ///
 /// Why the road ends here, if it does not end in a verdict that is more than a reason.
 #[inline(always)]
 pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
-    let network = parse::network(packet)?;
+    match parse::plain(packet) {
+        Some(network) => road(packet, tables, &network),
+        None => {
+            let network = parse::network(packet)?;
+            road(packet, tables, &network)
+        }
+    }
+}
+
+#[inline(always)]
+fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Result<Step, Reason> {
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     if contains(&settings.vips, network.destination) {
-        let transport = parse::transport(packet, &network)?;
-        if let Some(index) = find_service(tables, &network, &transport) {
+        let transport = match parse::transport(packet, network) {
+            Ok(transport) => transport,
+            Err(reason) => return elsewhere(network, reason),
+        };
+        if let Some(index) = find_service(tables, network, &transport) {
             let service = tables.service(index).ok_or(Reason::NoTable)?;
             if service.has(Service::ATTENDED) {
                 return Ok(Step::Next(service.stage()));
             }
-            let key = FlowKey::of_request(&network, &transport, index);
+            let key = FlowKey::of_request(network, &transport, index);
             let place = tables.place(service, &key, transport.kind)?;
             if place.backend == 0 {
-                return empty(packet, service, &network, &transport).map(Step::End);
+                return empty(packet, service, network, &transport).map(Step::End);
             }
             let target = Target::of(tables, &place)?;
-            return forward(packet, tables, settings, service, &network, &transport, &key, &place, &target)
-                .map(Step::End);
+            return ended(forward(
+                packet, tables, settings, service, network, &transport, &key, &place, &target,
+            ));
         }
     }
     if contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination) {
@@ -288,7 +362,31 @@ pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     {
         return Ok(Step::Next(Stage::Session));
     }
-    Err(Reason::NotOurs)
+    // Any router may have something to say about a flow of ours.
+    elsewhere(network, Reason::NotOurs)
+}
+
+/// The end of the road, but for a packet that does not fit: its sender is to be told.
+#[inline(always)]
+pub(crate) fn ended(result: Result<Verdict, Reason>) -> Result<Step, Reason> {
+    match result {
+        Err(Reason::TooBig) => Ok(Step::Next(Stage::TooBig)),
+        result => result.map(Step::End),
+    }
+}
+
+/// Where a packet goes on whose transport header says nothing of its flow.
+#[inline(always)]
+pub(crate) const fn elsewhere(network: &Network, reason: Reason) -> Result<Step, Reason> {
+    if matches!(reason, Reason::Fragment) {
+        return Ok(Step::Next(Stage::Fragment));
+    }
+    match (network.family, network.protocol) {
+        (Family::V4, IPPROTO_ICMP) | (Family::V6, IPPROTO_ICMPV6) if !matches!(reason, Reason::Malformed) => {
+            Ok(Step::Next(Stage::Icmp))
+        }
+        _ => Err(reason),
+    }
 }
 
 impl Service {
@@ -345,6 +443,47 @@ impl<'a> Target<'a> {
         let device = tables.device(hop.device()).ok_or(Reason::NoTable)?;
         Ok(Self { backend, device, mac })
     }
+
+    /// Bytes that the way to it adds.
+    #[inline(always)]
+    pub const fn overhead(&self, service: &Service) -> usize {
+        if is_tunnel(service) { rewrite::overhead(self.backend) } else { 0 }
+    }
+
+    /// Whether a packet may leave by its interface.
+    #[inline(always)]
+    pub const fn fits(&self, service: &Service, network: &Network) -> bool {
+        network.end - network.l3 + self.overhead(service) <= self.device.mtu as usize
+    }
+
+    /// To a backend that has the VIP: as it is, or in a tunnel.
+    #[inline(always)]
+    pub fn carry<P: Packet>(
+        &self,
+        packet: &mut P,
+        settings: &Settings,
+        service: &Service,
+        network: &Network,
+        spread: u32,
+    ) -> Result<(), Reason> {
+        if is_tunnel(service) {
+            return rewrite::encapsulate(
+                packet,
+                network,
+                settings,
+                spread,
+                self.backend,
+                self.device.mac,
+                self.mac,
+            );
+        }
+        rewrite::link(packet, self.device.mac, self.mac)
+    }
+}
+
+#[inline(always)]
+const fn is_tunnel(service: &Service) -> bool {
+    service.mode == Mode::DsrIpip as u8 || service.mode == Mode::DsrGue as u8
 }
 
 /// To its backend.
@@ -364,34 +503,28 @@ pub(crate) fn forward<T: Tables>(
     place: &Place,
     target: &Target<'_>,
 ) -> Result<Verdict, Reason> {
-    let Target { backend, device, mac } = *target;
-    let length = network.end - network.l3;
     let account = Account {
         backend: place.backend,
-        pool: backend.pool,
+        pool: target.backend.pool,
         bytes: network.end as u32,
         begins: place.begins,
     };
-    if service.mode == Mode::DsrIpip as u8 {
-        if !rewrite::fits(device, length + rewrite::overhead(backend.address)) {
-            return Err(Reason::TooBig);
-        }
-        rewrite::encapsulate(packet, network, settings, place.spread, backend.address, device.mac, mac)?;
-    } else {
-        if !rewrite::fits(device, length) {
-            return Err(Reason::TooBig);
-        }
-        if service.mode == Mode::Nat as u8 {
-            rewrite::translate(packet, network, transport, End::Destination, backend.address, backend.port)?;
-            if place.begins {
-                // The client had the same ports in use past the VIP before: this flow's replies are ours again.
-                let port = if backend.port.is_any() { transport.destination } else { backend.port };
-                tables.forget_direct(&FlowKey { port, owner: u32::from(place.backend), ..*key });
-            }
-        }
-        rewrite::link(packet, device.mac, mac)?;
+    if !target.fits(service, network) {
+        return Err(Reason::TooBig);
     }
-    Ok(Verdict { reason: Reason::Forwarded, ifindex: device.ifindex, account })
+    if service.mode == Mode::Nat as u8 {
+        let Backend { address, port, .. } = *target.backend;
+        rewrite::translate(packet, network, transport, End::Destination, address, port)?;
+        if place.begins {
+            // The client had the same ports in use past the VIP before: this flow's replies are ours again.
+            let port = if port.is_any() { transport.destination } else { port };
+            tables.forget_direct(&FlowKey { port, owner: u32::from(place.backend), ..*key });
+        }
+        rewrite::link(packet, target.device.mac, target.mac)?;
+    } else {
+        target.carry(packet, settings, service, network, place.spread)?;
+    }
+    Ok(Verdict { reason: Reason::Forwarded, ifindex: target.device.ifindex, account })
 }
 
 /// No backend may take it.

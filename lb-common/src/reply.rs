@@ -3,7 +3,7 @@
 use crate::abi::{FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
 use crate::measure::Reply;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Route, Step, Tables, contains, find};
+use crate::pipeline::{Packet, Route, Step, Tables, contains, elsewhere, ended, find};
 use crate::rewrite::{self, End};
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
@@ -17,11 +17,14 @@ use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
 pub fn reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let transport = parse::transport(packet, &network)?;
+    let transport = match parse::transport(packet, &network) {
+        Ok(transport) => transport,
+        Err(reason) => return elsewhere(&network, reason),
+    };
     if contains(&settings.repliers, network.source)
         && let Some(replier) = find(network.source, &transport, End::Source, |key| tables.replier(key))
     {
-        return back(packet, tables, settings, &network, &transport, replier).map(Step::End);
+        return ended(back(packet, tables, settings, &network, &transport, replier));
     }
     if contains(&settings.repliers, network.destination) {
         return Err(past_vip(tables, &network, &transport));
@@ -62,6 +65,12 @@ fn back<T: Tables>(
     let backend = tables.backend(replier.backend).ok_or(Reason::NoTable)?;
     if service.has(Service::HANDSHAKES | Service::COUNTED) && transport.protocol == IPPROTO_TCP {
         measured(packet, tables, service, network, transport, replier)?;
+    }
+    if service.has(Service::CLAMPED) && transport.protocol == IPPROTO_TCP {
+        let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
+        if header.flags & TCP_SYN != 0 {
+            rewrite::clamp_mss(packet, network, transport, service.clamp_mss);
+        }
     }
     rewrite::translate(packet, network, transport, End::Source, service.vip, service.port)?;
     let account =
@@ -107,7 +116,13 @@ fn measured<T: Tables>(
 /// Mark and entry hold the time of the newest packet, and are void once that is older than a flow may be silent: nobody
 /// has to take them away.
 #[inline(always)]
-fn is_direct<T: Tables>(tables: &T, settings: &Settings, key: &FlowKey, kind: Kind, marked: u32) -> bool {
+pub(crate) fn is_direct<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    key: &FlowKey,
+    kind: Kind,
+    marked: u32,
+) -> bool {
     let idle = if matches!(kind, Kind::Udp) { settings.udp_idle } else { TCP_IDLE_TICKS };
     let now = tables.ticks();
     // Signed: another CPU may have seen the next tick.
@@ -117,7 +132,7 @@ fn is_direct<T: Tables>(tables: &T, settings: &Settings, key: &FlowKey, kind: Ki
 
 /// From a client to a backend's own address: its replies are none of ours.
 #[inline(always)]
-fn past_vip<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Reason {
+pub(crate) fn past_vip<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Reason {
     let Some((key, replier)) = find(network.destination, transport, End::Destination, |key| {
         tables.replier(key).map(|replier| (*key, replier))
     }) else {

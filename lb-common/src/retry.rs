@@ -86,7 +86,7 @@ pub fn elsewhere<T: Tables>(
 #[inline(always)]
 pub fn divert<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, to: u16) -> bool {
     let Some(backend) = tables.backend(to) else { return false };
-    let canary = service.membership(tables, key).new;
+    let canary = service.attended_membership(tables, key).new;
     let index = service.slot(canary, service.backend_hash(key));
     // The mark first: an entry that nobody looks for would be worse than a look-up in vain.
     tables.mark(index);

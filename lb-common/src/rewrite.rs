@@ -7,17 +7,17 @@
 //! request is addressed to the VIP, which the host has: the host answers as the end of the road, as far as that client's
 //! packets get.
 //!
-//! `dsr-l2` hands the packet to another host of the same link that has the VIP, and `dsr-ipip` carries it in a packet with hops
-//! of its own: both leave it as it came, as Katran does. (IPVS takes a hop off in every mode, against loops of balancers.)
+//! `dsr-l2` hands the packet to another host of the same link that has the VIP, and `dsr-ipip` and `dsr-gue` carry it in a packet
+//! with hops of its own: they leave it as it came, as Katran does. (IPVS takes a hop off in every mode, against loops of balancers.)
 
-use crate::abi::{Address, Device, Port, Service, Settings};
+use crate::abi::{Address, Backend, Port, Service, Settings};
 use crate::checksum::{self, Delta};
 use crate::parse::{Family, Kind, Network, Transport};
 use crate::pipeline::Packet;
 use crate::verdict::Reason;
 use crate::wire::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_TCP, Ipv4, Ipv6, Mac,
-    TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp, VlanTag, Wire,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, Ipv4,
+    Ipv6, Mac, Mss, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp, VlanTag, Wire, Word,
 };
 
 /// Time to live of packets that begin here.
@@ -56,35 +56,7 @@ pub fn translate<P: Packet>(
         End::Source => (network.source, transport.source),
     };
     let port = if port.is_any() { old_port } else { port };
-    match network.family {
-        Family::V4 => {
-            let header: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
-            if header.ttl <= 1 {
-                return Err(Reason::TtlExpired);
-            }
-            let ttl = header.ttl - 1;
-            header.checksum = Delta::NONE
-                .long(old_address.wire_words()[3], address.wire_words()[3])
-                .word([header.ttl, header.protocol], [ttl, header.protocol])
-                .apply(header.checksum);
-            header.ttl = ttl;
-            match end {
-                End::Destination => header.destination = address.v4_octets(),
-                End::Source => header.source = address.v4_octets(),
-            }
-        }
-        Family::V6 => {
-            let header: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
-            if header.hop_limit <= 1 {
-                return Err(Reason::TtlExpired);
-            }
-            header.hop_limit -= 1;
-            match end {
-                End::Destination => header.destination = address.v6_octets(),
-                End::Source => header.source = address.v6_octets(),
-            }
-        }
-    }
+    readdress(packet, network, end, address)?;
     // The pseudo header has the addresses in it. For IPv4 the other three words are the same on both sides.
     let delta = Delta::NONE
         .address(old_address.wire_words(), address.wire_words())
@@ -163,17 +135,67 @@ pub fn readdress<P: Packet>(
     Ok(())
 }
 
-/// Bytes that [`encapsulate`] adds for a backend of this family.
-#[must_use]
+/// Replaces the address of one end in the IP header, and counts a hop: all there is to do for a fragment without ports.
 #[inline(always)]
-pub const fn overhead(backend: Address) -> usize {
-    if backend.is_v4() { Ipv4::SIZE } else { Ipv6::SIZE }
+pub fn readdress<P: Packet>(
+    packet: &mut P,
+    network: &Network,
+    end: End,
+    address: Address,
+) -> Result<(), Reason> {
+    match network.family {
+        Family::V4 => {
+            let old = match end {
+                End::Destination => network.destination,
+                End::Source => network.source,
+            };
+            let header: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            if header.ttl <= 1 {
+                return Err(Reason::TtlExpired);
+            }
+            let ttl = header.ttl - 1;
+            header.checksum = Delta::NONE
+                .long(old.wire_words()[3], address.wire_words()[3])
+                .word([header.ttl, header.protocol], [ttl, header.protocol])
+                .apply(header.checksum);
+            header.ttl = ttl;
+            match end {
+                End::Destination => header.destination = address.v4_octets(),
+                End::Source => header.source = address.v4_octets(),
+            }
+        }
+        Family::V6 => {
+            let header: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            if header.hop_limit <= 1 {
+                return Err(Reason::TtlExpired);
+            }
+            header.hop_limit -= 1;
+            match end {
+                End::Destination => header.destination = address.v6_octets(),
+                End::Source => header.source = address.v6_octets(),
+            }
+        }
+    }
+    Ok(())
 }
 
-/// Puts the packet into another one, to `backend` (RFC 2003, RFC 2473, RFC 4213), and sets the hardware addresses.
+/// Bytes that [`encapsulate`] adds for this backend.
+#[must_use]
+#[inline(always)]
+pub const fn overhead(backend: &Backend) -> usize {
+    let outer = if backend.address.is_v4() { Ipv4::SIZE } else { Ipv6::SIZE };
+    if backend.gue_port.is_any() { outer } else { outer + Udp::SIZE }
+}
+
+/// Puts the packet into another one, to `backend`, and sets the hardware addresses.
+///
+/// Directly (RFC 2003, RFC 2473, RFC 4213), or in a UDP datagram where the backend has a port for that: variant 1 of GUE,
+/// which has no header of its own (draft-ietf-intarea-gue, section 3.2; Linux's `ip fou add port … gue` takes it).
 ///
 /// The outer source is made from the flow's hash, so that the receiver spreads flows over its queues although all come from
-/// one balancer; whoever receives them checks the prefix. DSCP and ECN are copied (RFC 2983, RFC 6040).
+/// one balancer; whoever receives them checks the prefix. UDP's source port says the same to routers that look at ports
+/// (RFC 8085, section 5.1.1). DSCP and ECN are copied (RFC 2983, RFC 6040). UDP has no checksum, over IPv6 neither: what is
+/// inside has its own, and a tunnel may leave it out (RFC 6935; Linux's receiver does not insist).
 ///
 /// # Errors
 ///
@@ -184,7 +206,7 @@ pub fn encapsulate<P: Packet>(
     network: &Network,
     settings: &Settings,
     spread: u32,
-    backend: Address,
+    backend: &Backend,
     source: Mac,
     destination: Mac,
 ) -> Result<(), Reason> {
@@ -195,15 +217,21 @@ pub fn encapsulate<P: Packet>(
             a << 4 | b >> 4
         }
     };
-    let length = (network.end - network.l3) as u16;
-    let inner = match network.family {
-        Family::V4 => IPPROTO_IPIP,
-        Family::V6 => IPPROTO_IPV6,
+    let gue = !backend.gue_port.is_any();
+    let udp_length = ((network.end - network.l3) as u16).wrapping_add(Udp::SIZE as u16);
+    let (length, inner, udp) = if gue {
+        (udp_length, IPPROTO_UDP, Udp::SIZE)
+    } else {
+        let inner = match network.family {
+            Family::V4 => IPPROTO_IPIP,
+            Family::V6 => IPPROTO_IPV6,
+        };
+        ((network.end - network.l3) as u16, inner, 0)
     };
     let [s0, s1, s2, s3] = spread.to_be_bytes();
-    if backend.is_v4() {
-        packet.grow_head(Ipv4::SIZE).ok_or(Reason::NoHeadroom)?;
-        move_link(packet, Ipv4::SIZE, network.l3, ETHERTYPE_IPV4, source, destination)?;
+    let l4 = if backend.address.is_v4() {
+        packet.grow_head(Ipv4::SIZE + udp).ok_or(Reason::NoHeadroom)?;
+        move_link(packet, Ipv4::SIZE + udp, network.l3, ETHERTYPE_IPV4, source, destination)?;
         let outer: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
         let [t0, t1, ..] = settings.tunnel_v4;
         let mut header = Ipv4 {
@@ -216,13 +244,14 @@ pub fn encapsulate<P: Packet>(
             protocol: inner,
             checksum: [0; 2],
             source: [t0, t1, s2, s3],
-            destination: backend.v4_octets(),
+            destination: backend.address.v4_octets(),
         };
         header.checksum = checksum::ipv4_header(&header);
         *outer = header;
+        network.l3 + Ipv4::SIZE
     } else {
-        packet.grow_head(Ipv6::SIZE).ok_or(Reason::NoHeadroom)?;
-        move_link(packet, Ipv6::SIZE, network.l3, ETHERTYPE_IPV6, source, destination)?;
+        packet.grow_head(Ipv6::SIZE + udp).ok_or(Reason::NoHeadroom)?;
+        move_link(packet, Ipv6::SIZE + udp, network.l3, ETHERTYPE_IPV6, source, destination)?;
         let outer: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
         outer.version_class_label = [0x60 | traffic_class >> 4, traffic_class << 4, 0, 0];
         outer.payload_length = length.to_be_bytes();
@@ -231,7 +260,17 @@ pub fn encapsulate<P: Packet>(
         outer.source = settings.tunnel_v6;
         let [.., o12, o13, o14, o15] = &mut outer.source;
         (*o12, *o13, *o14, *o15) = (s0, s1, s2, s3);
-        outer.destination = backend.v6_octets();
+        outer.destination = backend.address.v6_octets();
+        network.l3 + Ipv6::SIZE
+    };
+    if gue {
+        *packet.view_mut(l4).ok_or(Reason::Malformed)? = Udp {
+            // Of the dynamic ports (RFC 6335, section 6).
+            source: [0xc0 | s0, s1],
+            destination: backend.gue_port.wire(),
+            length: udp_length.to_be_bytes(),
+            checksum: [0; 2],
+        };
     }
     Ok(())
 }
@@ -241,7 +280,7 @@ pub fn encapsulate<P: Packet>(
 /// The old one still stands `moved` bytes further back, and an outer IP header is longer than what is written here before
 /// it is read there.
 #[inline(always)]
-pub(crate) fn move_link<P: Packet>(
+pub fn move_link<P: Packet>(
     packet: &mut P,
     moved: usize,
     l3: usize,
@@ -346,17 +385,71 @@ pub fn reset<P: Packet>(packet: &mut P, network: &Network, transport: &Transport
     packet.truncate(l4 + Tcp::SIZE).ok_or(Reason::Malformed)
 }
 
+/// TCP option: end of the list.
+const OPTION_END: u8 = 0;
+/// TCP option: nothing.
+const OPTION_NOTHING: u8 = 1;
+/// TCP option: the largest segment that the sender takes.
+const OPTION_MSS: u8 = 2;
+/// How many options are looked at. Every stack puts this one first or second.
+const MAX_OPTIONS: usize = 8;
+
+/// Lowers the largest segment that the sender of a SYN says that it takes (RFC 9293, section 3.7.1), if it is above `limit`.
+/// Where it says nothing it takes 536 bytes, and that is left so.
+#[inline(always)]
+pub fn clamp_mss<P: Packet>(packet: &mut P, network: &Network, transport: &Transport, limit: u16) {
+    let hops = match network.family {
+        Family::V4 => core::mem::offset_of!(Ipv4, ttl),
+        Family::V6 => core::mem::offset_of!(Ipv6, hop_limit),
+    };
+    packet.clamp(network.l3 + hops, transport.l4, limit);
+}
+
+/// The same for the TCP header at `l4`, which is whole, in a packet that has its hops at `hops`.
+#[inline(always)]
+pub fn clamp<P: Packet>(packet: &mut P, hops: usize, l4: usize, limit: u16) {
+    // What has no hop left may go up, and then as it came.
+    if packet.view::<Word>(hops).is_none_or(|word| word.0[0] <= 1) {
+        return;
+    }
+    let Some(header) = packet.view::<Tcp>(l4) else { return };
+    let end = l4 + usize::from(header.data_offset >> 4) * 4;
+    let mut at = l4 + Tcp::SIZE;
+    for _ in 0..MAX_OPTIONS {
+        if at + Mss::SIZE > end {
+            return;
+        }
+        let Some(option) = packet.view_mut::<Mss>(at) else { return };
+        match option.kind {
+            OPTION_END => return,
+            OPTION_NOTHING => at += 1,
+            OPTION_MSS if usize::from(option.length) == Mss::SIZE => {
+                let (old, new) = (option.value, limit.to_be_bytes());
+                if u16::from_be_bytes(old) <= limit {
+                    return;
+                }
+                option.value = new;
+                // At an odd offset its bytes are halves of two words: the same sum with the bytes swapped (RFC 1071, 2B).
+                let delta = if (at - l4).is_multiple_of(2) {
+                    Delta::NONE.word(old, new)
+                } else {
+                    Delta::NONE.word([old[1], old[0]], [new[1], new[0]])
+                };
+                if let Some(header) = packet.view_mut::<Tcp>(l4) {
+                    header.checksum = delta.apply(header.checksum);
+                }
+                return;
+            }
+            _ if option.length < 2 => return,
+            _ => at += usize::from(option.length),
+        }
+    }
+}
+
 #[inline(always)]
 fn sum(address: Address) -> u64 {
     let [a, b, c, d] = address.wire_words();
     u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
-}
-
-/// Whether a packet of `length` bytes (from its network header on) may leave by `device`.
-#[must_use]
-#[inline(always)]
-pub const fn fits(device: &Device, length: usize) -> bool {
-    length <= device.mtu as usize
 }
 
 /// Whether a RST is what `service` gives to a packet of this kind. A RST is never answered by another one.

@@ -29,7 +29,10 @@
 //! Every insertion marks the slot that the flow's hash leads to *now*, and every change of a slot marks it too (a change
 //! and its reversal within one handshake would be missed otherwise). The sweep takes marks away when nothing is left.
 
-use crate::abi::{FlowKey, HANDSHAKE_TICKS, HANDSHAKE_WINDOW, HalfOpen, Service, Slot, Split};
+use crate::abi::{
+    FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HANDSHAKE_WINDOW, HalfOpen, Service, Slot, Split,
+};
+use crate::measure::has_room;
 use crate::parse::Kind;
 use crate::pipeline::Tables;
 use crate::verdict::{Event, Reason};
@@ -97,13 +100,15 @@ pub enum Why {
     Home,
     /// An old flow whose home is about to change: now in the table of flows.
     Captured,
+    /// A flow of the canary that begins now, in the stable pool: the canary has as many as it may.
+    Capped,
 }
 
 impl Why {
     /// Whether a flow begins with this packet.
     #[must_use]
     pub const fn begins(self) -> bool {
-        matches!(self, Self::New)
+        matches!(self, Self::New | Self::Capped)
     }
 }
 
@@ -150,6 +155,21 @@ impl Service {
         Membership::of(tables, self, split, self.split_hash(key))
     }
 
+    /// The same for services with a flag of [`Service::ATTENDED`]: a guest belongs to the canary as soon as anybody does, as
+    /// if its hash were 0. So membership grows and shrinks for guests as it does for all others, and a rollback ends it.
+    #[inline(always)]
+    pub fn attended_membership<T: Tables>(&self, tables: &T, key: &FlowKey) -> Membership {
+        let split = self.split();
+        if split.0 == 0 {
+            return Membership::STABLE;
+        }
+        let guest = self.has(Self::GUESTS) && tables.guest(&GuestKey::client(key.owner, key.client));
+        let membership = Membership::of(tables, self, split, if guest { 0 } else { self.split_hash(key) });
+        // Where a cap sends some of its flows elsewhere, the hash alone never says where a flow of the canary is.
+        let elsewhere = membership.new && self.has(Self::CAPPED);
+        Membership { settled: membership.settled && !elsewhere, ..membership }
+    }
+
     /// The hash that is compared with the split; never [`Split::ALL`], which is everything.
     #[must_use]
     #[inline(always)]
@@ -186,14 +206,34 @@ impl Service {
 /// [`Reason::NoTable`] if the service points beyond the slots.
 #[inline(always)]
 pub fn select<T: Tables>(tables: &T, service: &Service, key: &FlowKey, kind: Kind) -> Result<Choice, Reason> {
-    let fork = Fork::new(tables, service, key)?;
+    let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
     match fork.settled(kind) {
         Some(choice) => Ok(choice),
-        None => fork.choose(tables, kind),
+        None => fork.choose::<T, true>(tables, kind),
     }
 }
 
-/// The choice if the hash alone says it, which it does for most packets of most services at most times.
+/// The same for services without a flag of [`Service::ATTENDED`], of which the kernel need not verify what they cannot do.
+///
+/// # Errors
+///
+/// As [`select`].
+#[inline(always)]
+pub fn select_bare<T: Tables>(
+    tables: &T,
+    service: &Service,
+    key: &FlowKey,
+    kind: Kind,
+) -> Result<Choice, Reason> {
+    let fork = Fork::new(tables, service, key, service.membership(tables, key))?;
+    match fork.settled(kind) {
+        Some(choice) => Ok(choice),
+        None => fork.choose::<T, false>(tables, kind),
+    }
+}
+
+/// The choice if the hash alone says it, which it does for most packets of most services at most times. Not for services with
+/// a flag of [`Service::ATTENDED`].
 ///
 /// # Errors
 ///
@@ -205,7 +245,24 @@ pub fn settled<T: Tables>(
     key: &FlowKey,
     kind: Kind,
 ) -> Result<Option<Choice>, Reason> {
-    Ok(Fork::new(tables, service, key)?.settled(kind))
+    Ok(Fork::new(tables, service, key, service.membership(tables, key))?.settled(kind))
+}
+
+/// Where packets of a flow go that is there already: the rule of [`select`] for something that is *about* the flow, such as an
+/// ICMP error. Nothing is noted, tracked or marked.
+///
+/// # Errors
+///
+/// As [`select`].
+#[inline(always)]
+pub fn peek<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<Place, Reason> {
+    let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
+    let kind = if fork.is_udp() { Kind::Udp } else { Kind::Rst };
+    let backend = match fork.settled(kind) {
+        Some(choice) => choice.backend,
+        None => fork.peek(tables)?,
+    };
+    Ok(Place { backend, begins: false, spread: fork.hash as u32 })
 }
 
 /// Where a flow that begins now goes, for services whose flows are all in a table of their own: nothing is noted here.
@@ -235,8 +292,12 @@ struct Fork<'a> {
 
 impl<'a> Fork<'a> {
     #[inline(always)]
-    fn new<T: Tables>(tables: &T, service: &'a Service, key: &'a FlowKey) -> Result<Self, Reason> {
-        let membership = service.membership(tables, key);
+    fn new<T: Tables>(
+        tables: &T,
+        service: &'a Service,
+        key: &'a FlowKey,
+        membership: Membership,
+    ) -> Result<Self, Reason> {
         let hash = service.backend_hash(key);
         let index = service.slot(membership.new, hash);
         let slot = tables.slot(index).ok_or(Reason::NoTable)?;
@@ -256,13 +317,13 @@ impl<'a> Fork<'a> {
 
     /// What else must be looked at.
     #[inline(always)]
-    fn choose<T: Tables>(&self, tables: &T, kind: Kind) -> Result<Choice, Reason> {
+    fn choose<T: Tables, const ATTENDED: bool>(&self, tables: &T, kind: Kind) -> Result<Choice, Reason> {
         tables.event(Event::SlowPath);
         if self.membership.lapsed {
             tables.event(Event::LeaseExpired);
         }
         let (backend, why) = match kind {
-            Kind::Syn(sequence) => self.begin(tables, sequence),
+            Kind::Syn(sequence) => self.begin::<T, ATTENDED>(tables, sequence)?,
             Kind::Tcp(sequence) => self.go_on(tables, Some(sequence))?,
             Kind::Rst => self.go_on(tables, None)?,
             Kind::Udp => self.datagram(tables)?,
@@ -272,21 +333,39 @@ impl<'a> Fork<'a> {
 
     /// A SYN.
     #[inline(always)]
-    fn begin<T: Tables>(&self, tables: &T, sequence: u32) -> (u16, Why) {
-        let backend = self.slot.new();
+    fn begin<T: Tables, const ATTENDED: bool>(
+        &self,
+        tables: &T,
+        sequence: u32,
+    ) -> Result<(u16, Why), Reason> {
+        let mut backend = self.slot.new();
+        let capped = ATTENDED && self.membership.new && self.service.has(Service::CAPPED);
         if let Some(noted) = tables.half_open(self.key)
             && noted.sequence == sequence
             && alive(tables, noted.backend, noted.generation)
-            && same_pool(tables, noted.backend, backend)
+            && (same_pool(tables, noted.backend, backend)
+                || (capped && !self.in_canary(tables, noted.backend)))
         {
             // Its answer may be under way already. Across pools the split decides: after a rollback nothing enters the canary.
-            return (noted.backend, Why::SynAgain);
+            return Ok((noted.backend, Why::SynAgain));
+        }
+        let mut why = Why::New;
+        if capped && !has_room(tables, self.service) {
+            tables.event(Event::Capped);
+            let index = self.service.slot(false, self.hash);
+            backend = tables.slot(index).ok_or(Reason::NoTable)?.new();
+            why = Why::Capped;
         }
         if let Some(generation) = generation(tables, backend) {
             let note = HalfOpen { backend, pad: 0, generation, sequence, at: tables.ticks() };
             tables.note_half_open(self.key, &note);
         }
-        (backend, Why::New)
+        Ok((backend, why))
+    }
+
+    #[inline(always)]
+    fn in_canary<T: Tables>(&self, tables: &T, backend: u16) -> bool {
+        tables.backend(backend).is_some_and(|backend| backend.pool == self.service.canary_pool)
     }
 
     /// TCP without SYN; `sequence` is `None` for a RST, which proves nothing and is worth no entry.
@@ -312,12 +391,7 @@ impl<'a> Fork<'a> {
             return Ok((entry.backend, Why::Tracked));
         }
         // It was there before whatever unsettled its slot or split.
-        let home = if self.membership.home == self.membership.new {
-            self.slot.home()
-        } else {
-            let index = self.service.slot(self.membership.home, self.hash);
-            tables.slot(index).ok_or(Reason::NoTable)?.home()
-        };
+        let home = self.home(tables)?;
         if sequence.is_none() || self.leads_to(home) {
             return Ok((home, Why::Home));
         }
@@ -330,11 +404,55 @@ impl<'a> Fork<'a> {
     fn datagram<T: Tables>(&self, tables: &T) -> Result<(u16, Why), Reason> {
         let known = tables.flow(self.key, true);
         if let Some(entry) = known
-            && alive(tables, entry.backend, entry.generation)
-            && tables.settings().is_some_and(|s| tables.ticks().wrapping_sub(entry.seen) <= s.udp_idle)
+            && talks(tables, &entry)
         {
             return Ok((entry.backend, Why::Tracked));
         }
+        let backend = self.unknown_datagram(tables)?;
+        // An old entry has just become young by being asked for: it must not be found again.
+        if known.is_none() && self.membership.settled && self.leads_to(backend) {
+            return Ok((backend, Why::Home));
+        }
+        self.track(tables, backend, known.is_none());
+        Ok((backend, Why::Captured))
+    }
+
+    /// The backend of a flow that is there, without a trace.
+    #[inline(always)]
+    fn peek<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
+        let known = tables.flow(self.key, self.is_udp());
+        if self.is_udp() {
+            return match known {
+                Some(entry) if talks(tables, &entry) => Ok(entry.backend),
+                _ => self.unknown_datagram(tables),
+            };
+        }
+        if let Some(entry) = known
+            && alive(tables, entry.backend, entry.generation)
+        {
+            return Ok(entry.backend);
+        }
+        if let Some(noted) = tables.half_open(self.key)
+            && alive(tables, noted.backend, noted.generation)
+        {
+            return Ok(noted.backend);
+        }
+        self.home(tables)
+    }
+
+    /// The backend of an old TCP flow that is in no table.
+    #[inline(always)]
+    fn home<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
+        if self.membership.home == self.membership.new {
+            return Ok(self.slot.home());
+        }
+        let index = self.service.slot(self.membership.home, self.hash);
+        Ok(tables.slot(index).ok_or(Reason::NoTable)?.home())
+    }
+
+    /// The backend of a UDP flow that is in no table.
+    #[inline(always)]
+    fn unknown_datagram<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
         let canary = self.membership.new && self.membership.home;
         let slot = if canary == self.membership.new {
             self.slot
@@ -342,13 +460,7 @@ impl<'a> Fork<'a> {
             let index = self.service.slot(canary, self.hash);
             tables.slot(index).ok_or(Reason::NoTable)?
         };
-        let backend = if slot.home() == 0 { slot.new() } else { slot.home() };
-        // An old entry has just become young by being asked for: it must not be found again.
-        if known.is_none() && self.membership.settled && self.leads_to(backend) {
-            return Ok((backend, Why::Home));
-        }
-        self.track(tables, backend, known.is_none());
-        Ok((backend, Why::Captured))
+        Ok(if slot.home() == 0 { slot.new() } else { slot.home() })
     }
 
     /// Whether the hash leads to `backend`, and will when everything is settled: then no entry is needed.
@@ -400,6 +512,13 @@ fn generation<T: Tables>(tables: &T, backend: u16) -> Option<u32> {
 #[inline(always)]
 fn alive<T: Tables>(tables: &T, backend: u16, since: u32) -> bool {
     generation(tables, backend) == Some(since)
+}
+
+/// Whether a UDP flow's entry stands: its backend is the same, and it was not silent for too long.
+#[inline(always)]
+fn talks<T: Tables>(tables: &T, entry: &FlowEntry) -> bool {
+    alive(tables, entry.backend, entry.generation)
+        && tables.settings().is_some_and(|s| tables.ticks().wrapping_sub(entry.seen) <= s.udp_idle)
 }
 
 #[inline(always)]

@@ -22,7 +22,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::abi::{FlowEntry, FlowKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, ticks};
+use crate::abi::{
+    FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, ticks,
+};
 use crate::wire::IPPROTO_UDP;
 
 /// The slot after its new flows were sent to `backend`; `None` if that changes nothing.
@@ -56,6 +58,15 @@ pub fn is_closed(service: &Service) -> bool {
     service.home() == service.split().new() && service.split().tracked() <= lowest_tracked(service)
 }
 
+/// Whether the kernel program looks up no flow of a service as long as its slots are settled: then none of them gets a mark.
+fn is_still(split: &SplitClock, service: &Service) -> bool {
+    split.closed
+        && is_closed(service)
+        && service.split().tracked() == 0
+        && service.lease() == 0
+        && !service.has(Service::DIVERTS | Service::CAPPED)
+}
+
 /// Below this share, flows are looked for in the table whether slots are marked or not: UDP's canary.
 fn lowest_tracked(service: &Service) -> u32 {
     let known = service.protocol == IPPROTO_UDP && service.has(Service::TRACK_UDP);
@@ -73,6 +84,8 @@ pub trait Access {
     fn life(&self, backend: u16) -> Life;
     /// A slot, in one read.
     fn slot(&self, index: u32) -> Slot;
+    /// Whether a client is a guest of its service's canary.
+    fn guest(&self, client: &GuestKey) -> bool;
     /// Changes a slot if it still is `old`.
     fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool;
     /// Changes a service's split if it still is `old`.
@@ -118,7 +131,12 @@ pub struct TableClock<'a> {
     pub first: u32,
     /// For each slot, in [`ticks`].
     pub changed: &'a [u32],
+    /// How many slots send new flows to each backend.
+    pub takers: &'a Takers,
 }
+
+/// Slots by the backend that gets their new flows; 0: nobody does. Whoever changes slots keeps the count.
+pub type Takers = HashMap<u16, u32>;
 
 /// When a split was last changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +169,9 @@ pub struct ServiceClock<'a> {
     pub canary: Option<TableClock<'a>>,
     /// The split; a sweep notes what others have done to it.
     pub split: &'a mut SplitClock,
+    /// A sweep has found every slot settled, and nobody has changed one since: they need not be read again. Whoever changes
+    /// slots, or which tables a service has, clears it.
+    pub at_rest: &'a mut bool,
 }
 
 /// What a sweep found.
@@ -216,15 +237,23 @@ pub fn sweep<A: Access>(
     patience: &Patience,
     now: u64,
 ) -> Result<SweepReport, A::Error> {
-    let mut sweep = Sweep { access, patience, now, report: SweepReport::default() };
+    let report = SweepReport::default();
+    let mut sweep = Sweep { access, patience, now, report, marked: HashSet::new() };
     let mut unsettled = Vec::new();
     let mut swept = HashMap::new();
     for clock in &mut *services {
         let service = sweep.settle_split(clock);
-        let wait = sweep.wait(&service);
+        let still = is_still(clock.split, &service);
+        *clock.at_rest &= still;
+        let (wait, before) = (sweep.wait(&service), unsettled.len());
         for table in clock.stable.iter().chain(&clock.canary) {
-            sweep.settle_slots(table, wait, &mut unsettled);
+            if *clock.at_rest {
+                sweep.count(table.takers);
+            } else {
+                sweep.settle_slots(table, wait, &mut unsettled);
+            }
         }
+        *clock.at_rest = still && unsettled.len() == before;
         swept.insert(clock.service, service);
     }
     let mut marks = sweep.forget(&swept)?;
@@ -233,6 +262,7 @@ pub fn sweep<A: Access>(
     sweep.lower(&unsettled, &marks);
     for clock in services {
         sweep.close_split(clock, &swept[&clock.service]);
+        *clock.at_rest &= !sweep.marked.contains(&clock.service);
     }
     Ok(sweep.report)
 }
@@ -242,6 +272,8 @@ struct Sweep<'a, A> {
     patience: &'a Patience,
     now: u64,
     report: SweepReport,
+    /// Services some of whose slots were marked.
+    marked: HashSet<u32>,
 }
 
 /// How long to wait after a change, in [`ticks`].
@@ -328,17 +360,28 @@ impl<A: Access> Sweep<'_, A> {
         }
     }
 
+    /// Notes slots that are settled.
+    fn count(&mut self, takers: &Takers) {
+        for (&backend, &slots) in takers {
+            let load = self.report.load_mut(backend);
+            load.slots += slots;
+            load.homes += slots;
+        }
+    }
+
     /// Reads all flows, and deletes those that nobody has to remember. Returns the slots where the hashes of the others
     /// lead.
     fn forget(&mut self, services: &HashMap<u32, Service>) -> Result<HashSet<u32>, A::Error> {
         let mut marks = HashSet::new();
         let mut victims = Vec::new();
         let mut needed = Vec::new();
+        let mut marked = HashSet::new();
         for udp in [false, true] {
             self.access.flows(udp, &mut |key, entry| {
                 let slot = match services.get(&key.owner).map(|service| self.judge(service, &key, &entry)) {
                     Some(Judgement::Needed { mark }) => {
                         needed.push(entry.backend);
+                        marked.extend(mark.map(|_| key.owner));
                         return marks.extend(mark);
                     }
                     Some(Judgement::Done { slot }) => Some(slot),
@@ -353,9 +396,11 @@ impl<A: Access> Sweep<'_, A> {
             } else {
                 // It talks again, or it is another flow by now.
                 needed.push(entry.backend);
+                marked.insert(key.owner);
                 marks.extend(slot);
             }
         }
+        self.marked = marked;
         self.report.kept = needed.len() as u64;
         for backend in needed {
             self.report.load_mut(backend).flows += 1;
@@ -382,7 +427,7 @@ impl<A: Access> Sweep<'_, A> {
             {
                 return;
             }
-            let hash = service.split_hash(&key);
+            let hash = self.hash(service, &key);
             let slot = service.slot(hash < service.split().new(), service.backend_hash(&key));
             let word = self.access.slot(slot);
             if word.new() != note.backend || word.home() != note.backend {
@@ -391,9 +436,16 @@ impl<A: Access> Sweep<'_, A> {
         })
     }
 
+    /// What is compared with the split, as [`Service::attended_membership`] does.
+    fn hash(&self, service: &Service, key: &FlowKey) -> u32 {
+        let client = || GuestKey::client(key.owner, key.client);
+        let guest = service.has(Service::GUESTS) && self.access.guest(&client());
+        if guest { 0 } else { service.split_hash(key) }
+    }
+
     fn judge(&self, service: &Service, key: &FlowKey, entry: &FlowEntry) -> Judgement {
         let udp = service.protocol == IPPROTO_UDP;
-        let hash = service.split_hash(key);
+        let hash = self.hash(service, key);
         let (new, home) = (hash < service.split().new(), hash < service.home());
         let slot = service.slot(new, service.backend_hash(key));
         let word = self.access.slot(slot);

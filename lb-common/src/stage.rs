@@ -44,6 +44,14 @@ stages! {
     Witness = "lb_witness",
     /// What these have found or made a session for. ([`session::carry`](crate::session::carry))
     Carry = "lb_carry",
+    /// ICMP: errors about flows follow them. ([`icmp`](crate::icmp))
+    Icmp = "lb_icmp",
+    /// A fragment, from or to an address that may be a service's or a backend's. ([`fragment`](crate::fragment))
+    Fragment = "lb_fragment",
+    /// A fragment that is for no service. ([`fragment`](crate::fragment))
+    FragmentReply = "lb_fragment_reply",
+    /// A packet that does not fit where it would leave: its sender is told. ([`too_big`](crate::too_big))
+    TooBig = "lb_too_big",
 }
 
 impl Stage {

@@ -72,6 +72,22 @@ reasons! {
     NoSessionReset = Transmit "no_session_reset",
     /// A RST to the client: no port is left that could stand for it (`full-nat`).
     NoPortReset = Transmit "no_port_reset",
+    /// A RST to the client: a fault that was injected (`lbctl fault`).
+    FaultReset = Transmit "fault_reset",
+    /// An ICMP error about a backend's packet, to that backend.
+    ErrorForwarded = Transmit "error_forwarded",
+    /// An ICMP error about a client's packet to a backend, to that client, from the VIP.
+    ErrorReplied = Transmit "error_replied",
+    /// The same, by the host: it finds the next hop's hardware address.
+    ErrorRepliedByHost = Pass "error_replied_by_host",
+    /// A fragment, to its packet's backend.
+    FragmentForwarded = Transmit "fragment_forwarded",
+    /// A fragment of a backend's reply, to the client, with the VIP as its source.
+    FragmentReplied = Transmit "fragment_replied",
+    /// The same, by the host: it finds the next hop's hardware address.
+    FragmentRepliedByHost = Pass "fragment_replied_by_host",
+    /// "Fragmentation needed" or "packet too big" to the sender of a packet that does not fit where it would leave.
+    TooBigTold = Transmit "too_big_told",
     /// Neither IPv4 nor IPv6.
     NotIp = Pass "not_ip",
     /// A header that contradicts itself or the frame's length; the host's stack judges and counts it.
@@ -80,8 +96,10 @@ reasons! {
     NotOurs = Pass "not_ours",
     /// To or from an address of ours, but neither TCP nor UDP.
     OtherProtocol = Pass "other_protocol",
-    /// A fragment: its ports are in another packet.
+    /// A fragment of something other than TCP or UDP.
     Fragment = Pass "fragment",
+    /// A fragment that came before the first of its packet, or long after it: nobody knows whose it is.
+    FragmentUnknown = Pass "fragment_unknown",
     /// Between a client and a backend past the VIP.
     Direct = Pass "direct",
     /// From a backend to this host itself.
@@ -104,7 +122,8 @@ reasons! {
     NoRoute = Drop "no_route",
     /// A backend's reply, but this host's `forwarding` sysctl is off on that interface.
     ForwardingOff = Drop "forwarding_off",
-    /// Longer than the interface that it would leave by allows.
+    /// Longer than the interface that it would leave by allows, and the sender was not told: it had no address to be told at, or
+    /// too many were told already.
     TooBig = Drop "too_big",
     /// The driver left no room for another header.
     NoHeadroom = Drop "no_headroom",
@@ -118,6 +137,8 @@ reasons! {
     LimitDrop = Drop "limit_drop",
     /// A table that must be there is not: the agent has not finished its work.
     NoTable = Drop "no_table",
+    /// A fault that was injected (`lbctl fault`).
+    FaultDrop = Drop "fault_drop",
 }
 
 impl Reason {
@@ -162,12 +183,16 @@ events! {
     SessionEstablished = "session_established",
     /// A session has proven itself, and there was no room for it (`full-nat`).
     SessionsFull = "sessions_full",
+    /// A first fragment left a note for those that follow it.
+    FragmentsNoted = "fragments_noted",
     /// The tripwire of a canary was crossed.
     Tripped = "tripped",
     /// A connection that nobody had accepted was sent elsewhere.
     Retried = "retried",
     /// It would have been, but for the budget of retries.
     RetryDenied = "retry_denied",
+    /// A new flow of the canary went to the stable pool, since the canary had as many as it may.
+    Capped = "capped",
 }
 
 impl Event {
@@ -177,12 +202,18 @@ impl Event {
 
 /// Value of `REASONS`, per CPU: how often each road ended, and what happened on the way.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Counters {
     /// By [`Reason`].
     pub reasons: [u64; Reason::COUNT],
     /// By [`Event`].
     pub events: [u64; Event::COUNT],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        bytemuck::Zeroable::zeroed()
+    }
 }
 
 /// The end of a packet's road.
@@ -209,7 +240,10 @@ impl Verdict {
     #[must_use]
     #[inline(always)]
     pub const fn is_reply(&self) -> bool {
-        matches!(self.reason, Reason::Replied | Reason::RepliedByHost)
+        matches!(
+            self.reason,
+            Reason::Replied | Reason::RepliedByHost | Reason::FragmentReplied | Reason::FragmentRepliedByHost
+        )
     }
 }
 

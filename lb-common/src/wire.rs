@@ -23,6 +23,8 @@ pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// EtherType of a service tag (IEEE 802.1ad).
 pub const ETHERTYPE_QINQ: u16 = 0x88a8;
 
+/// ICMP (RFC 792).
+pub const IPPROTO_ICMP: u8 = 1;
 /// IPv4 in IP (RFC 2003).
 pub const IPPROTO_IPIP: u8 = 4;
 /// TCP (RFC 9293).
@@ -37,6 +39,8 @@ pub const IPPROTO_HOPOPTS: u8 = 0;
 pub const IPPROTO_ROUTING: u8 = 43;
 /// IPv6 fragment header (RFC 8200).
 pub const IPPROTO_FRAGMENT: u8 = 44;
+/// ICMPv6 (RFC 4443).
+pub const IPPROTO_ICMPV6: u8 = 58;
 /// Authentication header (RFC 4302).
 pub const IPPROTO_AH: u8 = 51;
 /// IPv6 destination options (RFC 8200).
@@ -107,6 +111,10 @@ impl Ipv4 {
     pub const DONT_FRAGMENT: u8 = 0x40;
     /// "More fragments" and the offset, in [`Ipv4::fragment`]: zero in a packet that is whole.
     pub const FRAGMENTED: u16 = 0x3fff;
+    /// "More fragments", in [`Ipv4::fragment`].
+    pub const MORE_FRAGMENTS: u16 = 0x2000;
+    /// The offset, in [`Ipv4::fragment`]: zero in a first fragment.
+    pub const FRAGMENT_OFFSET: u16 = 0x1fff;
 }
 
 /// IPv6 (RFC 8200).
@@ -175,6 +183,81 @@ pub struct Ipv6Extension {
     pub length: u8,
 }
 
+/// IPv6 fragment header (RFC 8200, section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Ipv6Fragment {
+    /// What follows, in the first fragment.
+    pub next_header: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Offset in words of 8 bytes (13 bits), reserved (2), "more fragments" (1).
+    pub offset: [u8; 2],
+    /// Identification of the packet.
+    pub id: [u8; 4],
+}
+
+impl Ipv6Fragment {
+    /// "More fragments", in [`Ipv6Fragment::offset`].
+    pub const MORE_FRAGMENTS: u16 = 1;
+    /// The offset itself, in [`Ipv6Fragment::offset`]: zero in a first fragment.
+    pub const FRAGMENT_OFFSET: u16 = 0xfff8;
+}
+
+/// ICMP and ICMPv6, up to what an error quotes (RFC 792, RFC 4443).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Icmp {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum over all of the message; ICMPv6's over a pseudo header, too.
+    pub checksum: [u8; 2],
+    /// Unused, but for some types: the MTU (the lower 16 bits in ICMP, all 32 in ICMPv6).
+    pub rest: [u8; 4],
+}
+
+/// What TCP and UDP begin with, and what an error quotes of either at least.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Ports {
+    /// Sender's port.
+    pub source: [u8; 2],
+    /// Receiver's port.
+    pub destination: [u8; 2],
+    /// TCP's sequence number, or UDP's length and checksum.
+    pub rest: [u8; 4],
+}
+
+/// A TCP option as long as the one for the maximum segment size; kinds 0 and 1 are one byte.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Mss {
+    /// Kind.
+    pub kind: u8,
+    /// Length in bytes, with both of these.
+    pub length: u8,
+    /// The size in bytes.
+    pub value: [u8; 2],
+}
+
+/// GUE's first four bytes (draft-ietf-intarea-gue): variant, control bit and length; what follows; flags. In variant 1 it is
+/// the beginning of an IP packet.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct GueHeader(pub [u8; 4]);
+
+/// A field of 16 bits that may or may not be there.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Word(pub [u8; 2]);
+
+/// Sixteen bytes, to be summed.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Chunk(pub [[u8; 4]; 4]);
+
 impl Wire for Ethernet {}
 impl Wire for VlanTag {}
 impl Wire for Ipv4 {}
@@ -182,9 +265,17 @@ impl Wire for Ipv6 {}
 impl Wire for Tcp {}
 impl Wire for Udp {}
 impl Wire for Ipv6Extension {}
+impl Wire for Ipv6Fragment {}
+impl Wire for Icmp {}
+impl Wire for Ports {}
+impl Wire for Mss {}
+impl Wire for GueHeader {}
+impl Wire for Word {}
+impl Wire for Chunk {}
 
 const _: () = {
     assert!(Ethernet::SIZE == 14 && VlanTag::SIZE == 4);
     assert!(Ipv4::SIZE == 20 && Ipv6::SIZE == 40);
     assert!(Tcp::SIZE == 20 && Udp::SIZE == 8);
+    assert!(Ipv6Fragment::SIZE == 8 && Icmp::SIZE == 8 && Ports::SIZE == 8);
 };

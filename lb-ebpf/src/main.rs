@@ -7,6 +7,7 @@ mod maps;
 mod packet;
 mod stages;
 mod tables;
+mod trace;
 mod verifier;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
@@ -15,9 +16,12 @@ use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use lb_common::attend::attend;
 use lb_common::decap::{Decapsulated, decapsulate};
+use lb_common::fragment::{fragment, fragment_reply};
+use lb_common::icmp::icmp;
 use lb_common::pipeline::{Packet, Step, enter};
 use lb_common::reply::reply;
 use lb_common::session::{begin, carry, opening, session, witness};
+use lb_common::too_big::too_big;
 use lb_common::verdict::{Action, Reason, Verdict};
 
 use crate::packet::Frame;
@@ -27,6 +31,7 @@ use crate::tables::{Kernel, bump};
 /// The balancer: every packet begins here.
 #[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
+    trace::arrives(&ctx);
     let mut frame = Frame::new(&ctx);
     let step = enter(&mut frame, &Kernel);
     leave(&ctx, &frame, step)
@@ -88,12 +93,45 @@ pub fn lb_carry(ctx: XdpContext) -> u32 {
     leave(&ctx, &frame, step)
 }
 
+/// [`Stage::Icmp`](lb_common::stage::Stage::Icmp).
+#[xdp(frags)]
+pub fn lb_icmp(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = icmp(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Fragment`](lb_common::stage::Stage::Fragment).
+#[xdp(frags)]
+pub fn lb_fragment(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = fragment(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::FragmentReply`](lb_common::stage::Stage::FragmentReply).
+#[xdp(frags)]
+pub fn lb_fragment_reply(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = fragment_reply(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::TooBig`](lb_common::stage::Stage::TooBig).
+#[xdp(frags)]
+pub fn lb_too_big(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = too_big(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
 /// The end of a program: of the road, or of a part of it.
 #[inline(always)]
 fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
     let verdict = match step {
         Ok(Step::End(verdict)) => verdict,
         Ok(Step::Next(stage)) => {
+            trace::goes_on(ctx, stage);
             jump(ctx, stage);
             // Still here: there is no such program in the array.
             Verdict::of(Reason::NoTable)
@@ -101,6 +139,7 @@ fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
         Err(reason) => Verdict::of(reason),
     };
     Kernel.count(&verdict);
+    trace::ends(ctx, &verdict);
     debug!(ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
     act(frame, &verdict)
 }
@@ -116,7 +155,7 @@ fn act(frame: &Frame, verdict: &Verdict) -> u32 {
     }
 }
 
-/// The other end of `dsr-ipip`, for backends whose kernel has no tunnel device.
+/// The other end of `dsr-ipip` and `dsr-gue`, for backends whose kernel has no tunnel device.
 #[xdp(frags)]
 pub fn lb_decap(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);

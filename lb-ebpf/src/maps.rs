@@ -2,9 +2,10 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
-    Backend, Device, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Traffic, VipKey,
+    Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
+    Settings, Traffic, VipKey,
 };
 use lb_common::decap;
 use lb_common::limit::{Limit, Open};
@@ -12,6 +13,7 @@ use lb_common::measure::{Handshake, Measure};
 use lb_common::retry::Budget;
 use lb_common::session::{Draft, Session, SessionKey};
 use lb_common::stage::Stage;
+use lb_common::trace;
 use lb_common::verdict::Counters;
 use lb_common::watch::Watch;
 
@@ -41,6 +43,13 @@ pub static REPLIES: HashMap<VipKey, Replier> = HashMap::with_max_entries(16_384,
 
 #[map]
 pub static DIRECT: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(65_536, 0);
+
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::with_max_entries(16_384, 0);
+
+/// The bucket of `too_big::admit`.
+#[map]
+pub static MESSAGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(1 << 20, 0);
@@ -84,6 +93,12 @@ pub static POOL_LIMITS: Array<Limit> = Array::with_max_entries(8192, BPF_F_MMAPA
 pub static OPEN: LruHashMap<FlowKey, Open> = LruHashMap::with_max_entries(1 << 18, 0);
 
 #[map]
+pub static GUESTS: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1024, 0);
+
+#[map]
+pub static FAULTS: Array<[Fault; lb_common::abi::FAULTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
 pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);
 
 /// Not shared between versions: each loading of the programs has an array of its own.
@@ -105,3 +120,13 @@ pub static DECAP: Array<decap::Allowed> = Array::with_max_entries(1, 0);
 #[map]
 pub static DECAP_COUNTERS: PerCpuArray<[u64; decap::Decapsulated::COUNT]> =
     PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static TRACE_FILTER: Array<trace::Filter> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static TRACE_STATE: PerCpuArray<trace::State> = PerCpuArray::with_max_entries(1, 0);
+
+// The agent gives it room when it loads the program that traces.
+#[map]
+pub static TRACED: RingBuf = RingBuf::with_byte_size(4096, 0);

@@ -5,6 +5,8 @@ use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_bu
 use aya_ebpf::programs::XdpContext;
 use lb_common::parse::extensions;
 use lb_common::pipeline::Packet;
+use lb_common::rewrite::clamp;
+use lb_common::too_big::sum;
 use lb_common::verdict::Reason;
 use lb_common::wire::Wire;
 
@@ -88,6 +90,19 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn sum(&self, start: usize, length: usize) -> Result<u64, Reason> {
+        match lb_sum(self.ctx, start as u32, length as u32) {
+            NO_SUM => Err(Reason::TooBig),
+            sum => Ok(sum),
+        }
+    }
+
+    #[inline(always)]
+    fn clamp(&mut self, hops: usize, l4: usize, limit: u16) {
+        lb_clamp(self.ctx, hops as u32, l4 as u32, limit.into());
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is the kernel's.
         unsafe { (*self.ctx).ingress_ifindex }
@@ -119,6 +134,35 @@ impl Packet for Frame {
         self.refresh();
         (result == 0).then_some(())
     }
+}
+
+/// No sum of a packet's words is that large.
+const NO_SUM: u64 = u64::MAX;
+
+/// The sum of what a message quotes, as a function of its own in the kernel's eyes: each round of its loop may be the last,
+/// and none of that is multiplied with what follows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_sum(ctx: *mut xdp_md, start: u32, length: u32) -> u64 {
+    let frame = Frame::new(&XdpContext::new(ctx));
+    // For the verifier, which knows nothing of the caller.
+    if start > 128 {
+        return NO_SUM;
+    }
+    sum(&frame, start as usize, length as usize).unwrap_or(NO_SUM)
+}
+
+/// TCP's options, likewise: each may be as long as it likes. (A function that returns nothing would not be global.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_clamp(ctx: *mut xdp_md, hops: u32, l4: u32, limit: u32) -> u32 {
+    let mut frame = Frame::new(&XdpContext::new(ctx));
+    // For the verifier, which knows nothing of the caller.
+    if hops > 128 || l4 > 0x3fff {
+        return 0;
+    }
+    clamp(&mut frame, hops as usize, l4 as usize, limit as u16);
+    0
 }
 
 /// IPv6's extension headers, as a function of its own in the kernel's eyes ("global"): verified once, for any start, so

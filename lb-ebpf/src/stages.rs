@@ -19,6 +19,10 @@ pub fn jump(ctx: &XdpContext, stage: Stage) {
         Stage::Begin => jump_to::<{ Stage::Begin as u32 }>(ctx),
         Stage::Witness => jump_to::<{ Stage::Witness as u32 }>(ctx),
         Stage::Carry => jump_to::<{ Stage::Carry as u32 }>(ctx),
+        Stage::Icmp => jump_to::<{ Stage::Icmp as u32 }>(ctx),
+        Stage::Fragment => jump_to::<{ Stage::Fragment as u32 }>(ctx),
+        Stage::FragmentReply => jump_to::<{ Stage::FragmentReply as u32 }>(ctx),
+        Stage::TooBig => jump_to::<{ Stage::TooBig as u32 }>(ctx),
     }
 }
 

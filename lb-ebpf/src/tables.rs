@@ -10,20 +10,24 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
+use aya_ebpf::maps::lpm_trie::Key;
 use lb_common::abi::{
-    Address, Backend, Device, FlowEntry, FlowKey, HalfOpen, Replier, Service, Settings, Slot, Traffic,
-    VipKey, Wanted,
+    Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
+    HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
 };
+use lb_common::fault;
 use lb_common::handshake;
 use lb_common::limit::{self, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables};
 use lb_common::retry::Budget;
-use lb_common::session::{ports, Draft, Held, Session, SessionKey};
-use lb_common::select::{Place, select, settled};
+use lb_common::select::{Place, peek, select, select_bare, settled};
+use lb_common::session::{Draft, Held, Session, SessionKey, ports};
+use lb_common::too_big::admit;
 use lb_common::verdict::{Account, Event, Reason, Verdict};
 use lb_common::watch::Word;
+use lb_common::wire::Mac;
 
 use crate::maps;
 use crate::packet::Frame;
@@ -93,6 +97,14 @@ fn measure_word(measure: u32, offset: usize) -> Option<*mut u64> {
     Some(unsafe { measure.byte_add(offset) }.cast())
 }
 
+/// A global function's argument, on its own stack: before Linux 6.2 no helper takes a key from where the verifier lets such
+/// an argument point.
+#[inline(always)]
+fn copied(key: *const FlowKey) -> Option<FlowKey> {
+    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
+    unsafe { key.as_ref() }.copied()
+}
+
 /// No [`Place`] looks like this.
 const NO_TABLE: u64 = u64::MAX;
 
@@ -101,16 +113,62 @@ const NO_TABLE: u64 = u64::MAX;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
-    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NO_TABLE };
+    let Some(key) = copied(key) else { return NO_TABLE };
     let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
-    let kind = match kind {
+    let choice = select_bare(&Kernel, service, &key, kind_of(kind, sequence));
+    choice.map_or(NO_TABLE, |choice| Place::from(choice).pack())
+}
+
+/// The whole rule, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_select_attended(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
+    let Some(key) = copied(key) else { return NO_TABLE };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
+    let choice = select(&Kernel, service, &key, kind_of(kind, sequence));
+    choice.map_or(NO_TABLE, |choice| Place::from(choice).pack())
+}
+
+/// A kind as two words, for those functions.
+#[inline(always)]
+const fn words_of(kind: Kind) -> (u32, u32) {
+    match kind {
+        Kind::Syn(sequence) => (0, sequence),
+        Kind::Tcp(sequence) => (1, sequence),
+        Kind::Rst => (2, 0),
+        Kind::Udp => (3, 0),
+    }
+}
+
+/// What [`words_of`] made.
+#[inline(always)]
+const fn kind_of(kind: u32, sequence: u32) -> Kind {
+    match kind {
         0 => Kind::Syn(sequence),
         1 => Kind::Tcp(sequence),
         2 => Kind::Rst,
         _ => Kind::Udp,
-    };
-    select(&Kernel, service, key, kind).map_or(NO_TABLE, |choice| Place::from(choice).pack())
+    }
+}
+
+/// What faults do to a SYN, likewise; 0: nothing.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_injected(key: *const FlowKey, pool: u32, backend: u32) -> u32 {
+    let Some(key) = copied(key) else { return 0 };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
+    fault::injected(&Kernel, service, &key, pool as u16, backend as u16).unwrap_or(0)
+}
+
+/// The rule for what is about a flow, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_peek(key: *const FlowKey) -> u64 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NO_TABLE };
+    let key = *key;
+    let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
+    peek(&Kernel, service, &key).map_or(NO_TABLE, Place::pack)
 }
 
 /// Handshakes, as functions of their own in the kernel's eyes ("global"): verified once, for any flow, and each with a
@@ -120,10 +178,7 @@ extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_known(key: *const FlowKey, sequence: u32) -> u32 {
-    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-    // On the stack: kernels before 6.8 take no memory of a caller for a key.
-    let key = *key;
+    let Some(key) = copied(key) else { return 0 };
     handshake::known(&Kernel, &key, sequence).is_some().into()
 }
 
@@ -131,10 +186,8 @@ extern "C" fn lb_known(key: *const FlowKey, sequence: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return place };
+    let Some(key) = copied(key) else { return place };
     let Some(service) = maps::SERVICES.get(key.owner) else { return place };
-    let key = *key;
     handshake::first(&Kernel, service, &key, sequence, Place::unpack(place)).pack()
 }
 
@@ -142,10 +195,8 @@ extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let key = *key;
     let known = handshake::known(&Kernel, &key, sequence);
     known.is_some_and(|known| handshake::repeats(&Kernel, service, &key, &known)).into()
 }
@@ -154,10 +205,8 @@ extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return place };
+    let Some(key) = copied(key) else { return place };
     let Some(service) = maps::SERVICES.get(key.owner) else { return place };
-    let key = *key;
     match handshake::known(&Kernel, &key, sequence) {
         Some(known) => handshake::moves(&Kernel, service, &key, &known, Place::unpack(place)).pack(),
         None => place,
@@ -168,10 +217,8 @@ extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_judge(key: *const FlowKey, backend: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let key = *key;
     limit::judge(&Kernel, service, &key, backend as u16) as u32
 }
 
@@ -179,10 +226,8 @@ extern "C" fn lb_judge(key: *const FlowKey, backend: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_spill(key: *const FlowKey, sequence: u32, backend: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let key = *key;
     limit::spill(&Kernel, service, &key, sequence, backend as u16).map_or(0, u32::from)
 }
 
@@ -191,10 +236,8 @@ extern "C" fn lb_spill(key: *const FlowKey, sequence: u32, backend: u32) -> u32 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_replies(key: *const FlowKey, reply: u32, acknowledged: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let key = *key;
     let (backend, flags) = (reply as u16, reply >> 16);
     let reply = Reply {
         backend,
@@ -214,9 +257,7 @@ extern "C" fn lb_replies(key: *const FlowKey, reply: u32, acknowledged: u32) -> 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_passes(key: *const FlowKey, place: u64) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-    let key = *key;
+    let Some(key) = copied(key) else { return 0 };
     limit::passes(&Kernel, &key, place as u16, (place >> 16) as u16, place >> 32 != 0);
     0
 }
@@ -238,6 +279,46 @@ extern "C" fn lb_reserve(hash: u64) -> u32 {
     let Some(draft) = maps::DRAFTS.get_ptr_mut(0) else { return 0 };
     // SAFETY: a per-CPU element, whose other user waits for us.
     ports::reserve(&Kernel, settings, unsafe { &mut *draft }, hash).into()
+}
+
+/// A hardware address of a query, in pieces that are aligned: the compiler would take four bytes at once, and of the stack the
+/// verifier gives no unaligned ones.
+#[inline(always)]
+fn mac(field: &Mac) -> Mac {
+    let words = field.as_ptr().cast::<u16>();
+    // SAFETY: six bytes, at an even offset of an aligned structure.
+    let [[a, b], [c, d], [e, f]] = unsafe {
+        [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()]
+            .map(u16::to_ne_bytes)
+    };
+    [a, b, c, d, e, f]
+}
+
+/// Asks the kernel's routes where a packet leaves.
+#[inline(always)]
+fn look_up(frame: &Frame, network: &Network) -> (u32, FibLookup) {
+    // SAFETY: a C structure of integers.
+    let mut query: FibLookup = unsafe { core::mem::zeroed() };
+    query.ifindex = frame.ifindex();
+    query.l4_protocol = network.protocol;
+    query.__bindgen_anon_1.tot_len = (network.end - network.l3) as u16;
+    match network.family {
+        Family::V4 => {
+            query.family = AF_INET;
+            query.__bindgen_anon_3.ipv4_src = network.source.wire_words()[3];
+            query.__bindgen_anon_4.ipv4_dst = network.destination.wire_words()[3];
+        }
+        Family::V6 => {
+            query.family = AF_INET6;
+            query.__bindgen_anon_3.ipv6_src = network.source.wire_words();
+            query.__bindgen_anon_4.ipv6_dst = network.destination.wire_words();
+        }
+    }
+    // SAFETY: the context is the kernel's, the query is as long as we say.
+    let result =
+        unsafe { bpf_fib_lookup(frame.context().cast(), &raw mut query, size_of::<FibLookup>() as i32, 0) }
+            as u32;
+    (result, query)
 }
 
 impl Tables for Kernel {
@@ -328,6 +409,32 @@ impl Tables for Kernel {
     fn forget_half_open(&self, key: &FlowKey) {
         // Gone already is as good.
         let _ = maps::HALF_OPEN.remove(key);
+    }
+
+    #[inline(always)]
+    fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry> {
+        // SAFETY: as for flows; fragments that meet a note in the making are judged by its time and generation.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragments(&self, key: &FragmentKey, entry: &FragmentEntry) {
+        let event = if maps::FRAGMENTS.insert(key, entry, 0).is_ok() {
+            Event::FragmentsNoted
+        } else {
+            Event::TrackFailed
+        };
+        self.event(event);
+    }
+
+    #[inline(always)]
+    fn admits_message(&self, interval: u32) -> bool {
+        let Some(bucket) = maps::MESSAGES.get_ptr_mut(0) else { return false };
+        // SAFETY: a per-CPU element, and a program is not preempted by itself.
+        let bucket = unsafe { &mut *bucket };
+        let Some(next) = admit(*bucket, self.clock(), interval) else { return false };
+        *bucket = next;
+        true
     }
 
     #[inline(always)]
@@ -432,30 +539,10 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn route(&self, frame: &Frame, network: &Network) -> Route {
-        // SAFETY: a C structure of integers.
-        let mut query: FibLookup = unsafe { core::mem::zeroed() };
-        query.ifindex = frame.ifindex();
-        query.l4_protocol = network.protocol;
-        query.__bindgen_anon_1.tot_len = (network.end - network.l3) as u16;
-        match network.family {
-            Family::V4 => {
-                query.family = AF_INET;
-                query.__bindgen_anon_3.ipv4_src = network.source.wire_words()[3];
-                query.__bindgen_anon_4.ipv4_dst = network.destination.wire_words()[3];
-            }
-            Family::V6 => {
-                query.family = AF_INET6;
-                query.__bindgen_anon_3.ipv6_src = network.source.wire_words();
-                query.__bindgen_anon_4.ipv6_dst = network.destination.wire_words();
-            }
-        }
-        // SAFETY: the context is the kernel's, the query is as long as we say.
-        let result = unsafe {
-            bpf_fib_lookup(frame.context().cast(), &raw mut query, size_of::<FibLookup>() as i32, 0)
-        } as u32;
+        let (result, query) = look_up(frame, network);
         match result {
             BPF_FIB_LKUP_RET_SUCCESS => {
-                Route::Out { ifindex: query.ifindex, source: query.smac, destination: query.dmac }
+                Route::Out { ifindex: query.ifindex, source: mac(&query.smac), destination: mac(&query.dmac) }
             }
             BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
             BPF_FIB_LKUP_RET_NO_NEIGH => {
@@ -478,19 +565,62 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn path_mtu(&self, frame: &Frame, network: &Network) -> u16 {
+        let (result, query) = look_up(frame, network);
+        if result != BPF_FIB_LKUP_RET_FRAG_NEEDED {
+            return 0;
+        }
+        // The kernel has put it where the packet's length was.
+        // SAFETY: a union of two integers of the same size.
+        unsafe { query.__bindgen_anon_1.mtu_result }
+    }
+
+    #[inline(always)]
     fn place(&self, service: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason> {
         if let Some(choice) = settled(self, service, key, kind)? {
             return Ok(choice.into());
         }
-        let (kind, sequence) = match kind {
-            Kind::Syn(sequence) => (0, sequence),
-            Kind::Tcp(sequence) => (1, sequence),
-            Kind::Rst => (2, 0),
-            Kind::Udp => (3, 0),
-        };
+        let (kind, sequence) = words_of(kind);
         match lb_select(key, kind, sequence) {
             NO_TABLE => Err(Reason::NoTable),
             packed => Ok(Place::unpack(packed)),
+        }
+    }
+
+    #[inline(always)]
+    fn peek(&self, _: &Service, key: &FlowKey) -> Result<Place, Reason> {
+        match lb_peek(key) {
+            NO_TABLE => Err(Reason::NoTable),
+            packed => Ok(Place::unpack(packed)),
+        }
+    }
+
+    #[inline(always)]
+    fn place_attended(&self, _: &Service, key: &FlowKey, kind: Kind) -> Result<Place, Reason> {
+        let (kind, sequence) = words_of(kind);
+        match lb_select_attended(key, kind, sequence) {
+            NO_TABLE => Err(Reason::NoTable),
+            packed => Ok(Place::unpack(packed)),
+        }
+    }
+
+    #[inline(always)]
+    fn guest(&self, client: &GuestKey) -> bool {
+        // SAFETY: both are a length in bits and five words; the trie's own type is packed, which LLVM would fill byte by byte.
+        let key = unsafe { &*(&raw const *client).cast::<Key<[u32; 5]>>() };
+        maps::GUESTS.get(key).is_some()
+    }
+
+    #[inline(always)]
+    fn faults(&self) -> Option<&[Fault; FAULTS]> {
+        maps::FAULTS.get(0)
+    }
+
+    #[inline(always)]
+    fn injected(&self, _: &Service, key: &FlowKey, pool: u16, backend: u16) -> Option<u32> {
+        match lb_injected(key, pool.into(), backend.into()) {
+            0 => None,
+            action => Some(action),
         }
     }
 
@@ -571,6 +701,23 @@ impl Tables for Kernel {
             asm!("lock *(u64 *)({word} + 0) |= {bits}", word = in(reg) word, bits = in(reg) bits);
         }
         false
+    }
+
+    #[inline(always)]
+    fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
+        let Some(word) = measure_word(measure, offset) else { return false };
+        let found: u64;
+        // rustc knows no compare-and-swap for BPF.
+        // SAFETY: an aligned word of the map; the instruction takes what is expected in r0, and leaves what it found there.
+        unsafe {
+            asm!(
+                "r0 = cmpxchg_64({word} + 0, r0, {new})",
+                word = in(reg) word,
+                new = in(reg) new,
+                inout("r0") old => found,
+            );
+        }
+        found == old
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! The other end of `dsr-ipip`, for backends whose kernel has no tunnel device: a small XDP program that takes the outer
+//! The other end of `dsr-ipip` and `dsr-gue`, for backends whose kernel has no tunnel device: a small XDP program that takes the outer
 //! header off, and its loader.
 
 use anyhow::Context;
@@ -7,6 +7,7 @@ use aya::maps::Array;
 use aya::programs::Xdp;
 use aya::programs::xdp::XdpMode;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use lb_common::abi::Port;
 use lb_common::decap::Allowed;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -23,6 +24,9 @@ pub struct Arguments {
     /// a tunnel is a way around the network's own filters.
     #[arg(long, default_values = ["172.16.0.0/16", "100::/64"])]
     allow: Vec<IpNet>,
+    /// UDP port that tunnels of `dsr-gue` come to. What else comes there from an allowed source is dropped.
+    #[arg(long, default_value_t = 6080)]
+    gue_port: u16,
 }
 
 /// `bytemuck` makes bytes of it; aya wants to hear that it may.
@@ -40,7 +44,7 @@ unsafe impl aya::Pod for Value {}
 /// If the program cannot be loaded or attached.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     check_kernel()?;
-    let allowed = allowed(&arguments.allow)?;
+    let allowed = Allowed { gue_port: Port::new(arguments.gue_port), ..allowed(&arguments.allow)? };
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &0u8, true);
     for name in maps::NAMES {
@@ -93,5 +97,5 @@ fn allowed(prefixes: &[IpNet]) -> anyhow::Result<Allowed> {
     let nothing6 = ([u8::MAX; 16], [u8::MAX; 16]);
     let (v4, v4_mask) = v4.map_or(nothing4, |net| (net.network().octets(), net.netmask().octets()));
     let (v6, v6_mask) = v6.map_or(nothing6, |net| (net.network().octets(), net.netmask().octets()));
-    Ok(Allowed { v4, v4_mask, v6, v6_mask })
+    Ok(Allowed { v4, v4_mask, v6, v6_mask, gue_port: Port::ANY, pad: 0 })
 }

@@ -1,12 +1,13 @@
 //! The sweep over the maps: the rule is [`lb_common::settle`], which the model tests run as well.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::offset_of;
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
 use lb_common::abi::{
-    FlowEntry, FlowKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, TCP_IDLE_TICKS,
+    FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, TCP_IDLE_TICKS,
 };
 use lb_common::limit::Limit;
 use lb_common::settle::{self, Access, Patience, ServiceClock, SweepReport, TableClock};
@@ -40,6 +41,34 @@ pub struct Books {
     deleted: u64,
     forgotten: u64,
     lately: u64,
+    /// Entries that the last sweep has left, in `FLOWS` and in `UDP_FLOWS`.
+    kept: [u64; 2],
+    /// How many were put in when the tables were last found empty, and how many times in a row. (The kernel may count an
+    /// entry before it puts it in: the second time is the one that counts.)
+    empty: (u64, u8),
+}
+
+/// Entries of the tables that come and go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rooms {
+    /// Of `FLOWS`.
+    pub flows: u64,
+    /// Of `UDP_FLOWS`.
+    pub udp_flows: u64,
+    /// Handshakes that may still end. (Nobody deletes the others; they are the first to go when room is wanted.)
+    pub half_open: u64,
+}
+
+/// How full the tables are, as the last sweep has left them.
+#[must_use]
+pub fn rooms(maps: &Maps, books: &Books) -> Rooms {
+    let (now, mut half_open) = (clock::ticks(), 0);
+    // As for the other tables: what cannot be read shows nothing.
+    let _ = maps.half_open.for_each(|_, note| {
+        half_open += u64::from(now.saturating_sub(note.at) <= HANDSHAKE_TICKS);
+    });
+    let [flows, udp_flows] = books.kept;
+    Rooms { flows, udp_flows, half_open }
 }
 
 impl Books {
@@ -53,6 +82,19 @@ impl Books {
     #[must_use]
     pub const fn lately(&self) -> u64 {
         self.lately
+    }
+
+    /// Whether nothing can be in the tables, of which so many entries were ever put in.
+    const fn are_empty(&self, inserted: u64) -> bool {
+        self.empty.0 == inserted && self.empty.1 > 1
+    }
+
+    /// Notes what a sweep has left.
+    fn note(&mut self, inserted: &RangeInclusive<u64>, kept: [u64; 2]) {
+        self.kept = kept;
+        let times = if self.empty.0 == *inserted.end() { self.empty.1.saturating_add(1) } else { 1 };
+        let still = kept == [0, 0] && inserted.start() == inserted.end();
+        self.empty = if still { (*inserted.end(), times) } else { (0, 0) };
     }
 
     /// Balances the books. `inserted` is how many entries were ever put in, as counted before a sweep and after it: those in
@@ -76,8 +118,10 @@ impl Books {
 /// If flows or counters cannot be read, or flows not be deleted. Nothing is lost by that.
 pub fn sweep(publisher: &mut Publisher, patience: &Patience, books: &mut Books) -> io::Result<SweepReport> {
     let before = inserted(&publisher.maps)?;
-    let report = settle_all(publisher, patience)?;
-    books.balance(before..=inserted(&publisher.maps)?, &report);
+    let (report, kept) = settle_all(publisher, patience, books.are_empty(before))?;
+    let inserted = before..=inserted(&publisher.maps)?;
+    books.note(&inserted, kept);
+    books.balance(inserted, &report);
     Ok(report)
 }
 
@@ -135,7 +179,12 @@ fn inserted(maps: &Maps) -> io::Result<u64> {
     Ok(events[Event::FlowTracked as usize] + events[Event::UdpFlowTracked as usize])
 }
 
-fn settle_all(publisher: &mut Publisher, patience: &Patience) -> io::Result<SweepReport> {
+/// Settles all services; `empty`: there are no flows to be read. Returns what entries each table has left, too.
+fn settle_all(
+    publisher: &mut Publisher,
+    patience: &Patience,
+    empty: bool,
+) -> io::Result<(SweepReport, [u64; 2])> {
     let mut clocks: Vec<ServiceClock<'_>> = publisher
         .registry
         .services
@@ -145,21 +194,36 @@ fn settle_all(publisher: &mut Publisher, patience: &Patience) -> io::Result<Swee
             stable: record.stable.as_ref().map(clock_of),
             canary: record.canary.as_ref().map(clock_of),
             split: &mut record.split,
+            at_rest: &mut record.at_rest,
         })
         .collect();
-    settle::sweep(&Kernel(&publisher.maps), &mut clocks, patience, clock::nanoseconds())
+    let kernel = Kernel { maps: &publisher.maps, empty, entries: Cell::default() };
+    let report = settle::sweep(&kernel, &mut clocks, patience, clock::nanoseconds())?;
+    Ok((report, kernel.entries.get()))
 }
 
 fn clock_of(table: &Table) -> TableClock<'_> {
-    TableClock { first: table.first, changed: &table.changed }
+    TableClock { first: table.first, changed: &table.changed, takers: &table.takers }
 }
 
 /// The maps, as the sweep wants to reach them.
-struct Kernel<'a>(&'a Maps);
+struct Kernel<'a> {
+    maps: &'a Maps,
+    /// Nothing is in the tables of flows: they need not be read.
+    empty: bool,
+    /// What was seen in `FLOWS` and in `UDP_FLOWS`, and not deleted.
+    entries: Cell<[u64; 2]>,
+}
 
 impl Kernel<'_> {
     fn table(&self, udp: bool) -> &Hash<FlowKey, FlowEntry> {
-        if udp { &self.0.udp_flows } else { &self.0.flows }
+        if udp { &self.maps.udp_flows } else { &self.maps.flows }
+    }
+
+    fn count(&self, udp: bool, change: impl FnOnce(u64) -> u64) {
+        let mut entries = self.entries.get();
+        entries[usize::from(udp)] = change(entries[usize::from(udp)]);
+        self.entries.set(entries);
     }
 }
 
@@ -167,23 +231,28 @@ impl Access for Kernel<'_> {
     type Error = io::Error;
 
     fn service(&self, index: u32) -> Service {
-        self.0.services.read(index)
+        self.maps.services.read(index)
     }
 
     fn life(&self, backend: u16) -> Life {
-        if u32::from(backend) < self.0.backends.len() {
-            self.0.backends.read(backend.into()).life()
+        if u32::from(backend) < self.maps.backends.len() {
+            self.maps.backends.read(backend.into()).life()
         } else {
             Life::default()
         }
     }
 
     fn slot(&self, index: u32) -> Slot {
-        Slot(self.0.slots.word(index, 0).load(Ordering::Acquire))
+        Slot(self.maps.slots.word(index, 0).load(Ordering::Acquire))
+    }
+
+    fn guest(&self, client: &GuestKey) -> bool {
+        // A look-up that fails is one of a client that is no guest: the slot of his hash is marked in vain.
+        self.maps.guests.get(client).ok().flatten().is_some()
     }
 
     fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool {
-        self.0
+        self.maps
             .slots
             .word(index, 0)
             .compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire)
@@ -191,20 +260,32 @@ impl Access for Kernel<'_> {
     }
 
     fn cas_split(&self, service: u32, old: Split, new: Split) -> bool {
-        let word = self.0.services.word(service, offset_of!(Service, split));
+        let word = self.maps.services.word(service, offset_of!(Service, split));
         word.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     fn store_home(&self, service: u32, share: u32) {
-        self.0.services.word(service, offset_of!(Service, split_home)).store(share.into(), Ordering::Release);
+        self.maps
+            .services
+            .word(service, offset_of!(Service, split_home))
+            .store(share.into(), Ordering::Release);
     }
 
     fn flows(&self, udp: bool, each: &mut dyn FnMut(FlowKey, FlowEntry)) -> io::Result<()> {
-        self.table(udp).for_each(|key, entry| each(*key, *entry))
+        if self.empty {
+            return Ok(());
+        }
+        let mut seen = 0;
+        self.table(udp).for_each(|key, entry| {
+            seen += 1;
+            each(*key, *entry);
+        })?;
+        self.count(udp, |entries| entries + seen);
+        Ok(())
     }
 
     fn half_open(&self, each: &mut dyn FnMut(FlowKey, HalfOpen)) -> io::Result<()> {
-        self.0.half_open.for_each(|key, note| each(*key, *note))
+        self.maps.half_open.for_each(|key, note| each(*key, *note))
     }
 
     fn delete_flow(&self, udp: bool, key: &FlowKey, expected: &FlowEntry) -> io::Result<bool> {
@@ -212,7 +293,10 @@ impl Access for Kernel<'_> {
         match table.take(key)? {
             // The flow has talked since it was read, or is another one with the same ports: it goes back at once.
             Some(found) if found != *expected => table.insert(key, &found).map(|()| false),
-            _ => Ok(true),
+            _ => {
+                self.count(udp, |entries| entries.saturating_sub(1));
+                Ok(true)
+            }
         }
     }
 }
@@ -237,6 +321,22 @@ mod tests {
         assert_eq!((books.forgotten(), books.lately()), (42, 42));
         books.balance(1100..=1100, &swept(8, 120));
         assert_eq!((books.forgotten(), books.lately()), (42, 0));
+    }
+
+    #[test]
+    fn tables_are_empty_when_they_were_found_so_twice_and_nothing_came_since() {
+        let mut books = Books::default();
+        assert!(!books.are_empty(0), "nobody has looked");
+        books.note(&(7..=7), [0, 0]);
+        assert!(!books.are_empty(7));
+        books.note(&(7..=7), [0, 0]);
+        assert!(books.are_empty(7) && !books.are_empty(8));
+        books.note(&(8..=8), [0, 1]);
+        books.note(&(8..=8), [0, 0]);
+        assert!(!books.are_empty(8));
+        books.note(&(8..=9), [0, 0]);
+        assert!(!books.are_empty(9), "something came while they were read");
+        assert_eq!(books.kept, [0, 0]);
     }
 
     #[test]

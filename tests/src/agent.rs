@@ -4,7 +4,7 @@ use std::{
     env, fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     thread,
     time::{Duration, Instant},
 };
@@ -154,12 +154,22 @@ impl Agent {
         let mut command = self.places.command("lbctl", &self.spec)?;
         command.args(arguments);
         let output = self.namespace.output(command)?;
-        Ok(Reply {
-            arguments: arguments.join(" "),
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        Ok(Reply::of(arguments, &output))
+    }
+
+    /// Runs a script in its namespace that calls `lbctl` against this agent.
+    ///
+    /// # Errors
+    /// If it cannot be started; not if it fails.
+    pub fn run(&self, script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Reply> {
+        let lbctl = built("lbctl")?;
+        let home = lbctl.parent().context("lbctl lies somewhere")?.display().to_string();
+        let path = env::var("PATH").unwrap_or_default();
+        let mut command = Command::new(script);
+        self.places.name_in(&mut command);
+        command.args(arguments).env("PATH", format!("{home}:{path}")).envs(environment.iter().copied());
+        let output = self.namespace.output(command)?;
+        Ok(Reply::of(&[&[script], arguments].concat(), &output))
     }
 
     /// Writes another configuration. The agent does not read it by itself.
@@ -226,19 +236,24 @@ impl Places {
         Ok(command)
     }
 
+    /// Tells a command of these places.
+    fn name_in(&self, command: &mut Command) {
+        command
+            .env("LB_CONFIG", &self.config)
+            .env("LB_SOCKET", &self.socket)
+            .env("LB_STATE_DIR", &self.state)
+            .env("LB_PIN_DIR", &self.pins)
+            .env("LB_METRICS", &self.metrics);
+    }
+
     fn command(&self, program: &str, spec: &AgentSpec) -> Result<Command> {
         let path = match &spec.programs {
             Some(directory) => directory.join(program),
             None => built(program)?,
         };
         let mut command = Command::new(path);
-        command
-            .env("LB_CONFIG", &self.config)
-            .env("LB_SOCKET", &self.socket)
-            .env("LB_STATE_DIR", &self.state)
-            .env("LB_PIN_DIR", &self.pins)
-            .env("LB_METRICS", &self.metrics)
-            .envs(spec.environment.iter().map(|(name, value)| (name, value)));
+        self.name_in(&mut command);
+        command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 }
@@ -256,6 +271,15 @@ pub struct Reply {
 }
 
 impl Reply {
+    fn of(arguments: &[&str], output: &Output) -> Self {
+        Self {
+            arguments: arguments.join(" "),
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// The reply itself, if the exit code is 0.
     ///
     /// # Errors

@@ -114,9 +114,11 @@ impl Scene {
             lab.forget_clients()?;
         }
         let (mut decapsulators, mut decaps) = (Vec::new(), Vec::new());
-        if plan.mode == "dsr-ipip" {
+        if matches!(plan.mode, "dsr-ipip" | "dsr-gue") {
             for backend in lab.backends() {
                 match plan.decap {
+                    // The lab's own end knows no UDP around.
+                    None if plan.mode == "dsr-gue" => decaps.push(lbd_decap(backend, &[])?),
                     Some(arguments) => decaps.push(lbd_decap(backend, arguments)?),
                     None => decapsulators.push(Decapsulator::start(backend)?),
                 }

@@ -1,5 +1,6 @@
 //! The kernel programs stay as small as they are meant to be.
 
+use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -9,7 +10,7 @@ use lb_tests::claim;
 #[path = "../src/bin/bench/programs.rs"]
 mod programs;
 
-use programs::{BUDGETS, sizes};
+use programs::{BUDGETS, KERNEL, LIMIT, sizes};
 
 fn main() -> ExitCode {
     lb_tests::run(vec![
@@ -27,9 +28,12 @@ fn complete() -> Result<()> {
 
 fn within_budgets() -> Result<()> {
     let mut beyond = String::new();
+    // Another kernel's verifier goes other ways.
+    let measured = fs::read_to_string("/proc/sys/kernel/osrelease")?.starts_with(KERNEL);
     for (size, budget) in sizes()?.iter().zip(BUDGETS) {
         println!("{size:?}");
         let mut check = |what: &str, is: u32, may: u32| {
+            let may = if measured { may } else { may.max(LIMIT) };
             if is > may {
                 beyond += &format!("{}: {is} {what}, but its budget is {may}\n", budget.program);
             }

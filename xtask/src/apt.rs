@@ -70,6 +70,14 @@ pub const TESTS: [Package; 13] = [
     package("g++", "c++", "libFuzzer's runtime"),
 ];
 
+/// For other kernels (`cargo xtask vm`), beside what unpacks packages.
+pub const MACHINES: [Package; 4] = [
+    package("qemu-system-x86", "qemu-system-x86_64", "runs other kernels"),
+    package("busybox-static", "busybox", "their user space"),
+    package("binutils", "strip", "makes test programs smaller"),
+    package("xz-utils", "xz", "unpacks modules"),
+];
+
 const fn package(name: &'static str, proof: &'static str, why: &'static str) -> Package {
     Package { name, proof, why, service: None }
 }

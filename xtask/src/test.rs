@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    host, setup,
+    apt, host, setup,
     tally::{Failures, Tally},
-    toolchain,
+    toolchain, vm,
 };
 
 /// Which tests to run.
@@ -32,7 +32,8 @@ enum Outcome {
 /// A kind of tests, and what runs it.
 type Part = (&'static str, fn(&Options) -> Result<Outcome>);
 
-const PARTS: [Part; 4] = [("setup", set_up), ("cargo", cargo_tests), ("Miri", miri), ("fuzz", fuzz)];
+const PARTS: [Part; 5] =
+    [("setup", set_up), ("cargo", cargo_tests), ("kernels", kernels), ("Miri", miri), ("fuzz", fuzz)];
 
 /// Runs all parts, also after one has failed; the last line on standard output is the sum of all.
 pub fn run(options: &Options) -> ExitCode {
@@ -104,6 +105,20 @@ fn cargo_tests(options: &Options) -> Result<Outcome> {
         }
         cargo
     })
+}
+
+/// The kernel programs under older kernels than this one.
+fn kernels(options: &Options) -> Result<Outcome> {
+    if options.unprivileged || !options.filters.is_empty() {
+        return Ok(Outcome::Ran(Tally::default()));
+    }
+    if !cfg!(target_arch = "x86_64") {
+        return Ok(Outcome::Skipped("Debian's kernels for clouds are taken for x86-64 only".to_owned()));
+    }
+    if let Err(error) = apt::install(&apt::MACHINES) {
+        return Ok(Outcome::Skipped(format!("the packages cannot be had: {error:#}")));
+    }
+    Ok(Outcome::Ran(vm::test(&[])?))
 }
 
 /// The pure code under Miri, which finds undefined behaviour. A few cases of each property: it is a thousand times

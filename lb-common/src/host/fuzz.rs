@@ -8,16 +8,18 @@
 
 mod build;
 mod inspect;
+mod odd;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{Frame, ServiceSpec, Tables};
-use crate::abi::{Mode, OnEmpty, Service};
+use crate::abi::{Backend, Mode, OnEmpty, Service};
 use crate::parse;
 use crate::pipeline::{Route, process};
 use crate::verdict::{Action, Reason, Verdict};
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP};
 use inspect::{Checksum, Inspected, inspect};
+use odd::Odd;
 
 pub use build::{client, frame};
 
@@ -72,6 +74,8 @@ pub fn tables() -> Tables {
         (Mode::DsrL2, None),
         (Mode::DsrIpip, Some(false)),
         (Mode::DsrIpip, Some(true)),
+        (Mode::DsrGue, Some(false)),
+        (Mode::DsrGue, Some(true)),
     ] {
         for v6 in [false, true] {
             for protocol in [IPPROTO_TCP, IPPROTO_UDP] {
@@ -118,6 +122,9 @@ fn vip(n: u8, v6: bool) -> IpAddr {
 
 fn send(tables: &Tables, bytes: &[u8], headroom: usize) -> Reason {
     let mut frame = Frame::with_headroom(bytes, Tables::IFINDEX, headroom);
+    if let Some(plain) = parse::plain(&frame) {
+        assert_eq!(parse::network(&frame), Ok(plain), "the short cut leads elsewhere");
+    }
     let verdict = process(&mut frame, tables);
     judge(tables, bytes, frame.bytes(), &verdict);
     verdict.reason
@@ -133,8 +140,24 @@ fn judge(tables: &Tables, before: &[u8], after: &[u8], verdict: &Verdict) {
             assert_eq!(before[..12], after[..12], "the hardware addresses");
             translated(before, after, &seen, ends_changed(tables, verdict));
         }
+        Action::Pass
+            if matches!(verdict.reason, Reason::ErrorRepliedByHost | Reason::FragmentRepliedByHost) =>
+        {
+            assert_eq!(before[..12], after[..12], "the hardware addresses");
+            odd(before, verdict).translated(before, after);
+        }
         Action::Pass => assert_eq!(before, after, "passed up, but changed: {verdict:?}"),
         Action::Drop => {}
+        Action::Transmit if matches!(verdict.reason, Reason::ErrorForwarded | Reason::FragmentForwarded) => {
+            let odd = odd(before, verdict);
+            let outline = Outline { v6: odd.v6, l3: odd.l3, end: odd.end, traffic_class: odd.traffic_class };
+            forwarded(tables, before, after, &outline, verdict, || odd.translated(before, after));
+        }
+        Action::Transmit if matches!(verdict.reason, Reason::ErrorReplied | Reason::FragmentReplied) => {
+            assert_eq!(verdict.ifindex, Tables::IFINDEX);
+            addressed(after, &Tables::ROUTER);
+            odd(before, verdict).translated(before, after);
+        }
         Action::Transmit => {
             let Some(seen) = inspect(before) else {
                 panic!("{verdict:?} of a malformed frame {before:02x?}")
@@ -146,20 +169,51 @@ fn judge(tables: &Tables, before: &[u8], after: &[u8], verdict: &Verdict) {
                     addressed(after, &Tables::ROUTER);
                     translated(before, after, &seen, ends_changed(tables, verdict));
                 }
-                _ => forwarded(tables, before, after, &seen, verdict),
+                _ => {
+                    let Inspected { v6, l3, end, traffic_class, .. } = seen;
+                    let outline = Outline { v6, l3, end, traffic_class };
+                    forwarded(tables, before, after, &outline, verdict, || translated(before, after, &seen));
+                }
             }
         }
     }
 }
 
-fn forwarded(tables: &Tables, before: &[u8], after: &[u8], seen: &Inspected, verdict: &Verdict) {
-    let backend = &tables.backends[usize::from(verdict.account.backend)];
-    assert_eq!((verdict.account.pool, verdict.account.bytes as usize), (backend.pool, seen.end));
+fn odd(frame: &[u8], verdict: &Verdict) -> Odd {
+    Odd::read(frame).unwrap_or_else(|| panic!("{verdict:?} of a malformed frame {frame:02x?}"))
+}
+
+/// What forwarding needs to know of a packet.
+struct Outline {
+    v6: bool,
+    l3: usize,
+    end: usize,
+    traffic_class: u8,
+}
+
+fn forwarded(
+    tables: &Tables,
+    before: &[u8],
+    after: &[u8],
+    seen: &Outline,
+    verdict: &Verdict,
+    translated: impl FnOnce(),
+) {
+    let backend = if verdict.reason == Reason::ErrorForwarded {
+        // On nobody's account.
+        let at = |backend: &&Backend| backend.next_hop().mac().is_some_and(|mac| mac == after[..6]);
+        tables.backends.iter().find(at).expect("the next hop of a backend")
+    } else {
+        &tables.backends[usize::from(verdict.account.backend)]
+    };
+    if verdict.reason != Reason::ErrorForwarded {
+        assert_eq!((verdict.account.pool, verdict.account.bytes as usize), (backend.pool, seen.end));
+    }
     let mac = backend.next_hop().mac().expect("a backend that packets go to has a next hop");
     addressed(after, &mac);
     let mode = tables.services[backend.service as usize].mode;
     if mode == Mode::Nat as u8 || mode == Mode::FullNat as u8 {
-        return translated(before, after, seen, ends_changed(tables, verdict));
+        return translated();
     }
     if mode == Mode::DsrL2 as u8 {
         assert_eq!(&before[12..], &after[12..], "more than the hardware addresses has changed");
@@ -169,8 +223,16 @@ fn forwarded(tables: &Tables, before: &[u8], after: &[u8], seen: &Inspected, ver
     assert_eq!(&after[seen.l3 + overhead..], &before[seen.l3..], "what is in the tunnel has changed");
     assert_eq!(&after[12..seen.l3 - 2], &before[12..seen.l3 - 2], "the tags have changed");
     let outer = &after[seen.l3..];
-    let length = seen.end - seen.l3;
-    let protocol = if seen.v6 { 41 } else { 4 };
+    let mut length = seen.end - seen.l3;
+    let mut protocol = if seen.v6 { 41 } else { 4 };
+    let mut overhead = overhead;
+    if mode == Mode::DsrGue as u8 {
+        (protocol, length, overhead) = (17, length + 8, overhead - 8);
+        let udp = &outer[overhead..overhead + 8];
+        assert!(udp[0] >= 0xc0, "a dynamic port");
+        assert_eq!((&udp[2..4], &udp[6..8]), (&6080_u16.to_be_bytes()[..], &[0, 0][..]));
+        assert_eq!(usize::from(u16::from_be_bytes([udp[4], udp[5]])), length);
+    }
     if backend.address.is_v4() {
         assert_eq!((overhead, &after[seen.l3 - 2..seen.l3]), (20, &[8, 0][..]));
         assert_eq!(inspect::sum(0, &outer[..20]), 0xffff, "the outer header's checksum");
@@ -290,6 +352,13 @@ mod tests {
             "ttl_expired",
             "no_headroom",
             "no_session_reset",
+            "error_forwarded",
+            "error_replied",
+            "error_replied_by_host",
+            "fragment_forwarded",
+            "fragment_replied",
+            "fragment_replied_by_host",
+            "fragment_unknown",
         ];
         for reason in reached.into_iter().filter(|_| !cfg!(miri)) {
             assert!(

@@ -7,8 +7,9 @@ use bytemuck::Zeroable;
 
 use super::{Frame, Lru};
 use crate::abi::{
-    Address, Backend, Device, FILTER_BITS, Filter, FlowEntry, FlowKey, HalfOpen, LAYOUT, Life, Mode, NextHop,
-    OnEmpty, Port, Replier, Service, Settings, Slot, Split, TCP_IDLE_TICKS, VipKey,
+    Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, GuestKey, HalfOpen, LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings,
+    Slot, Split, TCP_IDLE_TICKS, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
@@ -18,6 +19,7 @@ use crate::parse::Network;
 use crate::pipeline::{self, Route};
 use crate::retry::Budget;
 use crate::session::{Draft, Held, Session, SessionKey};
+use crate::too_big;
 use crate::verdict::Event;
 use crate::watch::Word;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac};
@@ -58,6 +60,14 @@ pub struct Tables {
     pub open: RefCell<HashMap<FlowKey, Open>>,
     /// Services whose canary was taken back by the tripwire; their split is as it was.
     pub tripped: RefCell<Vec<u32>>,
+    /// `FRAGMENTS`.
+    pub fragments: RefCell<Lru<FragmentKey, FragmentEntry>>,
+    /// The bucket of [`too_big::admit`].
+    pub messages: Cell<u64>,
+    /// `GUESTS`.
+    pub guests: Vec<GuestKey>,
+    /// `FAULTS`.
+    pub faults: [Fault; FAULTS],
     /// `DIRECT`.
     pub direct: RefCell<Lru<FlowKey, u32>>,
     /// `OPENING`.
@@ -68,6 +78,8 @@ pub struct Tables {
     pub session_room: usize,
     /// Where packets for these addresses leave.
     pub routes: HashMap<Address, Route>,
+    /// How long a packet may be for which the route is [`Route::TooBig`].
+    pub path_mtu: u16,
     /// Where all others leave.
     pub default_route: Route,
     /// Monotonic nanoseconds.
@@ -121,6 +133,8 @@ impl Tables {
     pub const SOURCE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 255, 1));
     /// The address that stands for clients of IPv6 backends.
     pub const SOURCE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0xffff, 1));
+    /// Where backends of `dsr-gue` take tunnels.
+    pub const GUE_PORT: Port = Port::new(6080);
     /// The hardware address of the router to the clients.
     pub const ROUTER: Mac = [0x02, 0, 0, 0, 0, 0xfe];
 
@@ -153,11 +167,16 @@ impl Tables {
             open: RefCell::default(),
             tripped: RefCell::default(),
             measures: RefCell::new(vec![0; Self::MEASURES * size_of::<Measure>() / 8]),
+            fragments: RefCell::new(Lru::new(1 << 14)),
+            messages: Cell::new(0),
+            guests: Vec::new(),
+            faults: [Fault::default(); FAULTS],
             direct: RefCell::new(Lru::new(1 << 16)),
             opening: RefCell::new(Lru::new(1 << 20)),
             sessions: RefCell::default(),
             session_room: usize::MAX,
             routes: HashMap::new(),
+            path_mtu: 1280,
             default_route: Route::Out {
                 ifindex: Self::IFINDEX,
                 source: Self::MAC,
@@ -239,6 +258,11 @@ impl Tables {
             port: Port::new(at.port()),
             pool,
             service,
+            gue_port: if self.services[service as usize].mode == Mode::DsrGue as u8 {
+                Self::GUE_PORT
+            } else {
+                Port::ANY
+            },
             ..Backend::zeroed()
         });
         let of = &self.services[service as usize];
@@ -355,6 +379,21 @@ impl pipeline::Tables for Tables {
         self.half_open.borrow_mut().remove(key);
     }
 
+    fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry> {
+        self.fragments.borrow_mut().get(key).copied()
+    }
+
+    fn note_fragments(&self, key: &FragmentKey, entry: &FragmentEntry) {
+        let noted = self.fragments.borrow_mut().insert(*key, *entry);
+        self.event(if noted { Event::FragmentsNoted } else { Event::TrackFailed });
+    }
+
+    fn admits_message(&self, interval: u32) -> bool {
+        let next = too_big::admit(self.messages.get(), self.clock.get(), interval);
+        self.messages.set(next.unwrap_or(self.messages.get()));
+        next.is_some()
+    }
+
     fn replier(&self, key: &VipKey) -> Option<Replier> {
         self.repliers.borrow().get(key).copied()
     }
@@ -433,6 +472,10 @@ impl pipeline::Tables for Tables {
         *self.routes.get(&network.destination).unwrap_or(&self.default_route)
     }
 
+    fn path_mtu(&self, packet: &Frame, network: &Network) -> u16 {
+        if self.route(packet, network) == Route::TooBig { self.path_mtu } else { 0 }
+    }
+
     fn handshake(&self, key: &FlowKey) -> Option<Handshake> {
         self.handshakes.borrow().get(key).copied()
     }
@@ -460,6 +503,28 @@ impl pipeline::Tables for Tables {
         let before = *word;
         *word |= bits;
         before & bits == bits
+    }
+
+    fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
+        let word = &mut self.measures.borrow_mut()[word_of(measure, offset)];
+        let same = *word == old;
+        if same {
+            *word = new;
+        }
+        same
+    }
+
+    fn guest(&self, client: &GuestKey) -> bool {
+        let bits = |key: &GuestKey| u128::from_be_bytes(bytemuck::cast(key.network));
+        self.guests.iter().any(|guest| {
+            let beyond = 160 - guest.bits;
+            let differ = bits(guest) ^ bits(client);
+            guest.service == client.service && differ.checked_shr(beyond).unwrap_or(0) == 0
+        })
+    }
+
+    fn faults(&self) -> Option<&[Fault; FAULTS]> {
+        Some(&self.faults)
     }
 
     fn word(&self, measure: u32, offset: usize) -> u64 {

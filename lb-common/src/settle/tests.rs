@@ -50,9 +50,10 @@ impl Maps {
         let mut split = SplitClock { share, changed: changed[0], closed: false };
         let clock = ServiceClock {
             service: 0,
-            stable: Some(TableClock { first: 0, changed }),
-            canary: Some(TableClock { first: 1, changed }),
+            stable: Some(TableClock { first: 0, changed, takers: &Takers::new() }),
+            canary: Some(TableClock { first: 1, changed, takers: &Takers::new() }),
             split: &mut split,
+            at_rest: &mut false,
         };
         let Ok(report) = sweep(self, &mut [clock], &PATIENCE, 5000 << 30);
         (report, split)
@@ -76,6 +77,10 @@ impl Access for Maps {
 
     fn slot(&self, index: u32) -> Slot {
         self.slots[index as usize].get()
+    }
+
+    fn guest(&self, _client: &GuestKey) -> bool {
+        false
     }
 
     fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool {
@@ -228,7 +233,8 @@ fn a_split_that_somebody_else_has_changed_counts_as_changed_now() {
     let service = *maps.service.borrow();
     maps.service.replace(Service { split: Split::of(0, 7).0, split_home: 7, ..service });
     let mut split = SplitClock { share: 7, changed: 0, closed: true };
-    let clock = ServiceClock { service: 0, stable: None, canary: None, split: &mut split };
+    let clock =
+        ServiceClock { service: 0, stable: None, canary: None, split: &mut split, at_rest: &mut false };
     assert!(sweep(&maps, &mut [clock], &PATIENCE, 5000 << 30).is_ok());
     assert_eq!((split, maps.service.borrow().home()), (SplitClock::new(0, 5000), 7));
 }
@@ -271,4 +277,32 @@ fn a_handshake_that_was_sent_elsewhere_keeps_its_slot_marked_until_it_is_over() 
     assert_eq!(sweep(Service::RETRIED, 2, 5000 - HANDSHAKE_TICKS - 1), 0, "it is over");
     assert_eq!(sweep(Service::RETRIED, 9, 4990), 0, "its backend is gone");
     assert_eq!(sweep(0, 2, 4990), 0, "nobody is sent elsewhere");
+}
+
+#[test]
+fn a_service_at_rest_is_not_read_until_a_slot_changes() {
+    let maps = Maps::new(Slot::of(1, 1, 0), Slot::of(1, 1, 0));
+    let mut split = SplitClock { share: 0, changed: 0, closed: true };
+    let mut at_rest = false;
+    let mut sweep = |at_rest: &mut bool| {
+        let (changed, takers) = (&[0], &Takers::from([(1, 1)]));
+        let table = |first| Some(TableClock { first, changed, takers });
+        let clock =
+            ServiceClock { service: 0, stable: table(0), canary: table(1), split: &mut split, at_rest };
+        let Ok(report) = sweep(&maps, &mut [clock], &PATIENCE, 5000 << 30);
+        (report.load(1), report.load(2))
+    };
+    let all = Load { slots: 2, homes: 2, flows: 0 };
+    assert_eq!((sweep(&mut at_rest), at_rest), ((all, Load::default()), true));
+    // Nobody has said so: it is not seen.
+    maps.slots[1].set(Slot::of(2, 2, 0));
+    assert_eq!((sweep(&mut at_rest), at_rest), ((all, Load::default()), true));
+    at_rest = false;
+    let half = Load { slots: 1, homes: 1, flows: 0 };
+    assert_eq!((sweep(&mut at_rest), at_rest), ((half, half), true));
+    // A split that is not closed may have flows marked at any time.
+    let service = *maps.service.borrow();
+    maps.service.replace(Service { split: Split::of(0, 7).0, ..service });
+    sweep(&mut at_rest);
+    assert!(!at_rest);
 }

@@ -1,6 +1,9 @@
 //! Whole frames through the whole data path: what goes in is built by etherparse, and so is what must come out.
 
+mod attend;
 mod dsr;
+mod errors;
+mod fragments;
 mod lab;
 mod limit;
 mod measure;
@@ -9,3 +12,5 @@ mod parsing;
 mod reset;
 mod retry;
 mod session;
+mod too_big;
+mod trace;

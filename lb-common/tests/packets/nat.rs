@@ -129,7 +129,7 @@ fn a_packet_leaves_if_it_fits_and_not_otherwise() {
     lab.tables.devices[0].mtu = request.ip().len() as u16;
     assert_eq!(request.through(&lab.tables).0.reason, Reason::Forwarded);
     lab.tables.devices[0].mtu -= 1;
-    request.ends(&lab.tables, Reason::TooBig);
+    request.ends(&lab.tables, Reason::TooBigTold);
 }
 
 #[test]
@@ -149,6 +149,7 @@ fn a_reply_goes_where_the_route_says() {
     let reply = Packet::tcp(backend(false, 8443), client(false));
     for (route, reason) in [
         (Route::Local, Reason::Local),
+        // It allows more than this.
         (Route::TooBig, Reason::TooBig),
         (Route::ForwardingOff, Reason::ForwardingOff),
         (Route::None, Reason::NoRoute),

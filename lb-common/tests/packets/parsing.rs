@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use lb_common::abi::Mode;
 use lb_common::verdict::{Action, Reason};
 
-use crate::lab::{KINDS, Lab, Packet, TAGS, backend, client, fragment, reason, send, vip};
+use crate::lab::{KINDS, Lab, Packet, TAGS, backend, client, reason, send, vip};
 
 fn lab(udp: bool, v6: bool) -> (Lab, Packet) {
     (Lab::new(Mode::Nat, udp, v6, backend(v6, 8443)), Packet::of(udp, client(v6), (vip(v6), 443).into()))
@@ -76,23 +76,14 @@ fn a_chain_that_leads_elsewhere_is_passed_up() {
     let seven = [(60, OPTIONS); 7];
     assert_eq!(reason(&lab.tables, &extended(&packet, &seven)), Reason::OtherProtocol);
     assert_eq!(reason(&lab.tables, &extended(&packet, &[(50, OPTIONS)])), Reason::OtherProtocol);
-    assert_eq!(reason(&lab.tables, &extended(&packet, &[(0, OPTIONS), (44, OPTIONS)])), Reason::Fragment);
+    assert_eq!(
+        reason(&lab.tables, &extended(&packet, &[(0, OPTIONS), (44, OPTIONS)])),
+        Reason::FragmentUnknown
+    );
     // A header that is longer than the packet.
     let mut frame = extended(&packet, &[(60, OPTIONS)]);
     frame[55] = 255;
     assert_eq!(reason(&lab.tables, &frame), Reason::Malformed);
-}
-
-#[test]
-fn fragments_are_passed_up() {
-    for udp in [false, true] {
-        let (lab, packet) = lab(udp, false);
-        for (offset, more) in [(0, true), (185, true), (185, false)] {
-            let mut frame = packet.frame();
-            fragment(&mut frame, offset, more);
-            assert_eq!(reason(&lab.tables, &frame), Reason::Fragment, "{offset} {more}");
-        }
-    }
 }
 
 #[test]

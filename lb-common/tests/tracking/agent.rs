@@ -13,6 +13,8 @@ pub struct Agent {
     pub stable: Table,
     pub canary: Option<Table>,
     pub split: SplitClock,
+    /// Whether the last sweep found every slot settled, and none has changed since.
+    pub at_rest: bool,
     /// Backends that are in use, and their pools.
     members: Vec<(u16, u16)>,
     /// Backends that were removed, and whose ids may still be named somewhere.
@@ -44,6 +46,7 @@ impl Agent {
             stable: table(service.stable_slots),
             canary: Some(table(service.canary_slots)),
             split: SplitClock::new(0, 0),
+            at_rest: false,
             members,
             retired: Vec::new(),
             spare: Vec::new(),
@@ -127,6 +130,7 @@ impl World {
         let unmarked = self.has(Fault::UnmarkedChanges);
         word.set(if unmarked { Slot::of(new.new(), new.home(), old.exceptions()) } else { new });
         table.changed[position as usize] = now;
+        agent.at_rest = false;
     }
 
     fn change_split(&self) {
@@ -337,6 +341,7 @@ impl World {
         let entry = &mut tables.services[SERVICE as usize];
         (entry.canary_slots, entry.canary_pool) = (first, pool);
         agent.canary = Some(Table { first, changed: vec![now; SIZE as usize] });
+        agent.at_rest = false;
     }
 
     /// With the split settled at 100 %, the canary becomes the stable pool.
@@ -350,6 +355,7 @@ impl World {
         let Some(canary) = agent.canary.take() else { return };
         let old = std::mem::replace(&mut agent.stable, canary);
         agent.spare.push(old.first);
+        agent.at_rest = false;
         agent.split = SplitClock::new(0, self.now());
         let mut tables = self.tables.borrow_mut();
         let entry = &mut tables.services[SERVICE as usize];
@@ -388,6 +394,7 @@ impl World {
         let share = self.service().split().new();
         let mut agent = self.agent.borrow_mut();
         agent.split = SplitClock::new(share, now);
+        agent.at_rest = false;
         let agent = &mut *agent;
         for table in core::iter::once(&mut agent.stable).chain(&mut agent.canary) {
             table.changed.fill(now);

@@ -55,6 +55,7 @@ fn no_tcp_flow_moves() {
     assert!(total.settled > 0 && total.slow > total.settled / 10, "{total:?}");
     assert!(total.captured > 0 && total.promotions > 0 && total.reused > 0 && total.lapses > 0, "{total:?}");
     assert!(total.closed > 0, "no split was ever closed: {total:?}");
+    assert!(total.rests > 0, "no service was ever at rest: {total:?}");
 }
 
 #[test]
@@ -71,6 +72,15 @@ fn no_tcp_flow_of_a_service_that_splits_by_connection_moves() {
 fn no_tcp_flow_moves_that_was_sent_elsewhere_when_its_syn_came_again() {
     let total = explore(&Setup { retried: true, ..Setup::tcp() });
     assert!(total.retried > total.settled / 100, "{total:?}");
+}
+
+#[test]
+fn no_tcp_flow_moves_where_the_canary_has_guests_or_a_cap() {
+    for (guests, capped) in [(true, false), (false, true), (true, true)] {
+        let total = explore(&Setup { guests, capped, ..Setup::tcp() });
+        assert!(!capped || total.capped > 0, "nobody ever met the cap: {total:?}");
+        assert!(total.promotions > 0 && total.closed > 0, "{total:?}");
+    }
 }
 
 #[test]

@@ -2,20 +2,20 @@
 
 use std::cell::Cell;
 
-use lb_common::abi::{FlowEntry, FlowKey, HalfOpen, Life, Service, Slot, Split};
+use lb_common::abi::{FlowEntry, FlowKey, GuestKey, HalfOpen, Life, Service, Slot, Split};
 use lb_common::pipeline::Tables as _;
-use lb_common::settle::{self, Access, Patience, ServiceClock, TableClock};
+use lb_common::settle::{self, Access, Patience, ServiceClock, TableClock, Takers};
 use lb_common::wire::IPPROTO_TCP;
 
 use crate::agent::Table;
-use crate::world::{Fault, PATIENCE, SERVICE, World};
+use crate::world::{Fault, PATIENCE, SERVICE, SIZE, World};
 
 impl World {
     pub fn sweep(&self) {
         let (now, ticks) = (self.tables.borrow().now(), self.now());
-        let (stable, canary, mut split) = {
+        let (stable, canary, mut split, mut at_rest) = {
             let agent = self.agent.borrow();
-            (agent.stable.clone(), agent.canary.clone(), agent.split)
+            (agent.stable.clone(), agent.canary.clone(), agent.split, agent.at_rest)
         };
         let age = |table: Table| -> Table {
             if !self.has(Fault::ClearInHandshake) {
@@ -26,15 +26,18 @@ impl World {
             Table { changed, ..table }
         };
         let (stable, canary) = (age(stable), canary.map(age));
-        fn clock(table: &Table) -> TableClock<'_> {
-            TableClock { first: table.first, changed: &table.changed }
+        let count = |table: &Table| self.takers(table.first);
+        let takers = (count(&stable), canary.as_ref().map(count).unwrap_or_default());
+        fn clock<'a>(table: &'a Table, takers: &'a Takers) -> TableClock<'a> {
+            TableClock { first: table.first, changed: &table.changed, takers }
         }
         let drain = if self.has(Fault::NoDrain) { 0 } else { PATIENCE.drain };
         let services = &mut [ServiceClock {
             service: SERVICE,
-            stable: Some(clock(&stable)),
-            canary: canary.as_ref().map(clock),
+            stable: Some(clock(&stable, &takers.0)),
+            canary: canary.as_ref().map(|table| clock(table, &takers.1)),
             split: &mut split,
+            at_rest: &mut at_rest,
         }];
         let access = Between { world: self, reads: Cell::new(0) };
         let before = self.service().split().tracked();
@@ -46,13 +49,23 @@ impl World {
 
         let mut agent = self.agent.borrow_mut();
         agent.split = split;
+        agent.at_rest = at_rest;
         let mut counts = self.counts.borrow_mut();
         counts.sweeps += 1;
+        counts.rests += u64::from(at_rest);
         counts.closed += u64::from(before != 0 && self.service().split().tracked() == 0);
         if let Ok(report) = report {
             counts.lapses += report.lapsed.len() as u64;
             agent.report = Some(report);
         }
+    }
+
+    fn takers(&self, first: u32) -> Takers {
+        let mut takers = Takers::new();
+        for slot in &self.tables.borrow().slots[first as usize..(first + SIZE) as usize] {
+            *takers.entry(slot.get().new()).or_default() += 1;
+        }
+        takers
     }
 }
 
@@ -103,6 +116,10 @@ impl Access for Between<'_> {
     fn slot(&self, index: u32) -> Slot {
         self.packets();
         self.world.tables.borrow().slots[index as usize].get()
+    }
+
+    fn guest(&self, client: &GuestKey) -> bool {
+        self.world.tables.borrow().guest(client)
     }
 
     fn cas_slot(&self, index: u32, old: Slot, new: Slot) -> bool {

@@ -244,7 +244,7 @@ impl World {
                 "{} {key:?} {kind:?} -> {backend} {why:?}; split hash {:#x}, {:?}, {:?}, home {:#x}; entry {before:?}; slots {:?} {:?}",
                 tables.ticks(),
                 service.split_hash(key),
-                service.membership(&*tables, key),
+                service.attended_membership(&*tables, key),
                 service.split(),
                 service.home(),
                 word(false),

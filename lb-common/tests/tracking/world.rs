@@ -2,13 +2,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::mem::offset_of;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use lb_common::abi::{FlowEntry, FlowKey, Life, Mode, Service};
+use lb_common::abi::{Address, FlowEntry, FlowKey, GuestKey, Life, Mode, Service};
 use lb_common::host::{Lru, ServiceSpec, Tables};
+use lb_common::measure::Measure;
 use lb_common::pipeline::Tables as _;
 use lb_common::retry::{Budget, ONE};
 use lb_common::settle::Patience;
+use lb_common::verdict::Event;
 
 use crate::agent::Agent;
 use crate::rng::Rng;
@@ -30,6 +33,10 @@ pub struct Setup {
     pub split_by_ports: bool,
     /// A SYN that comes again goes elsewhere.
     pub retried: bool,
+    /// Some clients are guests of the canary.
+    pub guests: bool,
+    /// The canary takes a new flow every few ticks only.
+    pub capped: bool,
     /// Room in `FLOWS`, `UDP_FLOWS`.
     pub flows: usize,
     /// Room in `HALF_OPEN`.
@@ -45,6 +52,8 @@ impl Setup {
             affinity: false,
             split_by_ports: false,
             retried: false,
+            guests: false,
+            capped: false,
             flows: 1 << 20,
             half_open: 1 << 20,
             fault: None,
@@ -115,6 +124,8 @@ pub struct Stats {
     pub sweeps: u64,
     pub closed: u64,
     pub retried: u64,
+    pub rests: u64,
+    pub capped: u64,
 }
 
 impl std::ops::AddAssign for Stats {
@@ -130,6 +141,8 @@ impl std::ops::AddAssign for Stats {
         self.sweeps += other.sweeps;
         self.closed += other.closed;
         self.retried += other.retried;
+        self.rests += other.rests;
+        self.capped += other.capped;
     }
 }
 
@@ -189,12 +202,18 @@ impl World {
             (setup.affinity, Service::AFFINITY),
             (setup.split_by_ports, Service::SPLIT_BY_PORTS),
             (setup.retried, Service::RETRIED),
+            (setup.guests, Service::GUESTS),
+            (setup.capped, Service::CAPPED),
         ];
         spec.flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
         tables.add_service(&spec);
         // What a retry costs is another test's subject.
         let budget = Budget { earned: ONE, most: u64::MAX >> 1, left: u64::MAX >> 2, reserved: 0 };
         tables.budgets.get_mut().insert(SERVICE, budget);
+        // Half of all clients.
+        tables.guests = vec![GuestKey::network(SERVICE, Address::v4([198, 51, 100, 0]), 96 + 28)];
+        let interval = offset_of!(Measure, cap_interval) / 8;
+        tables.measures.get_mut()[interval] = 3 << 30;
         tables.settings.udp_idle = PATIENCE.udp_idle;
         tables.flows = RefCell::new(Lru::remembering(setup.flows));
         tables.udp_flows = RefCell::new(Lru::remembering(setup.flows));
@@ -232,7 +251,8 @@ impl World {
     }
 
     pub fn stats(&self) -> Stats {
-        Stats { evictions: self.evictions(), ..*self.counts.borrow() }
+        let capped = self.tables.borrow().count(Event::Capped);
+        Stats { evictions: self.evictions(), capped, ..*self.counts.borrow() }
     }
 
     fn evictions(&self) -> u64 {

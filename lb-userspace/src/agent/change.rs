@@ -462,7 +462,7 @@ impl Agent {
             let Some(intent) = self.desired.intents.get(&service.name) else { continue };
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             let now: Split = self.publisher.maps.services.read(index).split();
-            let wanted = split::share(intent.split);
+            let wanted = intent.share();
             // Only ever down: what raises a split is `set split`, and nothing else.
             if wanted < now.new() {
                 self.publisher.set_split(index, now, wanted, clock::ticks());
@@ -571,15 +571,9 @@ impl Agent {
                 wanted.extend(self.publisher.registry.backend_id(index, backend.address.ip().into(), port));
             }
         }
-        let all: Vec<u16> = self
-            .publisher
-            .registry
-            .services
-            .keys()
-            .flat_map(|&index| self.publisher.registry.backends_of(index))
-            .collect();
-        for id in all.into_iter().filter(|id| !wanted.contains(id) && self.swept.load(*id) == Load::default())
-        {
+        let unused = |id: &u16| !wanted.contains(id) && self.swept.load(*id) == Load::default();
+        let unused: Vec<u16> = self.publisher.registry.backend_ids().filter(unused).collect();
+        for id in unused {
             match self.publisher.free_backend(id) {
                 Ok(()) => self.log.push(Occurrence {
                     code: "backend_gone",

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use super::{Agent, Handle, Remembered, Request, Target, diff, history};
 use crate::api::{
-    Answer, ApiError, Applied, Apply, BackendPath, Call, Change, Control, Detached, Diff, DiffQuery,
-    ErrorCode, Event, Explain, Explanation, FlowQuery, Flows, HealthWord, History, KeepOrReset, Moved,
-    OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState,
-    SetWeight, StartRollout, Status, Undo,
+    AddFault, Answer, ApiError, Applied, Apply, BackendPath, Call, Change, ClearFaults, Control, Detached,
+    Diff, DiffQuery, ErrorCode, Event, Explain, Explanation, Faults, FlowQuery, Flows, HealthWord, History,
+    KeepOrReset, Moved, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth,
+    SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
 };
 use crate::compile::BackendView;
 use crate::config::Loaded;
@@ -22,7 +22,7 @@ use crate::state::{Author, Deadline};
 
 impl Handle {
     /// Has the agent do something; an agent that has ended is an answer, too.
-    async fn ask<R: Send + 'static>(
+    pub(super) async fn ask<R: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Agent) -> Answer<R> + Send + 'static,
     ) -> Answer<R> {
@@ -243,6 +243,11 @@ impl Control for Handle {
         })
     }
 
+    async fn trace(&self, call: Call, body: Trace) -> Answer<mpsc::Receiver<Traced>> {
+        let request = request(&call, None);
+        self.begin_trace(body, request).await
+    }
+
     async fn start_rollout(&self, call: Call, service: String, body: StartRollout) -> Answer<RolloutStatus> {
         self.ask(move |agent| {
             let request = request(&call, body.reason.clone());
@@ -263,6 +268,18 @@ impl Control for Handle {
         body: OrderRollout,
     ) -> Answer<RolloutStatus> {
         self.ask(move |agent| agent.order_rollout(&service, order, &request(&call, body.reason))).await
+    }
+
+    async fn faults(&self) -> Answer<Faults> {
+        self.ask(|agent| Ok(agent.fault_list())).await
+    }
+
+    async fn add_fault(&self, call: Call, service: String, body: AddFault) -> Answer<Faults> {
+        self.ask(move |agent| agent.add_fault(&service, &body, &request(&call, body.reason.clone()))).await
+    }
+
+    async fn clear_faults(&self, call: Call, body: ClearFaults) -> Answer<Faults> {
+        self.ask(move |agent| agent.clear_faults(&body, &request(&call, body.reason.clone()))).await
     }
 
     async fn explain(&self, body: Explain) -> Answer<Explanation> {
@@ -324,6 +341,9 @@ impl Agent {
         for service in next.services() {
             let Some(intent) = next.intents.get(&service.name) else { continue };
             let compiled = compiler.compile(&service, intent, &self.seed, &world);
+            if self.compiled.get(&service.name).is_some_and(|now| now.plan == compiled.plan) {
+                continue;
+            }
             let Some(index) = self.publisher.registry.service_index(&compiled.plan.key) else { continue };
             let slots = self.publisher.slots_that_differ(index, &compiled.plan);
             let share = intent.split / 100.0;

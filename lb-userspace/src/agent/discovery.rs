@@ -168,8 +168,11 @@ impl Agent {
     }
 
     /// The source of a backend that is discovered, and not configured.
-    pub(super) fn source_of(&self, service: &ServiceName, backend: SocketAddr) -> Option<String> {
-        let service = self.desired.service(service.as_str())?;
+    pub(super) fn source_of(&self, service: &Service, backend: SocketAddr) -> Option<String> {
+        if service.pools.iter().all(|pool| pool.discovery.is_none()) {
+            return None;
+        }
+        let service = self.desired.service(service.name.as_str())?;
         let mut configured = service.pools.iter().flat_map(|pool| &pool.backends);
         if configured.any(|known| known.address == backend) {
             return None;

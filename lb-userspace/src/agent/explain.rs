@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{self, FlowKey, Port, Service, Split, VipKey};
+use lb_common::abi::{self, FlowKey, GuestKey, Port, Service, Split, VipKey};
 use lb_common::host::Tables;
 use lb_common::parse::Kind;
 use lb_common::select::{Choice, Why, select};
 use lb_common::session::{Session, SessionKey};
+
+mod run;
 
 use super::Agent;
 use crate::api::{ApiError, Explain, Explanation, Step};
@@ -60,8 +62,9 @@ impl Agent {
             owner: index,
         };
         let tables = self.copy(&service, &flow, protocol);
-        let membership = service.membership(&tables, &flow);
-        steps.push(self.split_step(&service, &flow, membership.new));
+        let membership = service.attended_membership(&tables, &flow);
+        let guest = service.has(Service::GUESTS) && !tables.guests.is_empty();
+        steps.push(self.split_step(&service, &flow, membership.new, guest));
 
         let hash = service.backend_hash(&flow);
         let slot_index = service.slot(membership.new, hash);
@@ -127,6 +130,11 @@ impl Agent {
         } else {
             ("transmit", lb_common::verdict::Reason::Forwarded)
         };
+        // A datagram of a flow that is not tracked yet would be, and that would be news.
+        let is_udp = protocol == lb_common::wire::IPPROTO_UDP;
+        if !is_udp || settled || tracked.is_some() || !service.has(Service::TRACK_UDP) {
+            steps.extend(self.run_step(&key, self.copy(&service, &flow, protocol), request, protocol));
+        }
         Ok(Explanation {
             steps,
             verdict: verdict.to_owned(),
@@ -167,16 +175,36 @@ impl Agent {
         (None, "the flow has no session: unless it begins now, it is refused".to_owned())
     }
 
-    fn split_step(&self, service: &Service, flow: &FlowKey, canary: bool) -> Step {
+    /// What the loaded program does with the flow, beside what the rule says.
+    fn run_step(&self, key: &VipKey, mut tables: Tables, request: &Explain, protocol: u8) -> Option<Step> {
+        let ifindex = self.kernel.attached.first()?.ifindex;
+        tables.vips.insert(*key, 0);
+        let directory = crate::dataplane::maps::directory(&self.places.pin_dir);
+        let ran = crate::dataplane::bpf::open_pin(&directory.join(crate::dataplane::PROGRAM))
+            .and_then(|program| run::run(program, &tables, ifindex, request.from, request.to, protocol));
+        Some(match ran {
+            Ok(ran) => step("program", ran.text, &[("agrees", ran.agree.to_string())]),
+            Err(error) => step("program", format!("the loaded program cannot be run: {error}"), &[]),
+        })
+    }
+
+    fn split_step(&self, service: &Service, flow: &FlowKey, canary: bool, guest: bool) -> Step {
         let now: Split = service.split();
-        let joins = split::percent(service.split_hash(flow));
+        let joins = if guest { 0.0 } else { split::percent(service.split_hash(flow)) };
         let pool = |index: u16| self.publisher.registry.pool_name(index).unwrap_or("?").to_owned();
         let text = if service.canary_pool == 0 {
             format!("there is one pool, {}", pool(service.stable_pool))
         } else {
+            let joins = if guest {
+                format!(
+                    "the client is a guest of the canary {}, and joins it with the first",
+                    pool(service.canary_pool)
+                )
+            } else {
+                format!("the client joins the canary {} at {joins:.4} %", pool(service.canary_pool))
+            };
             format!(
-                "the client joins the canary {} at {joins:.4} %; the split is {:.4} %, so its new flows go to {}",
-                pool(service.canary_pool),
+                "{joins}; the split is {:.4} %, so its new flows go to {}",
                 split::percent(now.new()),
                 pool(if canary { service.canary_pool } else { service.stable_pool }),
             )
@@ -191,7 +219,7 @@ impl Agent {
         )
     }
 
-    fn name_of(&self, id: u16) -> String {
+    pub(super) fn name_of(&self, id: u16) -> String {
         if id == 0 {
             return "nobody".to_owned();
         }
@@ -217,6 +245,17 @@ impl Agent {
         tables.backends = (0..maps.backends.len()).map(|id| maps.backends.read(id)).collect();
         tables.clock.set(clock::nanoseconds());
         *tables.settings = maps.settings.read(0);
+        tables.devices = (0..maps.devices.len()).map(|index| maps.devices.read(index)).collect();
+        if service.has(Service::GUESTS) {
+            let client = GuestKey::client(flow.owner, flow.client);
+            if maps.guests.get(&client).ok().flatten().is_some() {
+                tables.guests.push(client);
+            }
+        }
+        if service.has(Service::CAPPED) {
+            // As if there were room: whether there is, a new flow finds out when it comes.
+            tables.services[0].measure = 0;
+        }
         let (from, into) = if protocol == lb_common::wire::IPPROTO_UDP {
             (&maps.udp_flows, &tables.udp_flows)
         } else {
@@ -224,6 +263,8 @@ impl Agent {
         };
         if let Ok(Some(entry)) = from.get(flow) {
             into.borrow_mut().insert(*flow, entry);
+            // In the copy there is one service.
+            into.borrow_mut().insert(FlowKey { owner: 0, ..*flow }, entry);
         }
         tables
     }
@@ -242,6 +283,7 @@ const fn words(why: Why) -> &'static str {
         Why::Handshake => "its handshake went there",
         Why::Tracked => "it is tracked",
         Why::Home => "it is the home of flows that are in no table",
+        Why::Capped => "it begins now, and the canary has as many new connections as it may",
         Why::Captured => "it is the home of flows that were there before the last change",
     }
 }

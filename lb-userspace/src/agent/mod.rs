@@ -11,6 +11,7 @@ mod departures;
 mod diff;
 mod discovery;
 mod explain;
+mod fault;
 mod history;
 mod interfaces;
 mod measured;
@@ -20,6 +21,7 @@ mod reload;
 mod rollout;
 mod scrape;
 mod start;
+mod trace;
 mod undo;
 mod view;
 mod world;
@@ -82,11 +84,21 @@ pub struct Agent {
     /// What the last sweep over the sessions found.
     sessions: Sessions,
     follows: rollout::Follows,
+    tracing: Option<trace::Tracing>,
+    /// Of the kernel program.
+    log_level: u8,
+    /// Traces that were begun.
+    traces: u64,
     measured: measured::Measured,
     checks: crate::metrics::Checks,
     passive: outlier::Passive,
+    /// How long the last rollback of a rollout took: from the look at what was counted, or an order, to the store.
+    went_back: HashMap<ServiceName, std::time::Duration>,
+    /// Services that faults are injected into.
+    faulted: std::collections::BTreeSet<ServiceName>,
     rates: rates::Rates,
     books: sweep::Books,
+    rooms: sweep::Rooms,
     log: Arc<EventLog>,
     shared: Arc<Shared>,
 }
@@ -198,7 +210,10 @@ impl Agent {
                 Ok(()) = links.changed() => self.links_changed(),
                 neighbours = inbox.wanted.next() => self.neighbours_wanted(neighbours),
                 _ = sweep.tick() => self.sweep(),
-                _ = rollouts.tick() => self.follow_rollouts(),
+                _ = rollouts.tick() => {
+                    self.follow_rollouts();
+                    self.forget_faults();
+                }
                 _ = looks.tick() => self.look_at_backends(),
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.step(),
             }
@@ -233,6 +248,7 @@ impl Agent {
                 }
                 self.swept = report;
                 self.sweep_sessions();
+                self.rooms = tokio::task::block_in_place(|| sweep::rooms(&self.publisher.maps, &self.books));
                 self.measure();
                 self.free_what_nobody_uses();
             }
@@ -268,13 +284,9 @@ impl Agent {
 
     /// Notes how fast packets go through the backends.
     fn measure(&mut self) {
-        let (registry, maps) = (&self.publisher.registry, &self.publisher.maps);
-        let ids = registry.services.keys().flat_map(|&index| registry.backends_of(index));
-        let counters = ids.filter_map(|id| {
-            let traffic = crate::dataplane::maps::traffic(&maps.backend_traffic, id.into());
-            Some((id, traffic.ok()?))
-        });
-        self.rates.observe(std::time::Instant::now(), counters);
+        let meters = view::Meters::of_all(&self.publisher);
+        let ids = self.publisher.registry.backend_ids();
+        self.rates.observe(std::time::Instant::now(), ids.map(|id| (id, meters.backend(id))));
     }
 
     /// Brings the maps to what should be, for services by name.
@@ -354,6 +366,7 @@ impl Agent {
             targets: &self.targets,
             scheduler: &self.scheduler,
             passive: &self.passive,
+            faulted: &self.faulted,
         }
     }
 

@@ -5,11 +5,11 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lb_common::abi::Traffic;
-use lb_common::measure::{BUCKETS, Measure, Outcome, PoolMeasure, counter};
+use lb_common::measure::{BUCKETS, Measure, Outcome, PoolMeasure, cap_interval, counter};
 use tokio::sync::oneshot;
 
 use super::{Agent, Request};
@@ -78,10 +78,11 @@ impl Agent {
         self.look(name);
         // A step may be over as soon as it begins; each is journaled.
         while let Some(rollout) = self.rollout_of(name) {
+            let begin = Instant::now();
             let facts = self.facts(name, &rollout);
             let Some(next) = engine::advance(&rollout, &facts, Timestamp::now()) else { break };
             let request = Request { author: Author::agent("rollout"), reason: None };
-            if let Err(error) = self.move_rollout(name, next, &request) {
+            if let Err(error) = self.move_rollout(name, next, &request, begin) {
                 tracing::warn!(service = %name, "the rollout stays where it is: {}", error.message);
                 return;
             }
@@ -104,7 +105,7 @@ impl Agent {
             word.store(until, Ordering::Release);
         }
         let now = self.publisher.maps.services.read(index).split();
-        let share = split::share(rollout.share());
+        let share = word(&rollout);
         // An agent that died between journal and store left it behind. (At zero somebody has rolled back.)
         if now.new() != share && now.new() != 0 && self.may_raise(name.as_str(), now, share).is_ok() {
             self.publisher.set_split(index, now, share, clock::ticks());
@@ -144,6 +145,7 @@ impl Agent {
         if !first {
             self.keep_handshakes(name, pools);
         }
+        self.set_cap(rollout, pools.measure);
         self.clear_measure(pools.measure);
         let traffic =
             |pool: u16| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
@@ -185,6 +187,14 @@ impl Agent {
         self.set_tripwire(rollout, pools.measure);
     }
 
+    /// The cap of new connections. It stays while the counters are cleared: there is no moment without it.
+    fn set_cap(&self, rollout: &Rollout, measure: u16) {
+        let capped = rollout.plan.cap.filter(|_| rollout.share() < 100.0);
+        let interval = cap_interval(capped.unwrap_or_default());
+        let offset = offset_of!(Measure, cap_interval);
+        self.publisher.maps.measures.word(measure.into(), offset).store(interval, Ordering::Release);
+    }
+
     fn set_tripwire(&self, rollout: &Rollout, measure: u16) {
         let line = rollout
             .plan
@@ -210,8 +220,11 @@ impl Agent {
     }
 
     fn clear_measure(&self, measure: u16) {
-        for word in self.publisher.maps.measures.words(measure.into()) {
-            word.store(0, Ordering::Release);
+        let kept = [offset_of!(Measure, cap_interval), offset_of!(Measure, cap_next)];
+        for (index, word) in self.publisher.maps.measures.words(measure.into()).iter().enumerate() {
+            if !kept.contains(&(index * 8)) {
+                word.store(0, Ordering::Release);
+            }
         }
     }
 
@@ -314,7 +327,7 @@ impl Agent {
 
     fn is_taken_back(&self, name: &ServiceName, rollout: &Rollout) -> bool {
         let split = |index: u32| self.publisher.maps.services.read(index).split();
-        rollout.share() > 0.0 && self.index(name.as_str()).is_ok_and(|index| split(index).new() == 0)
+        rollout.is_open() && self.index(name.as_str()).is_ok_and(|index| split(index).new() == 0)
     }
 
     /// Why the kernel's split is zero although the rollout's is not.
@@ -338,7 +351,13 @@ impl Agent {
     }
 
     /// Writes down what a rollout becomes, and does it.
-    fn move_rollout(&mut self, name: &ServiceName, next: Rollout, request: &Request) -> Result<(), ApiError> {
+    fn move_rollout(
+        &mut self,
+        name: &ServiceName,
+        next: Rollout,
+        request: &Request,
+        begin: Instant,
+    ) -> Result<(), ApiError> {
         let (_, mut intent) = self.intent(name.as_str())?;
         let index = self.index(name.as_str())?;
         let share = next.share();
@@ -353,9 +372,11 @@ impl Agent {
                 index,
                 Flows::Keep,
             );
+            let took = begin.elapsed();
+            self.went_back.insert(name.clone(), took);
             self.publisher.split_changed(index, clock::ticks());
-            tracing::info!(service = %name, store = ?done.store, "rolled back");
             self.log.tally(|tally| tally.rollback_took(name.as_str(), done.store.as_secs_f64()));
+            tracing::info!(service = %name, store = ?done.store, ?took, "rolled back");
         }
         intent.split = share;
         if next.phase == Phase::Promoted {
@@ -364,10 +385,11 @@ impl Agent {
         }
         let begins_again =
             !next.phase.is_over() && intent.rollout.as_ref().is_some_and(|now| now.phase.is_over());
-        let before = intent.rollout.replace(next.clone()).map_or(0.0, |rollout| rollout.share());
+        let before = intent.rollout.replace(next.clone()).map_or(0, |rollout| word(&rollout));
+        let wanted = word(&next);
         let expected = self.publisher.maps.services.read(index).split();
-        if share > before {
-            self.may_raise(name.as_str(), expected, split::share(share))?;
+        if wanted > before {
+            self.may_raise(name.as_str(), expected, wanted)?;
         }
         let change = Change::Service { name: name.clone(), intent: intent.clone() };
         let written = self.record(request, summary.clone(), change);
@@ -396,8 +418,8 @@ impl Agent {
             if let Some((_, error)) = self.converge([name.clone()]).into_iter().next() {
                 return Err(ApiError::new(ErrorCode::Dataplane, error.to_string()).about(name.as_str()));
             }
-        } else if next.phase != Phase::RolledBack && share != before {
-            self.publisher.set_split(index, expected, split::share(share), clock::ticks());
+        } else if next.phase != Phase::RolledBack && wanted != before {
+            self.publisher.set_split(index, expected, wanted, clock::ticks());
         }
         if next.phase.is_over() {
             self.converge([name.clone()]);
@@ -473,6 +495,14 @@ impl Agent {
                 .about(service)
                 .remedy("add a [[service.rollout.metric]], or say analysis = \"off\" in [service.rollout]"));
         }
+        if plan.cap.is_some() && found.protocol == Protocol::Udp {
+            return Err(ApiError::new(
+                ErrorCode::InvalidValue,
+                "UDP has no connections that could be counted",
+            )
+            .about(service)
+            .remedy("leave max_new_connections out of [service.rollout]"));
+        }
         // Not the same clients first each time. Flows that are still tracked were placed by the old salt.
         let index = self.index(service)?;
         if self.publisher.registry.is_closed(index) {
@@ -505,12 +535,13 @@ impl Agent {
         order: Order,
         request: &Request,
     ) -> Result<RolloutStatus, ApiError> {
+        let begin = Instant::now();
         let (name, intent) = self.intent(service)?;
         let rollout = intent.rollout.ok_or_else(|| no_rollout(service))?;
         let next = engine::obey(&rollout, order, Timestamp::now()).map_err(|why| {
             ApiError::new(ErrorCode::RolloutOrder, format!("cannot {}: {why}", order.as_str())).about(service)
         })?;
-        self.move_rollout(&name, next, request)?;
+        self.move_rollout(&name, next, request, begin)?;
         self.follow_rollout(&name);
         self.rollout_status(service)
     }
@@ -591,6 +622,11 @@ impl Agent {
             elapsed_seconds: elapsed.as_secs_f64(),
             left_seconds: lasts.map(|lasts| lasts.saturating_sub(elapsed).as_secs_f64()),
             desired_percent: rollout.share(),
+            took_back_microseconds: self
+                .went_back
+                .get(&name)
+                .filter(|_| rollout.phase == Phase::RolledBack)
+                .map(|took| took.as_secs_f64() * 1e6),
             observed: self.observed(&name, follow),
             telemetry: self.telemetry(&name, rollout, inferred),
             verdict,
@@ -659,6 +695,11 @@ impl Agent {
 
 /// Follows by service.
 pub(super) type Follows = HashMap<ServiceName, Follow>;
+
+/// The canary's share in the kernel's units: what is open to guests only is open by the least there is.
+fn word(rollout: &Rollout) -> u32 {
+    split::share(rollout.share()).max(u32::from(rollout.is_open()))
+}
 
 fn in_words(verdict: Verdict) -> (VerdictWord, Option<String>) {
     match verdict {

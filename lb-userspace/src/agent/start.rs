@@ -1,6 +1,6 @@
 //! From nothing, or from what an earlier agent left, to a running agent.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ use crate::publish::{Publisher, split};
 use crate::sessions::Sessions;
 use crate::state::journal::Lost;
 use crate::state::{Author, Change, Desired, Entry, Journal, JournalError, file_of, fingerprint};
-use crate::sweep::Books;
+use crate::sweep::{Books, Rooms};
 use crate::wanted::Wanted;
 
 /// Where things are.
@@ -104,11 +104,17 @@ pub async fn start(
         swept: SweepReport::default(),
         sessions: Sessions::default(),
         follows: HashMap::new(),
+        tracing: None,
+        traces: 0,
+        log_level,
         measured: HashMap::new(),
         checks: crate::metrics::Checks::default(),
         passive: super::outlier::Passive::default(),
+        went_back: HashMap::new(),
+        faulted: std::collections::BTreeSet::new(),
         rates: super::rates::Rates::default(),
         books: Books::default(),
+        rooms: Rooms::default(),
         compiler: Compiler::default(),
         compiled: BTreeMap::new(),
         kernel: KernelFacts {
@@ -140,6 +146,11 @@ pub async fn start(
 }
 
 impl Agent {
+    /// What the program was loaded with.
+    pub(super) fn options(&self) -> Options {
+        options(&self.places, &self.desired.config.dataplane, self.log_level)
+    }
+
     fn begin(&mut self, adopted: bool) -> anyhow::Result<()> {
         let dataplane = &self.desired.config.dataplane;
         let udp_idle = clock::in_ticks(dataplane.udp_idle);
@@ -152,6 +163,7 @@ impl Agent {
         self.follow_config();
         self.adopt_ejections();
         let known: Vec<_> = self.publisher.registry.services.values().map(|record| record.key).collect();
+        self.adopt_faults();
         let failures = self.converge(self.names());
         // An agent that died between the record of a lower split and its store has left the higher one.
         self.lower_splits();
@@ -181,9 +193,9 @@ impl Agent {
             else {
                 continue;
             };
-            if intent.split > 0.0 && !known.contains(&key) {
+            if intent.share() > 0 && !known.contains(&key) {
                 let now = self.publisher.maps.services.read(index).split();
-                self.publisher.set_split(index, now, split::share(intent.split), clock::ticks());
+                self.publisher.set_split(index, now, intent.share(), clock::ticks());
             }
         }
     }
@@ -343,7 +355,7 @@ fn adopt_splits(
 ) -> anyhow::Result<()> {
     for service in desired.config.services.clone() {
         let Some(intent) = desired.intents.get_mut(&service.name) else { continue };
-        let wanted = split::share(intent.split);
+        let wanted = intent.share();
         let Some(index) = publisher.registry.service_index(&key_of(&service)) else { continue };
         let kernel = publisher.maps.services.read(index).split().new();
         if kernel < wanted {
@@ -376,15 +388,13 @@ fn presume_up(desired: &Desired, publisher: &Publisher) -> Targets {
         let key = key_of(&service);
         let Some(index) = publisher.registry.service_index(&key) else { continue };
         let Some(record) = publisher.registry.services.get(&index) else { continue };
-        let mut used: HashMap<u16, u32> = HashMap::new();
-        for table in record.stable.iter().chain(&record.canary) {
-            used.extend(publisher.registry.slots_by_backend(&publisher.maps, table));
-        }
+        let tables = record.stable.iter().chain(&record.canary);
+        let used: HashSet<u16> = tables.flat_map(|table| table.takers.keys().copied()).collect();
         for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
             let port =
                 if service.port == 0 { abi::Port::ANY } else { abi::Port::new(backend.address.port()) };
             let id = publisher.registry.backend_id(index, backend.address.ip().into(), port);
-            if id.is_some_and(|id| used.contains_key(&id)) {
+            if id.is_some_and(|id| used.contains(&id)) {
                 targets.presumed_up.insert((service.name.clone(), backend.address));
             }
         }

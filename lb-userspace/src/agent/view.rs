@@ -1,11 +1,12 @@
 //! What the agent shows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use lb_common::abi::{self, LAYOUT};
 use lb_common::limit::Limit;
 use lb_common::session::{Session, SessionKey};
+use lb_common::settle::Takers;
 use lb_common::verdict::{Action, Reason};
 
 use super::Agent;
@@ -20,17 +21,18 @@ use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
 use crate::config::{self, Mode, Service};
 use crate::dataplane::bpf::Mapped;
-use crate::dataplane::{Native, maps};
+use crate::dataplane::{Maps, Native, maps};
 use crate::health::{Advice, Miss};
 use crate::outlier::Gate;
-use crate::publish::split;
+use crate::publish::{Publisher, split};
 use crate::state::{Author, Overrides};
 
 impl Agent {
     /// The whole at a glance.
     pub(super) fn status(&self) -> Status {
+        let meters = Meters::of_all(&self.publisher);
         let services: Vec<ServiceStatus> =
-            self.desired.services().iter().map(|service| self.service_status(service)).collect();
+            self.desired.services().iter().map(|service| self.service_status(service, &meters)).collect();
         let dataplane = self.dataplane_status();
         let findings = self.findings(&services, &dataplane);
         let uptime = jiff::Timestamp::now().duration_since(self.kernel.started);
@@ -58,12 +60,16 @@ impl Agent {
         if let Some(name) = only {
             self.known(name)?;
         }
+        let meters = match only {
+            Some(_) => Meters::of_few(&self.publisher),
+            None => Meters::of_all(&self.publisher),
+        };
         Ok(self
             .desired
             .services()
             .iter()
             .filter(|s| only.is_none_or(|name| s.name.as_str() == name))
-            .map(|s| self.service_status(s))
+            .map(|s| self.service_status(s, &meters))
             .collect())
     }
 
@@ -72,7 +78,7 @@ impl Agent {
         self.desired.service(name).ok_or_else(|| ApiError::no_service(name, names))
     }
 
-    fn service_status(&self, service: &Service) -> ServiceStatus {
+    fn service_status(&self, service: &Service, meters: &Meters<'_>) -> ServiceStatus {
         let intent = self.desired.intents.get(&service.name);
         let index = self.publisher.registry.service_index(&key_of(service));
         let in_kernel = index.map(|index| self.publisher.maps.services.read(index)).unwrap_or_default();
@@ -88,7 +94,7 @@ impl Agent {
         let mut pools: Vec<PoolStatus> = self
             .compiled
             .get(&service.name)
-            .map(|compiled| self.pools(service, compiled, index, &role, percent))
+            .map(|compiled| self.pools(service, compiled, index, &role, percent, meters))
             .unwrap_or_default();
         pools.sort_by_key(|pool| pool.role != PoolRole::Stable);
         ServiceStatus {
@@ -119,16 +125,18 @@ impl Agent {
         index: Option<u32>,
         role: &dyn Fn(&str) -> PoolRole,
         percent: f64,
+        meters: &Meters<'_>,
     ) -> Vec<PoolStatus> {
         let registry = &self.publisher.registry;
         let record = index.and_then(|index| registry.services.get(&index));
+        let nobody = Takers::new();
         let slots_of = |role: PoolRole| {
             let table = match role {
                 PoolRole::Stable => record.and_then(|record| record.stable.as_ref()),
                 PoolRole::Canary => record.and_then(|record| record.canary.as_ref()),
                 PoolRole::Idle => None,
             };
-            table.map(|table| registry.slots_by_backend(&self.publisher.maps, table)).unwrap_or_default()
+            table.map_or(&nobody, |table| &table.takers)
         };
         let plans = [Some(&compiled.plan.stable), compiled.plan.canary.as_ref()];
         compiled
@@ -141,9 +149,12 @@ impl Agent {
                 let pool_index = plan
                     .zip(index)
                     .and_then(|(plan, index)| registry.known_pool(&self.publisher.maps, index, plan));
-                let mut backends: Vec<BackendStatus> =
-                    pool.backends.iter().map(|view| self.backend(service, view, index, &slots)).collect();
-                backends.extend(self.terminating(service, index, pool_index, &slots));
+                let mut backends: Vec<BackendStatus> = pool
+                    .backends
+                    .iter()
+                    .map(|view| self.backend(service, view, index, slots, meters))
+                    .collect();
+                backends.extend(self.terminating(service, index, pool_index, slots, meters));
                 PoolStatus {
                     name: pool.name.clone(),
                     role,
@@ -175,10 +186,7 @@ impl Agent {
                         })
                         .collect(),
                     backends,
-                    traffic: pool_index
-                        .and_then(|pool| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).ok())
-                        .map(traffic)
-                        .unwrap_or_default(),
+                    traffic: pool_index.map(|pool| traffic(meters.pool(pool))).unwrap_or_default(),
                 }
             })
             .collect()
@@ -189,7 +197,8 @@ impl Agent {
         service: &Service,
         view: &BackendView,
         index: Option<u32>,
-        slots: &HashMap<u16, u32>,
+        slots: &Takers,
+        meters: &Meters<'_>,
     ) -> BackendStatus {
         let port = if service.port == 0 { abi::Port::ANY } else { abi::Port::new(view.address.port()) };
         let id = index
@@ -201,7 +210,7 @@ impl Agent {
             name: BackendPath::name_of(view.address),
             weight: view.weight,
             configured_weight: configured.map_or(view.weight, |backend| backend.weight.get()),
-            source: self.source_of(&service.name, view.address),
+            source: self.source_of(service, view.address),
             priority: view.priority,
             state: view.state,
             drain: view.drain.map(|drain| DrainStatus {
@@ -224,7 +233,7 @@ impl Agent {
             standby: view.why_not == Some(WhyNot::Standby),
             next_hop: self.next_hop(view.address.ip()),
             terminating: false,
-            ..self.of_id(id, slots)
+            ..self.of_id(id, slots, meters)
         }
     }
 
@@ -253,7 +262,7 @@ impl Agent {
     }
 
     /// What the kernel's tables say of an id.
-    fn of_id(&self, id: u16, slots: &HashMap<u16, u32>) -> BackendStatus {
+    fn of_id(&self, id: u16, slots: &Takers, meters: &Meters<'_>) -> BackendStatus {
         let backend = self.publisher.maps.backends.read(id.into());
         let ip: IpAddr = backend.address.into();
         BackendStatus {
@@ -284,9 +293,7 @@ impl Agent {
             tracked_flows: self.swept.load(id).flows,
             next_hop: self.next_hop(ip),
             terminating: true,
-            traffic: maps::traffic(&self.publisher.maps.backend_traffic, id.into())
-                .map(traffic)
-                .unwrap_or_default(),
+            traffic: traffic(meters.backend(id)),
             rate: self.rates.of(id),
         }
     }
@@ -297,10 +304,11 @@ impl Agent {
         service: &Service,
         index: Option<u32>,
         pool: Option<u16>,
-        slots: &HashMap<u16, u32>,
+        slots: &Takers,
+        meters: &Meters<'_>,
     ) -> Vec<BackendStatus> {
         let (Some(index), Some(pool)) = (index, pool) else { return Vec::new() };
-        let configured: Vec<(abi::Address, abi::Port)> = service
+        let configured: HashSet<(abi::Address, abi::Port)> = service
             .pools
             .iter()
             .flat_map(|pool| &pool.backends)
@@ -311,15 +319,13 @@ impl Agent {
                 )
             })
             .collect();
-        let mut ids = self.publisher.registry.backends_of(index);
-        ids.sort_unstable();
-        ids.into_iter()
-            .filter(|&id| {
-                let backend = self.publisher.maps.backends.read(id.into());
-                backend.pool == pool && !configured.contains(&(backend.address, backend.port))
-            })
-            .map(|id| self.of_id(id, slots))
-            .collect()
+        let ids = self.publisher.registry.backends_of(index);
+        ids.filter(|&id| {
+            let backend = self.publisher.maps.backends.read(id.into());
+            backend.pool == pool && !configured.contains(&(backend.address, backend.port))
+        })
+        .map(|id| self.of_id(id, slots, meters))
+        .collect()
     }
 
     fn health_status(&self, service: &Service, view: &BackendView) -> HealthStatus {
@@ -378,7 +384,6 @@ impl Agent {
         let counters = maps.counters().unwrap_or_default();
         let drops = Reason::ALL.iter().filter(|reason| reason.action() == Action::Drop);
         let count = |used: u64, capacity: u32| Room { used, capacity: capacity.into() };
-        let entries = |n: std::io::Result<usize>| n.unwrap_or(0) as u64;
         DataplaneStatus {
             program: Some(ProgramStatus {
                 id: self.kernel.program_id,
@@ -402,9 +407,9 @@ impl Agent {
                     }
                 })
                 .collect(),
-            flows: count(entries(maps.flows.count()), maps.flows.capacity()),
-            udp_flows: count(entries(maps.udp_flows.count()), maps.udp_flows.capacity()),
-            half_open: count(self.handshakes(), maps.half_open.capacity()),
+            flows: count(self.rooms.flows, maps.flows.capacity()),
+            udp_flows: count(self.rooms.udp_flows, maps.udp_flows.capacity()),
+            half_open: count(self.rooms.half_open, maps.half_open.capacity()),
             sessions: count(self.sessions.established, maps.sessions.capacity() / 2),
             slots: SlotRoom {
                 used: self.publisher.registry.slot_count().into(),
@@ -418,17 +423,6 @@ impl Agent {
         }
     }
 
-    /// Handshakes that may still end. (Nobody deletes the others; they are the first to go when room is wanted.)
-    fn handshakes(&self) -> u64 {
-        let (now, mut count) = (clock::ticks(), 0);
-        let mut add = |_: &abi::FlowKey, note: &abi::HalfOpen| {
-            count += u64::from(now.saturating_sub(note.at) <= abi::HANDSHAKE_TICKS);
-        };
-        // As for the other tables: what cannot be read shows nothing.
-        let _ = self.publisher.maps.half_open.for_each(&mut add);
-        count
-    }
-
     fn findings(&self, services: &[ServiceStatus], dataplane: &DataplaneStatus) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut find = |severity, code: &str, subject: &str, message: String, remedy: &str| {
@@ -440,6 +434,8 @@ impl Agent {
                 remedy: Some(remedy.to_owned()),
             });
         };
+        // Each asked once, however many services there are.
+        let mut forwards = Forwarding::default();
         for service in services {
             for pool in &service.pools {
                 let subject = format!("{}/{}", service.name, pool.name);
@@ -528,8 +524,7 @@ impl Agent {
                 );
             }
             if !service.mode.is_dsr() {
-                for interface in
-                    dataplane.interfaces.iter().filter(|interface| !forwards(&interface.name, service.vip))
+                for interface in dataplane.interfaces.iter().filter(|it| !forwards.ask(&it.name, service.vip))
                 {
                     find(
                         Severity::Error,
@@ -540,6 +535,15 @@ impl Agent {
                     );
                 }
             }
+        }
+        for fault in self.fault_list().faults {
+            find(
+                Severity::Warning,
+                "LB1040",
+                &fault.service,
+                format!("A FAULT IS INJECTED ON PURPOSE: {}", super::fault::in_words(&fault)),
+                "it ends by itself; `lbctl fault clear` ends it now",
+            );
         }
         if !self.kernel.jited {
             find(
@@ -718,8 +722,7 @@ impl Agent {
         let index = self.index(service).ok()?;
         let canary = self.publisher.maps.services.read(index).canary_pool;
         let ids = self.publisher.registry.backends_of(index);
-        let in_canary =
-            ids.into_iter().filter(|&id| self.publisher.maps.backends.read(id.into()).pool == canary);
+        let in_canary = ids.filter(|&id| self.publisher.maps.backends.read(id.into()).pool == canary);
         Some(in_canary.map(|id| self.swept.load(id).flows).sum())
     }
 }
@@ -794,7 +797,8 @@ fn traffic(of: abi::Traffic) -> Traffic {
 }
 
 fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 fn forwarding(interface: &str, vip: IpAddr) -> String {
@@ -802,9 +806,56 @@ fn forwarding(interface: &str, vip: IpAddr) -> String {
     format!("net/{family}/conf/{interface}/forwarding")
 }
 
-/// Whether the host forwards what comes in there; a sysctl that cannot be read counts as on, so that nobody is misled.
-fn forwards(interface: &str, vip: IpAddr) -> bool {
-    let path = format!("/proc/sys/{}", forwarding(interface, vip));
-    std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
-        || !std::path::Path::new("/proc/sys/net").exists()
+/// Which interfaces the host forwards from.
+#[derive(Default)]
+struct Forwarding {
+    known: HashMap<String, bool>,
+}
+
+impl Forwarding {
+    /// Whether the host forwards what comes in there; a sysctl that cannot be read counts as on, so that nobody is misled.
+    fn ask(&mut self, interface: &str, vip: IpAddr) -> bool {
+        let path = format!("/proc/sys/{}", forwarding(interface, vip));
+        *self.known.entry(path).or_insert_with_key(|path| {
+            std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+                || !std::path::Path::new("/proc/sys/net").exists()
+        })
+    }
+}
+
+/// Counters of pools and backends: of a few, or read in large pieces.
+pub(super) struct Meters<'a> {
+    maps: &'a Maps,
+    /// Of all pools and backends, by their ids.
+    all: Option<[Vec<abi::Traffic>; 2]>,
+}
+
+impl<'a> Meters<'a> {
+    pub fn of_few(publisher: &'a Publisher) -> Self {
+        Self { maps: &publisher.maps, all: None }
+    }
+
+    pub fn of_all(publisher: &'a Publisher) -> Self {
+        let (maps, registry) = (&*publisher.maps, &publisher.registry);
+        let end = |last: Option<u16>| last.map_or(0, |last| u32::from(last) + 1);
+        let pools = maps.pool_traffic.sums(end(registry.last_pool()));
+        let backends = maps.backend_traffic.sums(end(registry.backend_ids().max()));
+        Self { maps, all: pools.and_then(|pools| Ok([pools, backends?])).ok() }
+    }
+
+    /// Of a pool; nothing if it cannot be read.
+    pub fn pool(&self, index: u16) -> abi::Traffic {
+        match &self.all {
+            Some([pools, _]) => pools.get(usize::from(index)).copied().unwrap_or_default(),
+            None => maps::traffic(&self.maps.pool_traffic, index.into()).unwrap_or_default(),
+        }
+    }
+
+    /// Of a backend; nothing if it cannot be read.
+    pub fn backend(&self, id: u16) -> abi::Traffic {
+        match &self.all {
+            Some([_, backends]) => backends.get(usize::from(id)).copied().unwrap_or_default(),
+            None => maps::traffic(&self.maps.backend_traffic, id.into()).unwrap_or_default(),
+        }
+    }
 }

@@ -34,6 +34,7 @@ pub(super) struct View<'a> {
     pub targets: &'a Targets,
     pub scheduler: &'a Scheduler,
     pub passive: &'a Passive,
+    pub faulted: &'a BTreeSet<ServiceName>,
 }
 
 impl World for View<'_> {
@@ -61,6 +62,10 @@ impl World for View<'_> {
 
     fn source(&self, backend: SocketAddr) -> Option<IpAddr> {
         self.hops.get(&backend.ip())?.ok().map(|hop| hop.source)
+    }
+
+    fn has_faults(&self, service: &Service) -> bool {
+        self.faulted.contains(&service.name)
     }
 
     fn advice(&self, service: &Service, backend: SocketAddr) -> Advice {

@@ -1,6 +1,7 @@
 //! The other side of the socket: what `lbctl` calls.
 
 use std::io;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{
-    ApiError, Applied, Apply, BackendPath, Backends, Detached, Diff, DiffQuery, Event, EventQuery, Explain,
-    Explanation, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery,
-    Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Undo, Validate, Validated,
+    AddFault, ApiError, Applied, Apply, BackendPath, Backends, ClearFaults, Detached, Diff, DiffQuery, Event,
+    EventQuery, Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack,
+    RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status,
+    Trace, Traced, Undo, Validate, Validated,
 };
 
 use crate::rollout::engine::Order;
@@ -107,7 +109,7 @@ impl Client {
         let path = asking("/v1/events", query);
         let response = self.in_time(self.send(Method::GET, path, Bytes::new())).await?;
         let response = self.succeeded(response).await?;
-        Ok(EventStream { socket: self.socket.clone(), body: response.into_body(), unread: Vec::new() })
+        Ok(Lines::of(&self.socket, response))
     }
 
     /// `GET /v1/services/{service}/history`
@@ -161,6 +163,14 @@ impl Client {
         self.call(Method::POST, "/v1/explain".to_owned(), request).await
     }
 
+    /// `POST /v1/trace`
+    pub async fn trace(&self, request: &Trace) -> Result<Lines<Traced>> {
+        let body = serde_json::to_vec(request).map_err(|error| self.broken(error))?;
+        let sent = self.send(Method::POST, "/v1/trace".to_owned(), body.into());
+        let response = self.succeeded(self.in_time(sent).await?).await?;
+        Ok(Lines::of(&self.socket, response))
+    }
+
     /// `POST /v1/detach`
     pub async fn detach(&self) -> Result<Detached> {
         self.call(Method::POST, "/v1/detach".to_owned(), &serde_json::json!({})).await
@@ -169,6 +179,21 @@ impl Client {
     /// `PUT /v1/services/{service}/split`
     pub async fn set_split(&self, service: &str, request: &SetSplit) -> Result<Applied> {
         self.call(Method::PUT, format!("{}/split", of_service(service)), request).await
+    }
+
+    /// `GET /v1/faults`
+    pub async fn faults(&self) -> Result<Faults> {
+        self.get("/v1/faults".to_owned()).await
+    }
+
+    /// `POST /v1/services/{service}/faults`
+    pub async fn add_fault(&self, service: &str, request: &AddFault) -> Result<Faults> {
+        self.call(Method::POST, format!("{}/faults", of_service(service)), request).await
+    }
+
+    /// `POST /v1/faults/clear`
+    pub async fn clear_faults(&self, request: &ClearFaults) -> Result<Faults> {
+        self.call(Method::POST, "/v1/faults/clear".to_owned(), request).await
     }
 
     /// `POST /v1/services/{service}/rollback`
@@ -262,19 +287,27 @@ impl Client {
 }
 
 /// Events as they come.
+pub type EventStream = Lines<Event>;
+
+/// Values as they come, a line each.
 #[derive(Debug)]
-pub struct EventStream {
+pub struct Lines<T> {
     socket: PathBuf,
     body: Incoming,
     unread: Vec<u8>,
+    of: PhantomData<T>,
 }
 
-impl EventStream {
+impl<T: DeserializeOwned> Lines<T> {
+    fn of(socket: &Path, response: Response<Incoming>) -> Self {
+        Self { socket: socket.to_owned(), body: response.into_body(), unread: Vec::new(), of: PhantomData }
+    }
+
     /// The next one; `None` when there is no more, which for a stream that follows means that the agent ended it.
     ///
     /// # Errors
-    /// If the connection breaks or a line is not an event.
-    pub async fn next(&mut self) -> Result<Option<Event>> {
+    /// If the connection breaks or a line is something else.
+    pub async fn next(&mut self) -> Result<Option<T>> {
         loop {
             if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();

@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use super::{
-    Actor, ApiError, Applied, Apply, BackendPath, Detached, Diff, DiffQuery, Event, Explain, Explanation,
-    FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth,
-    SetSplit, SetState, SetWeight, StartRollout, Status, Undo,
+    Actor, AddFault, ApiError, Applied, Apply, BackendPath, ClearFaults, Detached, Diff, DiffQuery, Event,
+    Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack,
+    RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Trace,
+    Traced, Undo,
 };
 use crate::config::Loaded;
 use crate::rollout::engine::Order;
@@ -124,6 +125,27 @@ pub trait Control: Send + Sync + 'static {
         order: Order,
         request: OrderRollout,
     ) -> impl Future<Output = Answer<RolloutStatus>> + Send;
+
+    /// Tells of packets as they go through, until the time is over or nobody listens.
+    fn trace(
+        &self,
+        call: Call,
+        request: Trace,
+    ) -> impl Future<Output = Answer<mpsc::Receiver<Traced>>> + Send;
+
+    /// The faults that are injected.
+    fn faults(&self) -> impl Future<Output = Answer<Faults>> + Send;
+
+    /// Injects one.
+    fn add_fault(
+        &self,
+        call: Call,
+        service: String,
+        request: AddFault,
+    ) -> impl Future<Output = Answer<Faults>> + Send;
+
+    /// Takes one away, or all.
+    fn clear_faults(&self, call: Call, request: ClearFaults) -> impl Future<Output = Answer<Faults>> + Send;
 
     /// Says where a flow goes, and why.
     fn explain(&self, request: Explain) -> impl Future<Output = Answer<Explanation>> + Send;

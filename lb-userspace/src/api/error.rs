@@ -82,6 +82,7 @@ codes! {
     409 RolloutUnderWay = "LB0521", "something that a rollout under way decides";
     409 RolloutOrder = "LB0522", "an order that makes no sense at this point of a rollout";
     403 ReadOnly = "LB0523", "a change that is asked of the socket for reading";
+    409 TraceUnderWay = "LB0529", "a trace while another one is under way";
 }
 
 impl ErrorCode {

@@ -28,6 +28,7 @@
 //! | `POST /v1/services/{s}/rollback` | [`Rollback`] -> [`RolledBack`] |
 //! | `POST /v1/services/{s}/undo` | [`Undo`] -> [`Applied`] |
 //!
+//! | `GET /v1/faults`, `POST /v1/services/{s}/faults`, `POST /v1/faults/clear` | [`AddFault`], [`ClearFaults`] -> [`Faults`] |
 //! | `GET /v1/openapi.json` | all of this as OpenAPI 3.1 (`deploy/openapi.json`) |
 //!
 //! A second socket, if one is asked for, answers GET only ([`Server::bind_read_only`]).
@@ -40,7 +41,7 @@ mod error;
 pub mod server;
 pub mod types;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, EventStream, Lines};
 pub use control::{Answer, Call, Control};
 pub use error::{ApiError, ErrorCode};
 pub use server::{BindError, Server};

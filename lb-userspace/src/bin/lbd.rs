@@ -5,22 +5,26 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use lb_userspace::agent::{self, Handle, Places};
 use lb_userspace::api::Server;
 use lb_userspace::lifecycle::{self, LogFormat, Manager};
 use lb_userspace::metrics::{Listener, Where};
-use lb_userspace::{config, decap};
+use lb_userspace::{config, decap, version};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+/// It gives memory back that a large request has taken, where the C library's keeps what lies between; see [`give_back`].
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The agent of lb: loads the XDP data path, checks health, and owns the maps.
 #[derive(Parser)]
 #[command(
     name = "lbd",
-    version,
+    version = version::text(),
     after_help = "SIGHUP has it read its configuration file again. Stopping lbd stops no traffic: `lbctl detach` takes the data path off."
 )]
 struct Arguments {
@@ -66,8 +70,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// On a backend of `dsr-ipip` without a tunnel device: takes the outer header off, until it is stopped.
+    /// On a backend of `dsr-ipip` or `dsr-gue` without a tunnel device: takes the outer headers off, until it is stopped.
     Decap(decap::Arguments),
+    /// Writes the manual page.
+    #[command(hide = true)]
+    Man,
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -75,10 +82,28 @@ fn octal(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "expected permission bits in octal, such as 0666".to_owned())
 }
 
+/// Has free memory go back at once, and in small pages: an agent is small for days, and large for the moment in which a large
+/// configuration is applied.
+fn give_back() {
+    /// `mi_option_purge_delay` of mimalloc.h, which the crate does not name.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: neither call has to do with memory of ours: an option that exists, and a setting of the process, both before there
+    // are threads.
+    unsafe {
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, 0);
+        // A kernel that knows no huge pages, and says so, needs nothing.
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    }
+}
+
 fn main() -> ExitCode {
+    give_back();
     let arguments = Arguments::parse();
     if arguments.check {
         return check(&places(&arguments));
+    }
+    if matches!(arguments.command, Some(Command::Man)) {
+        return man();
     }
     if let Err(error) = lifecycle::start_log(arguments.log_format) {
         eprintln!("lbd: {error:#}");
@@ -99,13 +124,23 @@ fn main() -> ExitCode {
         match arguments.command {
             Some(Command::Decap(arguments)) => decap::run(&arguments).await,
             // As a task, so that a long step of the agent can make way for others.
-            None => tokio::spawn(run(arguments)).await.context("the agent has ended")?,
+            Some(Command::Man) | None => tokio::spawn(run(arguments)).await.context("the agent has ended")?,
         }
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn man() -> ExitCode {
+    match clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lbd: the manual cannot be written: {error}");
             ExitCode::FAILURE
         }
     }

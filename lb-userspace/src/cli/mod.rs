@@ -4,11 +4,13 @@
 //! named ([`target`]), how changes are followed ([`watch`]), and how it ends ([`failure`]).
 
 mod changes;
+mod examples;
 mod failure;
 mod human;
 mod screen;
 mod table;
 mod target;
+mod top;
 mod verbs;
 mod watch;
 
@@ -16,7 +18,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use crate::api::{Client, Detached, KeepOrReset, RolledBack};
 pub use failure::Exit;
@@ -26,7 +28,7 @@ use verbs::Verb;
 
 /// Controls a load balancer.
 #[derive(Debug, Parser)]
-#[command(name = "lbctl", version, arg_required_else_help = true, after_help = AFTER_HELP)]
+#[command(name = "lbctl", version = crate::version::text(), arg_required_else_help = true, after_help = AFTER_HELP, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     places: Places,
@@ -101,6 +103,27 @@ pub trait Offline {
     fn detach(&self, places: &Places) -> anyhow::Result<Detached>;
 }
 
+/// The command line, with the examples of each verb.
+fn command() -> clap::Command {
+    examples::add(Cli::command())
+}
+
+/// Whether a line (without its `lbctl`) is understood.
+#[cfg(test)]
+pub(crate) fn understands(line: &str) -> Result<(), clap::Error> {
+    // As a shell would, where quotes are around whole words.
+    let parts = line.split('\'').enumerate();
+    let words = parts.flat_map(|(nth, part)| match nth % 2 {
+        0 => part.split_whitespace().collect(),
+        _ => vec![part],
+    });
+    let found = command().try_get_matches_from(std::iter::once("lbctl").chain(words));
+    match found.and_then(|found| Cli::from_arg_matches(&found)) {
+        Err(error) if error.use_stderr() => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// What a verb works with.
 struct Context<'a> {
     places: Places,
@@ -117,7 +140,8 @@ pub fn main(offline: &dyn Offline) -> ExitCode {
 /// The whole program; the first argument is its name. Help and mistakes in the arguments themselves go to the process's
 /// own output and errors.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, mut screen: Screen, offline: &dyn Offline) -> Exit {
-    let Cli { places, output, verb } = match Cli::try_parse_from(arguments) {
+    let parsed = command().try_get_matches_from(arguments).and_then(|found| Cli::from_arg_matches(&found));
+    let Cli { places, output, verb } = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // Nothing is left to do if even that cannot be printed.

@@ -74,6 +74,10 @@ pub trait World {
     fn steer(&self, _service: &Service, _backend: SocketAddr) -> u16 {
         NEUTRAL
     }
+    /// Whether faults are injected into a service.
+    fn has_faults(&self, _service: &Service) -> bool {
+        false
+    }
     /// What time it is.
     fn now(&self) -> Now {
         Now { instant: Instant::now(), wall: Timestamp::now() }
@@ -410,17 +414,37 @@ impl Compiler {
         }
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
             flags |= abi::Service::MEASURED;
+            if intent.rollout.as_ref().is_some_and(|rollout| rollout.plan.cap.is_some()) {
+                flags |= abi::Service::CAPPED;
+            }
         }
+        let clamp_mss = service.clamp_mss.map_or(0, |limit| limit as u16);
+        if clamp_mss != 0 && service.protocol == Protocol::Tcp {
+            flags |= abi::Service::CLAMPED;
+        }
+        let gue_port = if service.mode == Mode::DsrGue {
+            Port::new(service.gue_port.unwrap_or(GUE_PORT))
+        } else {
+            Port::ANY
+        };
+        if world.has_faults(service) {
+            flags |= abi::Service::FAULTS;
+        }
+        let guests = service.rollout.as_ref().map_or(Vec::new(), |rollout| rollout.canary_clients.clone());
         let plan = ServicePlan {
             key,
             mode: match service.mode {
                 Mode::DsrL2 => abi::Mode::DsrL2,
                 Mode::DsrIpip => abi::Mode::DsrIpip,
+                Mode::DsrGue => abi::Mode::DsrGue,
                 Mode::FullNat => abi::Mode::FullNat,
                 Mode::Nat => abi::Mode::Nat,
             },
             on_empty: on_empty(service, &pools, intent),
             flags,
+            gue_port,
+            clamp_mss,
+            guests,
             split_mask,
             salt: intent.salt,
             table_size: service.table_size.get(),
@@ -523,6 +547,9 @@ fn table(
     memory.built = Some(Built { weights, size, table: Arc::clone(&table) });
     table
 }
+
+/// Where Linux's own documents have GUE.
+const GUE_PORT: u16 = 6080;
 
 /// Where clients find a service.
 #[must_use]

@@ -94,6 +94,11 @@ table! {
         protocol: Protocol as Protocol = Protocol::Tcp,
         /// How packets reach the backends.
         mode: Mode as Mode = Mode::Nat,
+        /// UDP port at which backends of mode `dsr-gue` take tunnels, if not 6080.
+        gue_port: Option<u16> as Maybe<Port<1>> = None,
+        /// The largest TCP segment that clients and, in mode `nat`, backends may say that they take: the MSS option of SYNs is
+        /// lowered to it. In the `dsr-…` modes a backend's answer does not come by here; its route has to say `advmss`.
+        clamp_mss: Option<u32> as Maybe<Count<536, 65_495>> = None,
         /// What decides whether a flow belongs to the canary.
         split_key: SplitKey as SplitKey = SplitKey::SourceIp,
         /// What decides which backend of a pool a flow goes to.

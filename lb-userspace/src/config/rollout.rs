@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::read::{Findings, Kind, List, Maybe, Node, Place, Shape, Tables, table, words};
-use super::value::{Count, Factor, HttpUrl, Multiple, Number, Text, Time, Truth};
+use super::value::{Count, Factor, HttpUrl, Multiple, Number, Prefix, Text, Time, Truth};
 use crate::api::Share;
 use crate::rollout::plan::{self, Analysis, Gate, Plan, Question};
 
@@ -46,6 +48,11 @@ table! {
         patience: Duration as Time<0, { 7 * DAY }> = Duration::from_secs(900),
         /// What too little data means when a step's time is over.
         on_no_data: OnNoData as OnNoData = OnNoData::Hold,
+        /// Networks of clients that belong to the canary as soon as it is open at all, whatever its share is: one's own people.
+        canary_clients: Vec<IpNet> as List<Prefix> = Vec::new(),
+        /// New connections a second that the canary takes at most, beside its share; more go to the stable pool. None of it
+        /// at 100 %.
+        max_new_connections: Option<u32> as Maybe<Count<1, 10_000_000>> = None,
         /// Where Prometheus is, for the metrics.
         prometheus: Option<HttpUrl> as Maybe<HttpUrl> = None,
         /// Figures that Prometheus is asked for, beside what the kernel program counts.
@@ -280,6 +287,8 @@ impl Rollout {
             tripwire: (self.analysis == AnalysisMode::Enforce && self.tripwire != Share::ZERO)
                 .then(|| self.tripwire.percent() / 100.0),
             lease: self.lease,
+            guests: !self.canary_clients.is_empty(),
+            cap: self.max_new_connections,
         }
     }
 }

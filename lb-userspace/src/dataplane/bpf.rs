@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
@@ -21,7 +22,9 @@ enum Command {
     Lookup = 1,
     Update = 2,
     Delete = 3,
+    NextKey = 4,
     ObjectGet = 7,
+    TestRun = 10,
     Info = 15,
     LookupAndDelete = 21,
     LookupBatch = 24,
@@ -60,6 +63,41 @@ struct ObjectAttr {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// `union bpf_attr` for test runs.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct TestRunAttr {
+    program: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    /// The kernel wants zeroes after `batch_size`.
+    pad: u32,
+}
+
+/// `struct xdp_md`, where `data` and `data_end` are offsets.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct XdpContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ifindex: u32,
+    queue: u32,
+    egress_ifindex: u32,
 }
 
 /// `union bpf_attr` for questions.
@@ -105,6 +143,32 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(Command::ObjectGet, &mut attr)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs an XDP program on a frame that is said to have come in by `ifindex`. Returns what it returned, and the frame as it
+/// left it.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> io::Result<(u32, Vec<u8>)> {
+    // No program adds more than the headroom that XDP gives.
+    let mut output = vec![0_u8; frame.len() + 256];
+    let context = XdpContext { data_end: frame.len() as u32, ifindex, ..XdpContext::zeroed() };
+    let mut attr = TestRunAttr {
+        program: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_in: address(frame),
+        data_size_out: output.len() as u32,
+        data_out: output.as_mut_ptr() as u64,
+        repeat: 1,
+        context_size_in: size_of::<XdpContext>() as u32,
+        context_in: address(&context),
+        ..TestRunAttr::zeroed()
+    };
+    bpf(Command::TestRun, &mut attr)?;
+    output.truncate(attr.data_size_out as usize);
+    Ok((attr.retval, output))
 }
 
 fn info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
@@ -181,12 +245,19 @@ fn open_map(path: &Path, key_size: usize, value_size: usize) -> io::Result<(Owne
 /// An array map as memory: what is stored here, the next packet sees.
 ///
 /// Values are whole words; each word is read and written atomically, a value of several words is not.
+///
+/// The kernel puts every page of an array into a mapping as it is made, so that large arrays are mapped as far as they are used:
+/// the address space of all of it is kept, and each [`WINDOW`] of it is mapped when something in it is asked for.
 pub struct Mapped<T> {
     fd: OwnedFd,
     words: NonNull<AtomicU64>,
     length: u32,
+    windows: Box<[OnceLock<()>]>,
     value: PhantomData<T>,
 }
+
+/// Bytes that are mapped at a time: whole pages, of every size that pages have.
+const WINDOW: usize = 1 << 20;
 
 // SAFETY: the memory is shared with the kernel anyway; all access is by atomic words.
 unsafe impl<T> Send for Mapped<T> {}
@@ -207,22 +278,32 @@ impl<T: Pod> Mapped<T> {
     pub fn open(path: &Path) -> io::Result<Self> {
         let (fd, info) = open_map(path, 4, size_of::<T>())?;
         let bytes = info.max_entries as usize * size_of::<T>();
-        // SAFETY: a new mapping of a descriptor that is ours.
+        // SAFETY: a new mapping of nothing, at a place of the kernel's choice.
         let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0)
         };
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let words = NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { fd, words, length: info.max_entries, value: PhantomData })
+        let windows = vec![OnceLock::new(); bytes.div_ceil(WINDOW)].into();
+        let mapped = Self { fd, words, length: info.max_entries, windows, value: PhantomData };
+        // What cannot be mapped at all is said now.
+        mapped.map_window(0)?;
+        Ok(mapped)
+    }
+
+    fn map_window(&self, window: usize) -> io::Result<()> {
+        let (start, all) = (window * WINDOW, self.length as usize * size_of::<T>());
+        let bytes = WINDOW.min(all - start);
+        // SAFETY: a part of our own address space, which nobody uses before its window says that it is there.
+        let memory = unsafe {
+            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+            let place = self.words.as_ptr().byte_add(start).cast();
+            libc::mmap(place, bytes, access, flags, self.fd.as_raw_fd(), start as libc::off_t)
+        };
+        if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// How many elements there are.
@@ -241,11 +322,18 @@ impl<T: Pod> Mapped<T> {
     ///
     /// # Panics
     ///
-    /// If there is no such element.
+    /// If there is no such element, or the kernel has no memory for the tables that show a process its pages.
     #[must_use]
     pub fn words(&self, index: u32) -> &[AtomicU64] {
         assert!(index < self.length, "element {index} of {}", self.length);
-        // SAFETY: in bounds of the mapping, which lives as long as `self`; atomics may be shared with the kernel.
+        let start = index as usize * size_of::<T>();
+        for window in start / WINDOW..=(start + size_of::<T>() - 1) / WINDOW {
+            self.windows[window].get_or_init(|| {
+                self.map_window(window).unwrap_or_else(|error| panic!("cannot map an array: {error}"));
+            });
+        }
+        // SAFETY: in bounds of the mapping, which lives as long as `self` and is there in this part; atomics may be shared with
+        // the kernel.
         unsafe {
             std::slice::from_raw_parts(self.words.as_ptr().add(index as usize * Self::WORDS), Self::WORDS)
         }
@@ -412,6 +500,29 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         }
     }
 
+    /// All keys, one by one: also of a trie, which cannot be read in batches like a hash map. Nobody else may change it
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn keys(&self) -> io::Result<Vec<K>> {
+        let mut keys: Vec<K> = Vec::new();
+        loop {
+            let mut next = K::zeroed();
+            let mut attr = ElementAttr {
+                map_fd: self.fd.as_raw_fd() as u32,
+                key: keys.last().map_or(0, address),
+                value: (&raw mut next) as u64,
+                ..ElementAttr::zeroed()
+            };
+            if !found(bpf(Command::NextKey, &mut attr))? {
+                return Ok(keys);
+            }
+            keys.push(next);
+        }
+    }
+
     /// How many entries there are.
     ///
     /// # Errors
@@ -497,6 +608,48 @@ impl<T: Pod> PerCpu<T> {
             .chunks_exact(Self::stride())
             .map(|bytes| bytemuck::pod_read_unaligned(&bytes[..size_of::<T>()]))
             .collect())
+    }
+
+    /// The values of the elements before `end`, each summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn sums(&self, end: u32) -> io::Result<Vec<T>>
+    where
+        T: std::ops::AddAssign,
+    {
+        const AT_ONCE: u32 = 1024;
+        let (end, stride) = (end.min(self.length), Self::stride() * self.cpus);
+        let mut sums: Vec<T> = Vec::with_capacity(end as usize);
+        let mut keys = vec![0u32; AT_ONCE as usize];
+        let mut values = vec![0u8; stride * AT_ONCE as usize];
+        while (sums.len() as u32) < end {
+            let (done, mut next) = (sums.len() as u32, 0u32);
+            let last = done.wrapping_sub(1);
+            let mut attr = BatchAttr {
+                in_batch: if done == 0 { 0 } else { address(&last) },
+                out_batch: (&raw mut next) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: AT_ONCE.min(end - done),
+                map_fd: self.fd.as_raw_fd() as u32,
+                ..BatchAttr::zeroed()
+            };
+            match bpf(Command::LookupBatch, &mut attr) {
+                // The end of the array; what there was of it is filled in.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && attr.count > 0 => {}
+                outcome => drop(outcome?),
+            }
+            for element in values[..stride * attr.count as usize].chunks_exact(stride) {
+                let mut sum = T::zeroed();
+                for bytes in element.chunks_exact(Self::stride()) {
+                    sum += bytemuck::pod_read_unaligned(&bytes[..size_of::<T>()]);
+                }
+                sums.push(sum);
+            }
+        }
+        Ok(sums)
     }
 
     /// Sets the element to zero on each CPU.

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::LoadError;
 
 /// The oldest kernel that the programs are made for.
-pub(super) const OLDEST: (u32, u32) = (6, 1);
+pub(crate) const OLDEST: (u32, u32) = (6, 1);
 
 /// Where a kernel shows its own types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";

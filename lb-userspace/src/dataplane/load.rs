@@ -42,6 +42,8 @@ const STAGES: &str = "STAGES";
 
 /// The global that switches logging in the kernel program on. At 0 the verifier cuts every log statement out.
 const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+/// Likewise for what is told to those who trace.
+const TRACE: &str = "LB_TRACE";
 
 /// What to load, and where to.
 #[derive(Clone, Debug)]
@@ -254,10 +256,8 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     make_directory(&directory)?;
     let adopted = directory.join("SETTINGS").exists();
 
-    let mut object = load_object(options, &directory)?;
-    for name in programs() {
-        xdp(&mut object, name)?.load().map_err(|error| refused(error, "load the programs"))?;
-    }
+    let mut object = load_object(options, &directory, None)?;
+    load_programs(&mut object)?;
     let stages = pin_stages(&mut object, &directory)?;
     let program = xdp(&mut object, PROGRAM)?;
     let info = program.info()?;
@@ -317,11 +317,18 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
     }
 }
 
-fn load_object(options: &Options, directory: &Path) -> Result<Ebpf, LoadError> {
+/// `traced`: the room for what is told of packets, in bytes, if something is.
+pub(super) fn load_object(
+    options: &Options,
+    directory: &Path,
+    traced: Option<u32>,
+) -> Result<Ebpf, LoadError> {
     let room = &options.capacities;
     let mut loader = EbpfLoader::new();
     loader
         .override_global(LOG_LEVEL, &options.log_level, true)
+        .override_global(TRACE, if traced.is_some() { &1u8 } else { &0u8 }, true)
+        .map_max_entries("TRACED", traced.unwrap_or(4096))
         .map_max_entries("FLOWS", room.flows)
         .map_max_entries("UDP_FLOWS", room.udp_flows)
         .map_max_entries("HALF_OPEN", room.half_open)
@@ -364,12 +371,20 @@ fn programs() -> impl Iterator<Item = &'static str> {
     std::iter::once(PROGRAM).chain(Stage::ALL.iter().map(|stage| stage.program()))
 }
 
-fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
+/// Loads the programs of all stages.
+pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
+    for name in programs() {
+        xdp(object, name)?.load().map_err(|error| refused(error, "load the programs"))?;
+    }
+    Ok(())
+}
+
+pub(super) fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
     object.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }
 
 /// Fills the array through which the programs of stages are reached, and pins it. Returns its pin.
-fn pin_stages(object: &mut Ebpf, directory: &Path) -> Result<PathBuf, LoadError> {
+pub(super) fn pin_stages(object: &mut Ebpf, directory: &Path) -> Result<PathBuf, LoadError> {
     let mut map = object.take_map(STAGES).ok_or(ProgramError::UnexpectedProgramType)?;
     let mut array = ProgramArray::try_from(&mut map).map_err(EbpfError::from)?;
     for stage in Stage::ALL {
@@ -401,14 +416,14 @@ fn forget_other_stages(directory: &Path, stages: &Path) {
     }
 }
 
-fn refused(error: ProgramError, what: &str) -> LoadError {
+pub(super) fn refused(error: ProgramError, what: &str) -> LoadError {
     match &error {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             LoadError::Permission { what: what.to_owned() }
         }
-        // What the verifier says to those without CAP_PERFMON, about a comparison that it lets others make.
+        // What the verifier says to those without CAP_PERFMON, about arithmetic that it lets others do.
         ProgramError::LoadError { verifier_log, .. }
-            if verifier_log.to_string().contains("pointer comparison prohibited") =>
+            if verifier_log.to_string().contains("prohibited for !root") =>
         {
             LoadError::Permission { what: what.to_owned() }
         }
@@ -425,6 +440,24 @@ fn pin_program(program: &mut Xdp, name: &str, directory: &Path) -> Result<(), Lo
     let _ = fs::remove_file(&aside);
     program.pin(&aside).map_err(|error| pin("pin", &aside, io::Error::other(error)))?;
     fs::rename(&aside, &path).map_err(|source| pin("pin", &path, source))
+}
+
+/// Gives the link of an interface another program.
+pub(super) fn swap(program: &mut Xdp, interface: &Attached, directory: &Path) -> Result<(), LoadError> {
+    let failed = |source| LoadError::Attach { name: interface.name.clone(), source };
+    let path = link_pin(directory, interface.mode, interface.ifindex);
+    let pinned = PinnedLink::from_pin(&path).map_err(|error| LoadError::Pin {
+        what: "open",
+        path,
+        source: io::Error::other(error),
+    })?;
+    let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else {
+        return Err(LoadError::NoLink { name: interface.name.clone() });
+    };
+    let id = program.attach_to_link(link).map_err(failed)?;
+    // The pin keeps it; our descriptor is not needed.
+    drop(program.take_link(id).map_err(failed)?);
+    Ok(())
 }
 
 fn attach(

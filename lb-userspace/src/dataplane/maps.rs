@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use lb_common::abi::{
-    Backend, Device, FlowEntry, FlowKey, HalfOpen, LAYOUT, Replier, Service, Settings, Traffic, VipKey,
+    Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey, HalfOpen,
+    LAYOUT, Replier, Service, Settings, Traffic, VipKey,
 };
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::Measure;
@@ -43,6 +44,8 @@ pub struct Maps {
     pub replies: Hash<VipKey, Replier>,
     /// Flows past the VIP -> when noted.
     pub direct: Hash<FlowKey, u32>,
+    /// Packets in fragments -> where the first one went.
+    pub fragments: Hash<FragmentKey, FragmentEntry>,
     /// TCP flows.
     pub flows: Hash<FlowKey, FlowEntry>,
     /// UDP flows.
@@ -65,6 +68,10 @@ pub struct Maps {
     pub pool_limits: Mapped<Limit>,
     /// Connections that are counted.
     pub open: Hash<FlowKey, Open>,
+    /// Networks of guests -> 1. A trie: a look-up finds the longest prefix, and it cannot be read in batches.
+    pub guests: Hash<GuestKey, u32>,
+    /// One element.
+    pub faults: Mapped<[Fault; FAULTS]>,
     /// One element.
     pub counters: PerCpu<Counters>,
     /// By pool index.
@@ -96,6 +103,8 @@ pub const NAMES: &[&str] = &[
     "EGRESS",
     "REPLIES",
     "DIRECT",
+    "FRAGMENTS",
+    "MESSAGES",
     "FLOWS",
     "UDP_FLOWS",
     "HALF_OPEN",
@@ -108,6 +117,8 @@ pub const NAMES: &[&str] = &[
     "LIMITS",
     "POOL_LIMITS",
     "OPEN",
+    "GUESTS",
+    "FAULTS",
     "WANTED",
     "COUNTERS",
     "POOL_TRAFFIC",
@@ -139,6 +150,7 @@ impl Maps {
             egress: at(directory, "EGRESS", Hash::open)?,
             replies: at(directory, "REPLIES", Hash::open)?,
             direct: at(directory, "DIRECT", Hash::open)?,
+            fragments: at(directory, "FRAGMENTS", Hash::open)?,
             flows: at(directory, "FLOWS", Hash::open)?,
             udp_flows: at(directory, "UDP_FLOWS", Hash::open)?,
             half_open: at(directory, "HALF_OPEN", Hash::open)?,
@@ -150,6 +162,8 @@ impl Maps {
             limits: at(directory, "LIMITS", Mapped::open)?,
             pool_limits: at(directory, "POOL_LIMITS", Mapped::open)?,
             open: at(directory, "OPEN", Hash::open)?,
+            guests: at(directory, "GUESTS", Hash::open)?,
+            faults: at(directory, "FAULTS", Mapped::open)?,
             counters: at(directory, "COUNTERS", PerCpu::open)?,
             pool_traffic: at(directory, "POOL_TRAFFIC", PerCpu::open)?,
             backend_traffic: at(directory, "BACKEND_TRAFFIC", PerCpu::open)?,

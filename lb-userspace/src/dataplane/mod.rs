@@ -4,12 +4,15 @@ pub mod bpf;
 mod kernel;
 mod load;
 pub mod maps;
+mod trace;
 
+pub(crate) use kernel::OLDEST as OLDEST_KERNEL;
 pub use kernel::check as check_kernel;
 pub(crate) use kernel::has_btf;
 pub(crate) use load::is_bpffs;
 pub use load::{
-    Attached, Capacities, LoadError, Loaded, Native, OBJECT, Options, attach_again, detach,
+    Attached, Capacities, LoadError, Loaded, Native, OBJECT, Options, PROGRAM, attach_again, detach,
     forget_other_links, load,
 };
 pub use maps::{Maps, OpenError};
+pub use trace::{Traced, begin as trace};

@@ -66,15 +66,20 @@ const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("
 
 /// `status` is the text of proc_pid_status(5).
 fn privileges(status: &str) -> Result<String, String> {
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-    let Some(effective) = effective else { return Err("/proc does not say which there are".to_owned()) };
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(_, bit)| effective & 1 << bit == 0).map(|(name, _)| *name).collect();
+    let Some(missing) = missing_capabilities(status) else {
+        return Err("/proc does not say which there are".to_owned());
+    };
     match missing.as_slice() {
         [] => Ok("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN".to_owned()),
         missing => Err(format!("{} missing; run lbd as root or by its unit file", missing.join(" and "))),
     }
+}
+
+/// The capabilities that lbd needs and a process does not have; `None` if `status` (proc_pid_status(5)) does not say.
+pub(crate) fn missing_capabilities(status: &str) -> Option<Vec<&'static str>> {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
+    Some(NEEDED.iter().filter(|(_, bit)| effective & 1 << bit == 0).map(|(name, _)| *name).collect())
 }
 
 fn kernel() -> Result<String, String> {

@@ -9,6 +9,7 @@
 //! | [`Links`] | the interfaces |
 //! | [`NextHops`] | route, source address and MAC for a set of destinations; keeps their neighbours resolved |
 //! | [`Resolver`] | asks for single neighbours, for the kernel program |
+//! | [`Survey`] | reads addresses, routes and neighbours once, for `lbctl doctor` |
 //! | [`Vips`] | addresses of this host that are VIPs, and their announcements |
 //!
 //! CAP_NET_ADMIN is enough, with one exception that is said at [`Vips`]. All sockets belong to the network namespace
@@ -25,6 +26,7 @@ mod next_hops;
 mod request;
 mod resolver;
 mod route;
+mod survey;
 #[cfg(test)]
 mod testing;
 mod vips;
@@ -36,6 +38,7 @@ pub use links::{Links, list_links};
 pub use neighbour::release_neighbours;
 pub use next_hops::{NextHop, NextHopEvent, NextHops, Unreachable};
 pub use resolver::{Asked, Resolver, resolve};
+pub use survey::{AttachedXdp, Hop, HostAddress, Survey};
 pub use vips::{Vip, VipError, VipState, Vips, remove_vips};
 
 /// The mark of neighbours and addresses that are ours, in NDA_PROTOCOL and IFA_PROTO (shown as `proto 108` by

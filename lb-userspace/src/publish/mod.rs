@@ -13,15 +13,16 @@
 mod registry;
 pub mod split;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ipnet::IpNet;
 use lb_common::abi::{
-    Address, Backend, Device, FILTER_BITS, LAYOUT, Life, MAX_SOURCES, NextHop, Port, Replier, Service,
-    Settings, Slot, Split, VipKey,
+    Address, Backend, Device, FILTER_BITS, GuestKey, LAYOUT, Life, MAX_SOURCES, NextHop, Port, Replier,
+    Service, Settings, Slot, Split, VipKey,
 };
 use lb_common::abi::{Mode, OnEmpty};
 use lb_common::hash::{Keys, Purpose, Seed};
@@ -47,6 +48,12 @@ pub struct ServicePlan {
     pub on_empty: OnEmpty,
     /// Flags of [`Service`].
     pub flags: u16,
+    /// UDP port that takes tunnels; "any": they come without UDP.
+    pub gue_port: Port,
+    /// The largest segment that a SYN may speak of, if it is limited.
+    pub clamp_mss: u16,
+    /// Networks of clients that belong to the canary as soon as it is open at all.
+    pub guests: Vec<IpNet>,
     /// Bits of the client's address that the split sees.
     pub split_mask: [u32; 4],
     /// Makes another set of clients the first of the canary.
@@ -174,6 +181,10 @@ pub struct Publisher {
     pub registry: Registry,
 }
 
+/// Nanoseconds between "packet too big" messages per CPU, beyond a burst: about a thousand a second, as Linux's own
+/// (`icmp_msgs_per_sec`).
+const MESSAGE_INTERVAL: u32 = 1 << 20;
+
 impl Publisher {
     /// Takes the maps over, with whatever is in them.
     ///
@@ -194,6 +205,7 @@ impl Publisher {
         settings.udp_idle = udp_idle;
         settings.tunnel_v4 = tunnel_v4;
         settings.tunnel_v6 = tunnel_v6;
+        settings.message_interval = MESSAGE_INTERVAL;
         self.maps.settings.write(0, &settings);
     }
 
@@ -271,7 +283,8 @@ impl Publisher {
             published.changed |= self.switch_off(id);
         }
         published.changed |= self.budget(index, plan.budget);
-        published.changed |= self.service(index, plan, indexes, seed);
+        let guests = self.guests(index, plan)?;
+        published.changed |= self.service(index, plan, indexes, guests, seed);
         if plan.canary.is_none() {
             self.registry.drop_canary(index);
         }
@@ -352,7 +365,8 @@ impl Publisher {
             service,
             // An agent that has just started learns it later; until then what stood for clients goes on.
             source: member.source.unwrap_or_else(|| self.maps.backends.read(id.into()).source),
-            reserved: 0,
+            gue_port: plan.gue_port,
+            pad: [0; 3],
         };
         let limited = limit(&self.maps.limits, id, &plan.limits.backend);
         let mut changed =
@@ -406,16 +420,20 @@ impl Publisher {
             let word = self.maps.slots.word(table.first + slot, 0);
             if fresh {
                 word.store(Slot::of(new, new, 0).0, Ordering::Release);
+                *table.takers.entry(new).or_default() += 1;
                 continue;
             }
             let step = word.try_update(Ordering::AcqRel, Ordering::Acquire, |word| {
                 let old = Slot(word);
                 settle::pointed(old, new, old.home() == 0 || dead.contains(&old.home())).map(|slot| slot.0)
             });
-            if step.is_ok() {
+            if let Ok(old) = step {
                 changed += 1;
-                table.changed[slot as usize] = now;
+                table.note(slot, Slot(old).new(), new, now);
             }
+        }
+        if fresh || changed > 0 {
+            self.registry.disturb(service);
         }
         Ok(if fresh { size } else { changed })
     }
@@ -432,10 +450,41 @@ impl Publisher {
         word.try_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
     }
 
-    fn service(&mut self, index: u32, plan: &ServicePlan, pools: [u16; 2], seed: &Seed) -> bool {
+    /// Writes the networks of guests, and returns whether there are any. While some flow may be in the canary they stay as
+    /// they are: its clients would change sides.
+    fn guests(&mut self, index: u32, plan: &ServicePlan) -> Result<bool, PublishError> {
+        let wanted: BTreeSet<GuestKey> = plan.guests.iter().map(|network| guest(index, *network)).collect();
+        let service = self.maps.services.read(index);
+        let known = self.registry.guests.entry(index).or_default();
+        if service.split().0 == 0 && service.home() == 0 && *known != wanted {
+            for gone in known.difference(&wanted) {
+                self.maps.guests.remove(gone).map_err(map_error("GUESTS"))?;
+            }
+            for new in wanted.difference(known) {
+                self.maps.guests.insert(new, &1).map_err(map_error("GUESTS"))?;
+            }
+            *known = wanted;
+        }
+        Ok(!known.is_empty())
+    }
+
+    fn service(
+        &mut self,
+        index: u32,
+        plan: &ServicePlan,
+        pools: [u16; 2],
+        guests: bool,
+        seed: &Seed,
+    ) -> bool {
         let wanted = plan.flags & Service::MEASURED != 0;
         let measure = self.registry.measure(index, wanted.then(|| self.maps.measures.len()));
-        let flags = if measure == 0 { plan.flags & !Service::MEASURED } else { plan.flags };
+        let mut flags = plan.flags;
+        if measure == 0 {
+            flags &= !(Service::MEASURED | Service::CAPPED);
+        }
+        if guests {
+            flags |= Service::GUESTS;
+        }
         let Some(record) = self.registry.services.get(&index) else { return false };
         let stable_slots = record.stable.as_ref().map_or(0, |table| table.first);
         // Without a canary nobody looks there. If somebody did, it should not be at another service's slots.
@@ -457,6 +506,7 @@ impl Publisher {
             canary_pool: pools[1],
             measure,
             on_limit: plan.limits.on_limit.unwrap_or(plan.on_empty) as u8,
+            clamp_mss: plan.clamp_mss,
             ..Service::default()
         };
         // What stands before the tables changes by its own rules (`split`).
@@ -529,7 +579,7 @@ impl Publisher {
     pub fn remove(&mut self, key: &VipKey) -> Result<bool, PublishError> {
         let Some(index) = self.registry.service_index(key) else { return Ok(false) };
         self.maps.vips.remove(key).map_err(map_error("VIPS"))?;
-        for id in self.registry.backends_of(index) {
+        for id in self.registry.backends_of(index).collect::<Vec<_>>() {
             self.forget_replies(id, key.protocol)?;
             self.switch_off(id);
             self.registry.free_backend(&self.maps, id);
@@ -621,4 +671,9 @@ fn set_filter(maps: &Maps, filter: usize, address: Address) {
 
 fn map_error(map: &'static str) -> impl Fn(io::Error) -> PublishError {
     move |source| PublishError::Map { map, source }
+}
+/// The key of a network of guests.
+fn guest(service: u32, network: IpNet) -> GuestKey {
+    let bits = u32::from(network.prefix_len()) + if network.addr().is_ipv4() { 96 } else { 0 };
+    GuestKey::network(service, network.network().into(), bits)
 }

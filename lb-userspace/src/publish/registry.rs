@@ -1,12 +1,13 @@
 //! What is where in the maps. The maps are the truth: everything here is read back from them when an agent starts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::sync::atomic::Ordering;
 
 use bytemuck::Zeroable;
-use lb_common::abi::{Address, Backend, Device, Life, Port, Service, Slot, VipKey};
+use lb_common::abi::{Address, Backend, Device, GuestKey, Life, Port, Service, Slot, VipKey};
 use lb_common::limit::Limit;
-use lb_common::settle::SplitClock;
+use lb_common::settle::{SplitClock, Takers};
 use lb_common::watch::Watch;
 use thiserror::Error;
 
@@ -32,13 +33,21 @@ pub struct Registry {
     /// By backend id.
     backends: HashMap<u16, (u32, Address, Port)>,
     ids: HashMap<(u32, Address, Port), u16>,
+    /// By service index.
+    members: HashMap<u32, BTreeSet<u16>>,
+    /// No smaller id is free.
+    first_free: u16,
     /// Service and name by pool index; a name is unknown until a plan has members that are in the pool.
     pools: BTreeMap<u16, (u32, Option<String>)>,
+    /// By service index.
+    pools_of: HashMap<u32, BTreeSet<u16>>,
     devices: HashMap<u32, u16>,
     /// First slot and size of the tables.
     regions: BTreeMap<u32, u32>,
     /// Service -> index of its measure.
     measures: HashMap<u32, u16>,
+    /// Service -> the networks of its guests, as they are in the kernel.
+    pub(super) guests: HashMap<u32, BTreeSet<GuestKey>>,
 }
 
 /// What a service has.
@@ -52,6 +61,8 @@ pub struct ServiceRecord {
     pub canary: Option<Table>,
     /// When the split last changed.
     pub split: SplitClock,
+    /// A sweep has found every slot settled, and none has changed since.
+    pub at_rest: bool,
 }
 
 /// A pool's table.
@@ -61,9 +72,33 @@ pub struct Table {
     pub first: u32,
     /// When each slot last changed, in ticks.
     pub changed: Vec<u32>,
+    /// How many slots send new flows to each backend id.
+    pub takers: Takers,
 }
 
 impl Table {
+    /// As it is in the maps; whatever is unsettled counts as changed `now`.
+    fn adopt(maps: &Maps, first: u32, size: u32, now: u32) -> Self {
+        let mut takers = Takers::new();
+        for index in first..first + size {
+            let slot = Slot(maps.slots.word(index, 0).load(Ordering::Relaxed));
+            *takers.entry(slot.new()).or_default() += 1;
+        }
+        Self { first, changed: vec![now; size as usize], takers }
+    }
+
+    /// Notes that a slot sends new flows to another backend, at `now`.
+    pub(super) fn note(&mut self, slot: u32, before: u16, after: u16, now: u32) {
+        self.changed[slot as usize] = now;
+        if let Some(count) = self.takers.get_mut(&before) {
+            *count -= 1;
+            if *count == 0 {
+                self.takers.remove(&before);
+            }
+        }
+        *self.takers.entry(after).or_default() += 1;
+    }
+
     /// In slots.
     #[must_use]
     pub fn size(&self) -> u32 {
@@ -89,10 +124,14 @@ impl Registry {
             keys: HashMap::new(),
             backends: HashMap::new(),
             ids: HashMap::new(),
+            members: HashMap::new(),
+            first_free: 1,
             pools: BTreeMap::new(),
+            pools_of: HashMap::new(),
             devices: HashMap::new(),
             regions: BTreeMap::new(),
             measures: HashMap::new(),
+            guests: HashMap::new(),
         };
         for (key, index) in maps.vips.entries()? {
             if index < maps.services.len() {
@@ -105,8 +144,14 @@ impl Registry {
                 let key = (backend.service, backend.address, backend.port);
                 registry.backends.insert(id, key);
                 registry.ids.insert(key, id);
-                registry.pools.entry(backend.pool).or_insert((backend.service, None));
+                registry.members.entry(backend.service).or_default().insert(id);
+                if !registry.pools.contains_key(&backend.pool) {
+                    registry.note_pool(backend.pool, backend.service, None);
+                }
             }
+        }
+        for key in maps.guests.keys()? {
+            registry.guests.entry(key.service).or_default().insert(key);
         }
         for index in 0..maps.devices.len() as u16 {
             let device = maps.devices.read(index.into());
@@ -126,7 +171,7 @@ impl Registry {
             let fits = first.checked_add(service.table_size).is_some_and(|end| end <= maps.slots.len());
             (pool != 0 && service.table_size != 0 && fits).then(|| {
                 self.regions.insert(first, service.table_size);
-                Table { first, changed: vec![now; service.table_size as usize] }
+                Table::adopt(maps, first, service.table_size, now)
             })
         };
         let record = ServiceRecord {
@@ -134,19 +179,26 @@ impl Registry {
             stable: table(service.stable_pool, service.stable_slots),
             canary: table(service.canary_pool, service.canary_slots),
             split: SplitClock::new(service.split().new(), now),
+            at_rest: false,
         };
         for pool in [service.stable_pool, service.canary_pool] {
             if pool != 0 {
-                self.pools.insert(pool, (index, None));
+                self.note_pool(pool, index, None);
             }
         }
         self.keys.insert(key, index);
         self.services.insert(index, record);
     }
 
+    fn note_pool(&mut self, pool: u16, service: u32, name: Option<String>) {
+        self.pools.insert(pool, (service, name));
+        self.pools_of.entry(service).or_default().insert(pool);
+    }
+
     /// The canary's table is the stable pool's from now on.
     pub(super) fn promote_canary(&mut self, service: u32) {
         let Some(record) = self.services.get_mut(&service) else { return };
+        record.at_rest = false;
         if let Some(table) = record.canary.take()
             && let Some(old) = record.stable.replace(table)
         {
@@ -156,8 +208,17 @@ impl Registry {
 
     /// The canary's table is nobody's from now on.
     pub(super) fn drop_canary(&mut self, service: u32) {
-        if let Some(table) = self.services.get_mut(&service).and_then(|record| record.canary.take()) {
+        let Some(record) = self.services.get_mut(&service) else { return };
+        if let Some(table) = record.canary.take() {
+            record.at_rest = false;
             self.regions.remove(&table.first);
+        }
+    }
+
+    /// Some slots of a service have changed.
+    pub(super) fn disturb(&mut self, service: u32) {
+        if let Some(record) = self.services.get_mut(&service) {
+            record.at_rest = false;
         }
     }
 
@@ -181,7 +242,8 @@ impl Registry {
         maps.services.write(index, &Service::zeroed());
         self.keys.insert(*key, index);
         let split = SplitClock { closed: true, ..SplitClock::new(0, 0) };
-        self.services.insert(index, ServiceRecord { key: *key, stable: None, canary: None, split });
+        let record = ServiceRecord { key: *key, stable: None, canary: None, split, at_rest: false };
+        self.services.insert(index, record);
         Ok(index)
     }
 
@@ -191,7 +253,9 @@ impl Registry {
         for table in [record.stable, record.canary].into_iter().flatten() {
             self.regions.remove(&table.first);
         }
-        self.pools.retain(|_, (service, _)| *service != index);
+        for pool in self.pools_of.remove(&index).unwrap_or_default() {
+            self.pools.remove(&pool);
+        }
         self.measures.remove(&index);
     }
 
@@ -201,7 +265,8 @@ impl Registry {
         let is = |index: u16, name: Option<&str>| {
             self.pools.get(&index).is_some_and(|(owner, known)| *owner == service && known.as_deref() == name)
         };
-        let named = self.pools.keys().copied().find(|&index| is(index, Some(&pool.name)));
+        let pools = self.pools_of.get(&service).into_iter().flatten();
+        let named = pools.copied().find(|&index| is(index, Some(&pool.name)));
         named.or_else(|| {
             pool.members
                 .iter()
@@ -229,7 +294,7 @@ impl Registry {
                 index
             }
         };
-        self.pools.insert(index, (service, Some(pool.name.clone())));
+        self.note_pool(index, service, Some(pool.name.clone()));
         Ok(index)
     }
 
@@ -268,9 +333,19 @@ impl Registry {
     }
 
     /// All ids of a service, also of backends that are on their way out.
+    pub fn backends_of(&self, service: u32) -> impl Iterator<Item = u16> + '_ {
+        self.members.get(&service).into_iter().flatten().copied()
+    }
+
+    /// Every id that somebody has.
+    pub fn backend_ids(&self) -> impl Iterator<Item = u16> + '_ {
+        self.backends.keys().copied()
+    }
+
+    /// The highest index of a pool.
     #[must_use]
-    pub fn backends_of(&self, service: u32) -> Vec<u16> {
-        self.backends.iter().filter(|(_, key)| key.0 == service).map(|(&id, _)| id).collect()
+    pub fn last_pool(&self) -> Option<u16> {
+        self.pools.last_key_value().map(|(&index, _)| index)
     }
 
     /// How many backends there are.
@@ -297,11 +372,13 @@ impl Registry {
             return Ok(id);
         }
         let capacity = maps.backend_room();
-        let id = ids(maps.backends.len()).find(|id| !self.backends.contains_key(id)).ok_or(Full {
+        let mut free = ids(maps.backends.len()).skip_while(|&id| id < self.first_free);
+        let id = free.find(|id| !self.backends.contains_key(id)).ok_or(Full {
             what: "backends",
             setting: "backends",
             capacity,
         })?;
+        self.first_free = id;
         let before = maps.backends.read(id.into()).life();
         let fresh =
             Backend { life: Life::of(before.generation().wrapping_add(1), false).0, ..Backend::zeroed() };
@@ -312,12 +389,17 @@ impl Registry {
         maps.limits.write(id.into(), &Limit::zeroed());
         self.backends.insert(id, key);
         self.ids.insert(key, id);
+        self.members.entry(service).or_default().insert(id);
         Ok(id)
     }
 
     pub(super) fn free_backend(&mut self, maps: &Maps, id: u16) {
         if let Some(key) = self.backends.remove(&id) {
             self.ids.remove(&key);
+            if let Some(members) = self.members.get_mut(&key.0) {
+                members.remove(&id);
+            }
+            self.first_free = self.first_free.min(id);
         }
         // The generation stays, so that the id's next owner is another one.
         let life = maps.backends.read(id.into()).life;
@@ -342,7 +424,8 @@ impl Registry {
         let first = room.ok_or(full)?;
         self.regions.insert(first, size);
         // Long ago: a table that nobody has used yet has nothing to wait for.
-        Ok((place.insert(Table { first, changed: vec![0; size as usize] }), true))
+        let table = Table { first, changed: vec![0; size as usize], takers: Takers::new() };
+        Ok((place.insert(table), true))
     }
 
     /// The first gap between tables that has room for `size` slots.
@@ -368,16 +451,5 @@ impl Registry {
         maps.devices.write(index.into(), &Device::zeroed());
         self.devices.insert(ifindex, index);
         Ok(index)
-    }
-
-    /// How many slots of a table send new flows to each backend id.
-    #[must_use]
-    pub fn slots_by_backend(&self, maps: &Maps, table: &Table) -> HashMap<u16, u32> {
-        let mut counts = HashMap::new();
-        for index in table.slots() {
-            let slot = Slot(maps.slots.word(index, 0).load(std::sync::atomic::Ordering::Relaxed));
-            *counts.entry(slot.new()).or_default() += 1;
-        }
-        counts
     }
 }

@@ -43,6 +43,9 @@ pub struct Rollout {
     /// The gate was approved by an operator, perhaps before it was reached.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub approved: bool,
+    /// An operator has forced it: nobody else takes it back.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub forced: bool,
     /// Why it is where it is, in a sentence.
     pub reason: String,
 }
@@ -182,6 +185,7 @@ impl Rollout {
             since: now,
             paused: None,
             approved: false,
+            forced: false,
             reason: "it begins when the pool is ready".to_owned(),
         }
     }
@@ -194,6 +198,12 @@ impl Rollout {
             Phase::Holding | Phase::Gate => self.plan.steps.get(self.step).map_or(0.0, |step| step.weight),
             Phase::Soaking | Phase::Promoted => 100.0,
         }
+    }
+
+    /// Whether anybody is to enter the canary: at a share of 0 % its guests are.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.share() > 0.0 || (self.plan.guests && matches!(self.phase, Phase::Holding | Phase::Gate))
     }
 
     /// How long the phase, or the step, has lasted; pauses do not count.
@@ -248,6 +258,7 @@ pub fn advance(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollo
     // A canary that nobody serves any more, unless there is nobody else either.
     if let Some(why) = &facts.not_ready
         && facts.stable_takes
+        && !rollout.forced
     {
         return Some(rollout.back(now, format!("the pool cannot serve any more: {why}")));
     }
@@ -337,6 +348,8 @@ pub enum Order {
     Promote,
     /// To 100 % at once.
     PromoteFull,
+    /// To 100 % at once, whatever anybody thinks of it: from then on only an operator takes it back.
+    Force,
     /// Back to nothing.
     Abort,
     /// Once more, from the first step.
@@ -352,6 +365,7 @@ impl Order {
         Self::Resume,
         Self::Promote,
         Self::PromoteFull,
+        Self::Force,
         Self::Abort,
         Self::Retry,
         Self::Approve,
@@ -365,6 +379,7 @@ impl Order {
             Self::Resume => "resume",
             Self::Promote => "promote",
             Self::PromoteFull => "promote-full",
+            Self::Force => "promote-force",
             Self::Abort => "abort",
             Self::Retry => "retry",
             Self::Approve => "approve",
@@ -409,6 +424,12 @@ pub fn obey(rollout: &Rollout, order: Order, now: Timestamp) -> Result<Rollout, 
         }
         Order::Promote => Ok(rollout.next_step(now, "promoted by hand")),
         Order::PromoteFull => Ok(rollout.to_phase(Phase::Soaking, now, "promoted to the end by hand")),
+        Order::Force => {
+            let mut forced = rollout.to_phase(Phase::Soaking, now, "forced to the end by hand");
+            forced.plan.analysis.enforce = false;
+            (forced.plan.tripwire, forced.forced) = (None, true);
+            Ok(forced)
+        }
         Order::Retry if phase == Phase::Promoted => Err("it was promoted".to_owned()),
         Order::Retry => Ok(Rollout::begin(rollout.to.clone(), rollout.plan.clone(), now)),
     }

@@ -32,6 +32,12 @@ pub struct Plan {
     #[serde(with = "maybe_seconds", skip_serializing_if = "Option::is_none", default)]
     #[schemars(with = "Option<f64>")]
     pub lease: Option<Duration>,
+    /// Some clients are guests of the canary: a step of 0 % is open to them.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub guests: bool,
+    /// New connections a second that the canary takes at most, below 100 %.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cap: Option<u32>,
 }
 
 /// A share, and what has to hold before the next one.

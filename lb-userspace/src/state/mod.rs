@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{AdminState, Backend, Config, PoolName, Service, ServiceName};
+use crate::publish::split;
 use crate::rollout::engine::Rollout;
 
 pub use discovered::Discovered;
@@ -122,6 +123,13 @@ pub struct Override<T> {
 }
 
 impl Intent {
+    /// The canary's share in units of 2^-32. What a rollout opens to guests only is open by the least there is.
+    #[must_use]
+    pub fn share(&self) -> u32 {
+        let open = self.rollout.as_ref().is_some_and(Rollout::is_open);
+        split::share(self.split).max(u32::from(open))
+    }
+
     /// What holds of a service that nobody has touched: the first pool is stable, the second one the canary, at 0 %.
     #[must_use]
     pub fn of(service: &Service) -> Option<Self> {

@@ -1,6 +1,6 @@
 //! An agent that is made up: two services, and a note of each change that it was asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use lb_userspace::api::*;
 use lb_userspace::config::{AdminState, Loaded, Mode, Protocol};
 use lb_userspace::rollout::engine::{Order, Phase};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 pub const REVISION: u64 = 17;
 
@@ -25,6 +25,8 @@ pub struct Agent {
     pub hanging: AtomicBool,
     /// How many flows the first backend has.
     pub flows: AtomicU64,
+    /// A rollout that is under way, look by look; the last one stays.
+    pub rollouts: Mutex<VecDeque<RolloutStatus>>,
     events: Mutex<Vec<Event>>,
     live: broadcast::Sender<Event>,
 }
@@ -38,6 +40,7 @@ impl Agent {
             starting: AtomicBool::new(false),
             hanging: AtomicBool::new(false),
             flows: AtomicU64::new(3),
+            rollouts: Mutex::default(),
             events: Mutex::default(),
             live: broadcast::Sender::new(16),
         };
@@ -547,7 +550,9 @@ impl Control for Agent {
 
     async fn rollout(&self, service: String) -> Answer<RolloutStatus> {
         self.find(&service)?;
-        Ok(rollout(&service, Phase::RolledBack))
+        let mut rollouts = self.rollouts.lock().unwrap();
+        let next = if rollouts.len() > 1 { rollouts.pop_front() } else { rollouts.front().cloned() };
+        Ok(next.unwrap_or_else(|| rollout(&service, Phase::RolledBack)))
     }
 
     async fn order_rollout(
@@ -560,6 +565,62 @@ impl Control for Agent {
         self.find(&service)?;
         self.asked(&call, format!("rollout {service} {} {:?}", order.as_str(), request.reason)).await?;
         Ok(rollout(&service, Phase::Holding))
+    }
+
+    async fn trace(&self, _: Call, request: Trace) -> Answer<mpsc::Receiver<Traced>> {
+        if request.port == Some(1) {
+            return Err(ApiError::new(ErrorCode::TraceUnderWay, "somebody traces already"));
+        }
+        let (sender, receiver) = mpsc::channel(8);
+        let arrives = Traced {
+            time: "2026-11-21T06:12:00.123456789Z".to_owned(),
+            cpu: 1,
+            packet: 7,
+            point: TracePoint::Arrives,
+            interface: Some("eth0".to_owned()),
+            length: 74,
+            from: Some("198.51.100.7:40000".to_owned()),
+            to: Some("203.0.113.10:443".to_owned()),
+            kind: "tcp syn".to_owned(),
+            stage: None,
+            action: None,
+            reason: None,
+            meaning: None,
+            backend: None,
+            begins: false,
+            lost: 0,
+            bytes: request.bytes.then(|| "020000000001020000000002".to_owned()),
+        };
+        let ends = Traced {
+            point: TracePoint::Ends,
+            interface: Some("eth1".to_owned()),
+            action: Some("transmit".to_owned()),
+            reason: Some("forwarded".to_owned()),
+            meaning: Some("To a backend.".to_owned()),
+            backend: Some("checkout/v42/10.0.2.11:8443".to_owned()),
+            begins: true,
+            ..arrives.clone()
+        };
+        for traced in [arrives, ends] {
+            sender.send(traced).await.expect("room for both");
+        }
+        Ok(receiver)
+    }
+
+    async fn faults(&self) -> Answer<Faults> {
+        Ok(faults())
+    }
+
+    async fn add_fault(&self, call: Call, service: String, request: AddFault) -> Answer<Faults> {
+        let AddFault { action, share, seconds, pool, backend, clients, reason } = request;
+        let where_to = format!("{service} {pool:?} {backend:?} {clients:?}");
+        self.asked(&call, format!("fault {action} {share} of {where_to} for {seconds} {reason:?}")).await?;
+        Ok(faults())
+    }
+
+    async fn clear_faults(&self, call: Call, request: ClearFaults) -> Answer<Faults> {
+        self.asked(&call, format!("clear faults {:?} {:?}", request.id, request.reason)).await?;
+        Ok(Faults { api: Api::V1, faults: Vec::new() })
     }
 
     async fn explain(&self, request: Explain) -> Answer<Explanation> {
@@ -597,7 +658,21 @@ impl Control for Agent {
     }
 }
 
-fn rollout(service: &str, phase: Phase) -> RolloutStatus {
+fn faults() -> Faults {
+    let fault = FaultStatus {
+        id: 1,
+        service: "checkout".to_owned(),
+        action: FaultAction::Reset,
+        percent: 5.0,
+        pool: Some("v42".to_owned()),
+        backend: None,
+        clients: Some("10.1.0.0/16".to_owned()),
+        left_seconds: 29.5,
+    };
+    Faults { api: Api::V1, faults: vec![fault] }
+}
+
+pub fn rollout(service: &str, phase: Phase) -> RolloutStatus {
     RolloutStatus {
         api: Api::V1,
         service: service.to_owned(),
@@ -612,6 +687,7 @@ fn rollout(service: &str, phase: Phase) -> RolloutStatus {
         elapsed_seconds: 1.0,
         left_seconds: None,
         desired_percent: 1.0,
+        took_back_microseconds: None,
         observed: Observed::default(),
         telemetry: Vec::new(),
         verdict: VerdictWord::NoData,

@@ -113,3 +113,20 @@ fn a_list_is_followed_across_a_restart_of_the_agent() {
     assert!(following_all.line().contains("\"settled\":true"));
     assert!(following.is_silent());
 }
+
+#[test]
+fn every_list_can_be_followed() {
+    let lab = Lab::new();
+    for what in ["services", "backends", "flows", "events"] {
+        for format in ["table", "wide", "json"] {
+            let following = Following::start(&lab, &["get", what, "--watch", "-o", format]);
+            let first = following.line();
+            match format {
+                "json" => {
+                    assert!(serde_json::from_str::<serde_json::Value>(&first).is_ok(), "{what}: {first}")
+                }
+                _ => assert!(first.contains("SERVICE") || first.contains("TIME"), "{what}: {first}"),
+            }
+        }
+    }
+}

@@ -8,4 +8,6 @@ mod http;
 mod lab;
 mod offline;
 mod openapi;
+mod rollout;
+mod terminal;
 mod verbs;

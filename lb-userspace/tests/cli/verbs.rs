@@ -46,6 +46,8 @@ const SHOWN: &[(&str, &[&str])] = &[
     ("undo_no_revision", &["undo", "checkout", "--to", "3"]),
     ("explain", &["explain", "--from", "198.51.100.7:40001", "--to", "203.0.113.10:443"]),
     ("explain_wide", &["explain", "--from", "198.51.100.7:40001", "--to", "203.0.113.10:443", "-o", "wide"]),
+    ("trace", &["trace", "--host", "198.51.100.7", "--for", "1m"]),
+    ("trace_under_way", &["trace", "--port", "1"]),
     ("set_weight", &["set", "weight", "checkout/v41/10.0.1.11:8443", "50"]),
     ("set_weight_same", &["set", "weight", "checkout/v41/10.0.1.11:8443", "100"]),
     ("set_split", &["set", "split", "checkout", "12.5"]),
@@ -53,6 +55,25 @@ const SHOWN: &[(&str, &[&str])] = &[
     ("set_health", &["set", "health", "dns/2001:db8:3::13", "up"]),
     ("rollback", &["rollback", "checkout"]),
     ("rollback_reset", &["rollback", "checkout", "--flows", "reset", "--reason", "5xx"]),
+    (
+        "fault_add",
+        &[
+            "fault",
+            "add",
+            "checkout",
+            "--reset",
+            "5",
+            "--for",
+            "30s",
+            "--pool",
+            "v42",
+            "--from",
+            "10.1.0.0/16",
+        ],
+    ),
+    ("fault_list", &["fault", "list"]),
+    ("fault_clear", &["fault", "clear", "1"]),
+    ("fault_delay", &["fault", "add", "checkout", "--delay", "100ms", "--for", "30s"]),
     ("detach", &["detach"]),
     ("apply", &["apply", "-f", "good.toml"]),
     ("apply_dry_run", &["apply", "-f", "good.toml", "--dry-run", "--expect-revision", "17"]),
@@ -72,6 +93,11 @@ const SHOWN: &[(&str, &[&str])] = &[
     ("usage_split", &["set", "split", "checkout", "101"]),
     ("usage_state", &["set", "state", "checkout/10.0.1.11", "mant"]),
     ("help", &["--help"]),
+    ("help_code", &["help", "LB0503"]),
+    ("help_event", &["help", "backend_down"]),
+    ("help_unknown", &["help", "LB9999"]),
+    ("help_verb", &["help", "set", "state"]),
+    ("top_in_a_pipe", &["top"]),
 ];
 
 fn lab() -> Lab {
@@ -110,13 +136,13 @@ fn every_answer_is_json_if_asked_for_and_says_its_version() {
     let lab = lab();
     let mut wrong = Vec::new();
     for (name, arguments) in SHOWN {
-        if name.ends_with("wide") || name.starts_with("usage") || *name == "help" {
+        if name.ends_with("wide") || name.starts_with("usage") || ["help", "help_verb"].contains(name) {
             continue;
         }
         let ran = lab.run(&[*arguments, &["-o", "json"]].concat());
         // What fails is told as JSON as well, on the side of the errors.
         let document = if ran.out.is_empty() { &ran.err } else { &ran.out };
-        let events = name.starts_with("get_events");
+        let events = name.starts_with("get_events") || *name == "trace";
         for line in if events { document.lines().collect() } else { vec![document.as_str()] } {
             let value: serde_json::Value =
                 serde_json::from_str(line).unwrap_or_else(|error| panic!("{name}: {error}: {ran:?}"));

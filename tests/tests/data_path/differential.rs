@@ -22,7 +22,7 @@ use crate::network::{LOOPBACK, Network};
 use crate::rng::Rng;
 use crate::tables;
 
-/// At least so many frames.
+/// At least so many frames, unless `LB_FRAMES` says otherwise.
 const FRAMES: u64 = 1_000_000;
 /// Frames from one set of tables: too few to fill any of them, for the kernel forgets others than the host does.
 const STAGE: u64 = 10_000;
@@ -32,7 +32,8 @@ pub fn claims() -> Vec<Trial> {
 }
 
 fn agree() -> Result<()> {
-    let seed = seed()?;
+    let seed = number("LB_SEED")?.unwrap_or(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64);
+    let frames = number("LB_FRAMES")?.unwrap_or(FRAMES);
     println!("seed {seed} (LB_SEED={seed} repeats this run)");
     let network = Network::new()?;
     let started = Instant::now();
@@ -43,7 +44,7 @@ fn agree() -> Result<()> {
         // By stages, each from a seed of its own: the number of CPUs does not matter.
         network.namespace().run(|| {
             let kernel = Kernel::load(ROOM)?;
-            while let Some(number) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| n * STAGE < FRAMES)
+            while let Some(number) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| n * STAGE < frames)
             {
                 let charged = stage(&kernel, &network, Rng::new(seed.wrapping_add(number)))
                     .with_context(|| format!("stage {number} of seed {seed}"))?;
@@ -65,15 +66,16 @@ fn agree() -> Result<()> {
     let never = [Reason::NoTable, Reason::NoHeadroom, Reason::RefusalKept, Reason::Superseded];
     for reason in Reason::ALL.iter().filter(|reason| !never.contains(reason)) {
         let count = reached.get(reason.name()).copied().unwrap_or_default();
-        ensure!(count >= FRAMES / 20_000, "only {count} frames were {}: {reached:?}", reason.name());
+        ensure!(count >= frames / 20_000, "only {count} frames were {}: {reached:?}", reason.name());
     }
     Ok(())
 }
 
-fn seed() -> Result<u64> {
-    match env::var("LB_SEED") {
-        Ok(text) => text.parse().with_context(|| format!("LB_SEED is a number, not {text:?}")),
-        Err(_) => Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64),
+/// An environment variable that is a number.
+fn number(name: &str) -> Result<Option<u64>> {
+    match env::var(name) {
+        Ok(text) => text.parse().map(Some).with_context(|| format!("{name} is a number, not {text:?}")),
+        Err(_) => Ok(None),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The program as the agent loads it, with tables as they are on the host.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,10 +9,11 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramFd, Xdp};
 use bytemuck::Pod;
-use lb_common::abi::{FlowEntry, FlowKey, HalfOpen, Slot, Traffic};
+use lb_common::abi::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Slot, Traffic};
 use lb_common::host::Tables;
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure;
+use lb_common::measure::Measure;
 use lb_common::session::{Session, SessionKey, Way};
 use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
 use lb_tests::private_dir;
@@ -19,6 +21,8 @@ use lb_tests::test_run::{Outcome, TestRun};
 use lb_userspace::dataplane::bpf::{Hash, Mapped, PerCpu};
 use lb_userspace::dataplane::maps::{self, Maps};
 use lb_userspace::dataplane::{Capacities, Options, load};
+
+use crate::tables::CAPPED;
 
 /// Room for what the host's tables of the tests hold.
 pub const ROOM: Capacities = Capacities {
@@ -96,6 +100,18 @@ impl Kernel {
         for index in 0..maps.pool_limits.len() {
             maps.pool_limits.write(index, &of(Whose::Pool(index as u16)));
         }
+        replace(&maps.fragments, tables.fragments.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
+        for key in maps.guests.keys()? {
+            maps.guests.remove(&key)?;
+        }
+        for key in &tables.guests {
+            maps.guests.insert(key, &1)?;
+        }
+        maps.faults.write(0, &tables.faults);
+        for offset in [offset_of!(Measure, cap_interval), offset_of!(Measure, cap_next)] {
+            let word = lb_common::pipeline::Tables::word(tables, CAPPED.into(), offset);
+            maps.measures.word(CAPPED.into(), offset).store(word, Ordering::Release);
+        }
         maps.counters.clear(0)?;
         clear_all(&maps.pool_traffic)?;
         clear_all(&maps.backend_traffic)
@@ -126,6 +142,12 @@ impl Kernel {
                 .entries()?
                 .into_iter()
                 .map(|(key, found)| (key, session(&found)))
+                .collect(),
+            fragments: maps
+                .fragments
+                .entries()?
+                .into_iter()
+                .map(|(key, entry)| (key, followed(&entry)))
                 .collect(),
             direct: maps.direct.entries()?.into_iter().map(|(key, _)| key).collect(),
             marked: maps.replies.entries()?.iter().filter(|(_, replier)| replier.direct != 0).count(),
@@ -205,6 +227,13 @@ fn session(found: &Session) -> Session {
     Session { seen: 0, way: Way::default(), ..*found }
 }
 
+/// Backend, way, generation and spread.
+type Followed = (u16, u16, u32, u32);
+
+fn followed(entry: &FragmentEntry) -> Followed {
+    (entry.backend, entry.way, entry.generation, entry.spread)
+}
+
 /// What packets leave behind, but for the times.
 #[derive(Debug, PartialEq)]
 pub struct State {
@@ -214,6 +243,7 @@ pub struct State {
     pub half_open: BTreeMap<FlowKey, Handshake>,
     pub opening: BTreeMap<SessionKey, Session>,
     pub sessions: BTreeMap<SessionKey, Session>,
+    pub fragments: BTreeMap<FragmentKey, Followed>,
     pub direct: std::collections::BTreeSet<FlowKey>,
     pub marked: usize,
     pub limits: BTreeMap<(u8, u32), (u64, u64)>,
@@ -234,6 +264,7 @@ impl State {
             half_open: tables.half_open.borrow().iter().map(|(key, note)| (*key, handshake(note))).collect(),
             opening: tables.opening.borrow().iter().map(|(key, found)| (*key, session(found))).collect(),
             sessions: tables.sessions.borrow().iter().map(|(key, found)| (*key, session(found))).collect(),
+            fragments: tables.fragments.borrow().iter().map(|(key, entry)| (*key, followed(entry))).collect(),
             direct: tables.direct.borrow().iter().map(|(key, _)| *key).collect(),
             marked: tables.repliers.borrow().values().filter(|replier| replier.direct != 0).count(),
             limits: tables
@@ -260,18 +291,23 @@ impl State {
                 }
             )* };
         }
-        compare!(flows udp_flows half_open opening sessions direct marked limits open pools backends);
+        compare!(flows udp_flows half_open fragments opening sessions direct marked limits open pools backends);
         let slot = self.slots.iter().zip(&other.slots).position(|(a, b)| a != b)?;
         Some(format!("slot {slot}: {:?} {:?}", self.slots[slot], other.slots[slot]))
     }
 }
 
 /// What the host would have counted.
-#[derive(Default)]
 pub struct Charged {
     reasons: [u64; Reason::COUNT],
     pools: BTreeMap<u32, Traffic>,
     backends: BTreeMap<u32, Traffic>,
+}
+
+impl Default for Charged {
+    fn default() -> Self {
+        Self { reasons: [0; Reason::COUNT], pools: BTreeMap::new(), backends: BTreeMap::new() }
+    }
 }
 
 impl Charged {

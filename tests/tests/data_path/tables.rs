@@ -1,8 +1,11 @@
 //! Tables of every kind of service, in every state that a change or a crash may leave them in.
 
-use lb_common::abi::{Address, Life, Mode, NextHop, OnEmpty, Port, Service, Slot, Split};
+use std::mem::offset_of;
+
+use lb_common::abi::{Address, Fault, GuestKey, Life, Mode, NextHop, OnEmpty, Port, Service, Slot, Split};
 use lb_common::host::{Tables, fuzz};
 use lb_common::limit::{Limit, Whose};
+use lb_common::measure::Measure;
 use lb_common::pipeline::Route;
 use lb_common::session::{Session, SessionKey};
 use lb_common::wire::IPPROTO_TCP;
@@ -10,6 +13,9 @@ use lb_userspace::clock;
 
 use crate::network::Network;
 use crate::rng::Rng;
+
+/// The measure of all services here.
+pub const CAPPED: u8 = 1;
 
 /// Tables that are settled, or (two times of three) in the midst of changes.
 pub fn make(network: &Network, rng: &mut Rng) -> Tables {
@@ -43,6 +49,7 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
             unsettle(&mut tables, index, rng);
         }
     }
+    attend(&mut tables, rng);
     tables
 }
 
@@ -90,6 +97,55 @@ fn sessions(tables: &mut Tables, index: usize, rng: &mut Rng) {
     }
 }
 
+/// Guests, a cap and faults, in some of the services.
+fn attend(tables: &mut Tables, rng: &mut Rng) {
+    let clients: Vec<Address> = tables.backends.iter().skip(1).map(|backend| backend.address).collect();
+    let near = |rng: &mut Rng| match rng.below(3) {
+        0 => rng.pick(&clients),
+        1 => Address::v4([198, 51, 100, rng.next() as u8]),
+        _ => Address::v4((rng.next() as u32).to_be_bytes()),
+    };
+    let masked = |address: Address, bits: u32| {
+        let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+        let address = u128::from_be_bytes(bytemuck::cast(address)) & mask;
+        let bytes = |n: u128| bytemuck::cast::<[u8; 16], Address>(n.to_be_bytes());
+        (bytes(address), bytes(mask))
+    };
+    let services = tables.services.len() as u32;
+    for service in &mut tables.services {
+        for flag in [Service::GUESTS, Service::CAPPED, Service::FAULTS] {
+            if rng.once_in(2) && (flag != Service::CAPPED || service.protocol == IPPROTO_TCP) {
+                service.flags |= flag;
+            }
+        }
+        service.measure = CAPPED.into();
+    }
+    // One connection for ever: whatever the clocks say, kernel and host agree on it.
+    let word = (usize::from(CAPPED) * size_of::<Measure>() + offset_of!(Measure, cap_interval)) / 8;
+    tables.measures.get_mut()[word] = 1 << 62;
+    for _ in 0..32 {
+        let bits = rng.pick(&[0, 96, 97, 120, 128]);
+        let network = masked(near(rng), bits).0;
+        tables.guests.push(GuestKey::network(rng.below(services as usize) as u32, network, bits));
+    }
+    tables.guests.sort_unstable();
+    tables.guests.dedup();
+    for fault in &mut tables.faults {
+        let (network, mask) = masked(near(rng), rng.pick(&[0, 0, 0, 0, 96, 97, 120]));
+        *fault = Fault {
+            until: rng.pick(&[0, 1, u64::MAX, u64::MAX, u64::MAX]),
+            salt: rng.next(),
+            network,
+            mask,
+            service: rng.below(services as usize) as u32,
+            share: rng.pick(&[1 << 30, 1 << 31, Split::ALL]),
+            pool: rng.pick(&[0, 0, 0, 1, 2]),
+            backend: rng.pick(&[0, 0, 0, 0, 0, 1]),
+            action: rng.pick(&[Fault::RESET, Fault::DROP]),
+        };
+    }
+}
+
 fn flags(service: &mut Service, rng: &mut Rng) {
     for flag in [Service::AFFINITY, Service::SPLIT_BY_PORTS, Service::TRACK_UDP] {
         if rng.once_in(4) {
@@ -98,6 +154,10 @@ fn flags(service: &mut Service, rng: &mut Rng) {
     }
     if service.mode == Mode::FullNat as u8 && rng.once_in(2) {
         service.flags |= Service::TOA;
+    }
+    if rng.once_in(4) {
+        service.flags |= Service::CLAMPED;
+        service.clamp_mss = rng.pick(&[536, 1000, 1360]);
     }
     if rng.once_in(4) {
         service.split_mask = [u32::MAX, u32::MAX, u32::MAX, 0xffff_ff00];

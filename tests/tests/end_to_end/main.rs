@@ -1,5 +1,6 @@
 //! The whole, with real servers and real connections.
 
+mod churn;
 mod discovery;
 mod full_nat;
 mod health;
@@ -9,21 +10,26 @@ mod observe;
 mod operator;
 mod page;
 mod passive;
+mod paths;
 mod policy;
 mod refusals;
 mod revisions;
 mod rollout;
 mod split;
 mod survival;
+mod trace;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let claims = [
         modes::claims(),
+        paths::claims(),
         split::claims(),
         survival::claims(),
         full_nat::claims(),
+        churn::claims(),
+        trace::claims(),
         health::claims(),
         lifecycle::claims(),
         discovery::claims(),

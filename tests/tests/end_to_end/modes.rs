@@ -22,6 +22,10 @@ pub fn claims() -> Vec<Trial> {
         ("dsr-ipip", V4, V6),
         ("dsr-ipip", V6, V4),
         ("dsr-ipip", V6, V6),
+        ("dsr-gue", V4, V4),
+        ("dsr-gue", V4, V6),
+        ("dsr-gue", V6, V4),
+        ("dsr-gue", V6, V6),
     ] {
         for protocol in ["tcp", "udp"] {
             let name = format!("{mode} forwards {protocol} to a {family:?} VIP with {inner:?} backends");
@@ -34,6 +38,15 @@ pub fn claims() -> Vec<Trial> {
         let plan = Plan { mode: "dsr-ipip", family, inner, decap: Some(&[]), ..Plan::default() };
         claims.push(claim(&name, move || forwards(Scene::start(plan.clone())?)));
     }
+    claims.push(claim("lbd decap takes GUE at the port that it is told", || {
+        let service = "gue_port = 6635".to_owned();
+        forwards(Scene::start(Plan {
+            mode: "dsr-gue",
+            service,
+            decap: Some(&["--gue-port", "6635"]),
+            ..Plan::default()
+        })?)
+    }));
     claims.push(claim("lbd decap opens no tunnel that is not a balancer's", strangers_tunnel));
     claims.push(claim("nat forwards between two interfaces", || {
         forwards(Scene::start_in(Lab::builder().topology(Topology::Routed), Plan::default())?)

@@ -131,6 +131,9 @@ fn explain() -> Result<()> {
         let really = tally.home_of(i as usize).context("every client was answered")?;
         let expected = (0..4).find(|&b| scene.backend(b).ends_with(named)).map(|b| scene.plan.name_of(b));
         ensure!(expected.as_deref() == Some(really), "client {i}: {answer:#}, but {really} answered");
+        let steps = answer["steps"].as_array().context("steps")?;
+        let program = steps.iter().find(|step| step["title"] == "program").context("the program was run")?;
+        ensure!(program["values"]["agrees"] == "true", "{program:#}");
     }
     Ok(())
 }

@@ -70,10 +70,17 @@ fn ids(scene: &Scene) -> Result<Vec<(String, Value)>> {
     Ok(rows.iter().map(|row| (row["name"].to_string(), row["id"].clone())).collect())
 }
 
+/// The pins of arrays of programs.
+fn stages(scene: &Scene) -> Result<Vec<String>> {
+    let pins = std::fs::read_dir(scene.agent.places().pins.join("v1"))?.flatten();
+    let names = pins.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.starts_with("STAGES-")).collect())
+}
+
 fn kill9() -> Result<()> {
     let mut scene = Scene::start(Plan::default())?;
     scene.lbctl(&["set", "weight", &scene.backend(0), "30"])?;
-    let before = ids(&scene)?;
+    let (before, first) = (ids(&scene)?, stages(&scene)?);
     let load = Load::start(
         scene.lab.client(0),
         LoadSpec::http(scene.target(), "/")
@@ -92,6 +99,11 @@ fn kill9() -> Result<()> {
     let tally = load.stop()?;
     ensure!(tally.failed() == 0 && tally.answered() > 1000, "{tally:?}");
     ensure!(ids(&scene)? == before);
+    let last = stages(&scene)?;
+    ensure!(
+        first.len() == 1 && last.len() == 1 && first != last,
+        "one array of programs, another: {first:?} {last:?}"
+    );
     let rows = scene.json(&["get", "backends", SERVICE])?;
     ensure!(rows["backends"][0]["weight"] == 30, "the override outlives the agent: {rows:#}");
     Ok(())

@@ -34,9 +34,9 @@ impl Choices<'_> {
 #[must_use]
 pub fn frame(data: &[u8], tables: &Tables) -> (Vec<u8>, usize) {
     let mut choices = Choices(data);
+    let kind = choices.below(8);
     let (source, destination, protocol) = ends(&mut choices, tables);
     let v6 = matches!(destination.0, IpAddr::V6(_));
-    let segment = segment(&mut choices, protocol, source.1, destination.1);
 
     let mut bytes = choices.fill(12).collect::<Vec<u8>>();
     for _ in 0..choices.below(3) {
@@ -44,10 +44,10 @@ pub fn frame(data: &[u8], tables: &Tables) -> (Vec<u8>, usize) {
         bytes.extend(choices.word());
     }
     bytes.extend(if v6 { [0x86, 0xdd] } else { [8, 0] });
-    if v6 {
-        ipv6(&mut bytes, &mut choices, source.0, destination.0, protocol, segment);
-    } else {
-        ipv4(&mut bytes, &mut choices, source.0, destination.0, protocol, segment);
+    match kind {
+        0 => error(&mut bytes, &mut choices, source, destination, protocol),
+        1 => fragment(&mut bytes, &mut choices, source, destination, protocol),
+        _ => ip(&mut bytes, &mut choices, source, destination, protocol),
     }
     if choices.below(4) == 0 {
         let padding = choices.below(20);
@@ -56,6 +56,79 @@ pub fn frame(data: &[u8], tables: &Tables) -> (Vec<u8>, usize) {
     damage(&mut bytes, &mut choices);
     let headroom = if choices.below(16) == 1 { choices.below(40) } else { Frame::HEADROOM };
     (bytes, headroom)
+}
+
+/// A packet.
+fn ip(bytes: &mut Vec<u8>, choices: &mut Choices<'_>, source: End, destination: End, protocol: u8) {
+    let segment = segment(choices, protocol, source.1, destination.1);
+    let packet = if source.0.is_ipv6() { ipv6 } else { ipv4 };
+    packet(bytes, choices, source.0, destination.0, protocol, segment);
+}
+
+/// An ICMP error about a packet that would come back: what a backend answered, or what it was asked.
+fn error(bytes: &mut Vec<u8>, choices: &mut Choices<'_>, source: End, destination: End, protocol: u8) {
+    let v6 = source.0.is_ipv6();
+    let (of, to) = if choices.below(8) > 0 { (destination, source) } else { (source, destination) };
+    let mut quoted = Vec::new();
+    ip(&mut quoted, choices, of, to, protocol);
+    let header = if v6 { 40 } else { usize::from(quoted[0] & 15) * 4 };
+    quoted.truncate(header + [8, 8, 18, 20, 28, 64, 7, 0][choices.below(8)]);
+    let from = if choices.below(2) == 0 { to.0 } else { client(choices.byte(), v6) };
+    let kind = if v6 { [1, 2, 3, 4, 128, 135] } else { [3, 3, 11, 12, 8, 5] }[choices.below(6)];
+    let mut message = vec![kind, choices.below(5) as u8, 0, 0];
+    message.extend([0, 0, 5, 0]);
+    message.extend(quoted);
+    let addresses = [octets(from), octets(of.0)].concat();
+    let pseudo = if v6 { sum(58 + message.len() as u32, &addresses) } else { 0 };
+    let checksum = (!sum(pseudo.into(), &message)).to_be_bytes();
+    message[2..4].copy_from_slice(&checksum);
+    let hops = if choices.below(16) == 1 { 1 } else { 60 };
+    if v6 {
+        bytes.extend([0x60, 0, 0, 0]);
+        bytes.extend((message.len() as u16).to_be_bytes());
+        bytes.extend([58, hops]);
+        bytes.extend(addresses);
+    } else {
+        let mut header = vec![0x45, 0xc0];
+        header.extend((20 + message.len() as u16).to_be_bytes());
+        header.extend([0, 0, 0, 0, hops, 1, 0, 0]);
+        header.extend(addresses);
+        let checksum = (!sum(0, &header)).to_be_bytes();
+        header[10..12].copy_from_slice(&checksum);
+        bytes.extend(header);
+    }
+    bytes.extend(message);
+}
+
+/// A first fragment, or another one: of few packets, so that they meet.
+fn fragment(bytes: &mut Vec<u8>, choices: &mut Choices<'_>, source: End, destination: End, protocol: u8) {
+    let (v6, l3) = (source.0.is_ipv6(), bytes.len());
+    // Four clients, one of them behind a neighbour that nobody knows.
+    let client = client([1, 40, 100, 200][choices.below(4)], v6);
+    let few = |end: End| if is_client(end.0) { (client, end.1) } else { end };
+    let (source, destination) = (few(source), few(destination));
+    let segment = segment(choices, protocol, source.1, destination.1);
+    let first = choices.below(2) == 0;
+    let word =
+        if first { 0 } else { (1 + choices.below(4)) as u16 * 8 } | u16::from(first || choices.below(2) == 0);
+    let id = choices.below(2) as u8;
+    if v6 {
+        ipv6(bytes, choices, source.0, destination.0, protocol, segment);
+        // Without other extension headers it is right behind the fixed one.
+        let next = std::mem::replace(&mut bytes[l3 + 6], 44);
+        let length = u16::from_be_bytes([bytes[l3 + 4], bytes[l3 + 5]]) + 8;
+        bytes[l3 + 4..l3 + 6].copy_from_slice(&length.to_be_bytes());
+        let [high, low] = word.to_be_bytes();
+        bytes.splice(l3 + 40..l3 + 40, [next, 0, high, low, 0, 0, 0, id]);
+    } else {
+        ipv4(bytes, choices, source.0, destination.0, protocol, segment);
+        let header = l3..l3 + usize::from(bytes[l3] & 15) * 4;
+        bytes[l3 + 4..l3 + 6].copy_from_slice(&[0, id]);
+        bytes[l3 + 6..l3 + 8].copy_from_slice(&(word >> 3 | (word & 1) << 13).to_be_bytes());
+        bytes[l3 + 10..l3 + 12].fill(0);
+        let checksum = (!sum(0, &bytes[header])).to_be_bytes();
+        bytes[l3 + 10..l3 + 12].copy_from_slice(&checksum);
+    }
 }
 
 type End = (IpAddr, [u8; 2]);
@@ -110,6 +183,13 @@ pub fn client(n: u8, v6: bool) -> IpAddr {
     if v6 { [0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, u16::from(n)].into() } else { [198, 51, 100, n].into() }
 }
 
+fn is_client(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[..3] == [198, 51, 100],
+        IpAddr::V6(v6) => v6.segments()[2] == 0xffff,
+    }
+}
+
 /// A TCP segment or UDP datagram without its checksum.
 fn segment(choices: &mut Choices<'_>, protocol: u8, source: [u8; 2], destination: [u8; 2]) -> Vec<u8> {
     let mut segment = [source, destination].concat();
@@ -125,7 +205,14 @@ fn segment(choices: &mut Choices<'_>, protocol: u8, source: [u8; 2], destination
         segment.extend(((8 + data) as u16).to_be_bytes());
         segment.extend([0; 2]);
     }
+    let options_at = segment.len();
     segment.extend(choices.fill(options * 4 + data));
+    if options > 0 && choices.below(2) == 0 {
+        // The largest segment, at an even or an odd offset.
+        let at = options_at + if options > 1 { choices.below(2) } else { 0 };
+        segment[options_at] = 1;
+        segment[at..at + 4].copy_from_slice(&[2, 4, 5, 0xb4]);
+    }
     segment
 }
 

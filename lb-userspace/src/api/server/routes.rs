@@ -12,10 +12,10 @@ use futures_util::stream::{self, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 
 use super::super::{
-    Answer, Api, ApiError, Applied, Apply, BackendPath, Backends, Call, Control, Detached, Diff, DiffQuery,
-    ErrorCode, Event, EventQuery, Explain, Explanation, FlowQuery, Flows, History, OrderRollout, Rollback,
-    RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight,
-    StartRollout, Status, Undo, Validate, Validated,
+    AddFault, Answer, Api, ApiError, Applied, Apply, BackendPath, Backends, Call, ClearFaults, Control,
+    Detached, Diff, DiffQuery, ErrorCode, Event, EventQuery, Explain, Explanation, Faults, FlowQuery, Flows,
+    History, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit,
+    SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo, Validate, Validated,
 };
 use super::body::{Asked, Body, LARGEST};
 use super::openapi::{self, JSON_LINES, Route};
@@ -84,8 +84,19 @@ fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
         ),
         Route::post::<OrderRollout, RolloutStatus, _>(
             "/v1/services/{service}/rollout/{order}",
-            "Has a say in the rollout that is under way: pause, resume, promote, promote-full, abort, retry, approve.",
+            "Has a say in the rollout that is under way: pause, resume, promote, promote-full, promote-force, abort, retry, approve.",
             order_rollout::<C>,
+        ),
+        Route::get::<Faults, _>("/v1/faults", "The faults that are injected.", faults::<C>),
+        Route::post::<AddFault, Faults, _>(
+            "/v1/services/{service}/faults",
+            "Injects a fault: a share of new connections is reset or dropped, for a while.",
+            add_fault::<C>,
+        ),
+        Route::post::<ClearFaults, Faults, _>(
+            "/v1/faults/clear",
+            "Takes a fault away, or all.",
+            clear_faults::<C>,
         ),
         Route::get::<Backends, _>("/v1/backends", "Every backend, or those of one service.", backends::<C>)
             .asks::<ServiceQuery>(),
@@ -111,6 +122,12 @@ fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
         Route::post::<Validate, Validated, _>("/v1/validate", "Checks a configuration.", validate),
         Route::post::<Apply, Applied, _>("/v1/apply", "Converges on a configuration.", apply::<C>),
         Route::post::<Explain, Explanation, _>("/v1/explain", "Where a flow goes, and why.", explain::<C>),
+        Route::post::<Trace, Traced, _>(
+            "/v1/trace",
+            "Tells of packets as they go through, until the time is over or the client goes.",
+            trace::<C>,
+        )
+        .lines(),
         Route::trigger::<Detached, _>(
             "/v1/detach",
             "Takes programs, maps and addresses off the host, and ends the agent.",
@@ -201,6 +218,27 @@ async fn order_rollout<C: Control>(
             .remedy(format!("it takes {}", known.join(", ")))
     })?;
     app.control.order_rollout(call, service, order, request).await.map(Json)
+}
+
+async fn faults<C: Control>(State(app): Shared<C>) -> Reply<Faults> {
+    app.control.faults().await.map(Json)
+}
+
+async fn add_fault<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Path(service): Path<String>,
+    Body(request): Body<AddFault>,
+) -> Reply<Faults> {
+    app.control.add_fault(call, service, request).await.map(Json)
+}
+
+async fn clear_faults<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Body(request): Body<ClearFaults>,
+) -> Reply<Faults> {
+    app.control.clear_faults(call, request).await.map(Json)
 }
 
 async fn set_split<C: Control>(
@@ -299,6 +337,24 @@ async fn events<C: Control>(State(app): Shared<C>, Asked(query): Asked<EventQuer
     let follower = Follower { live, about, stopped: app.stopped.clone(), _place: place };
     let body = axum::body::Body::from_stream(follower.lines(past));
     Ok((kind, body).into_response())
+}
+
+async fn trace<C: Control>(
+    State(app): Shared<C>,
+    Extension(call): Extension<Call>,
+    Body(request): Body<Trace>,
+) -> Answer<Response> {
+    let told = app.control.trace(call, request).await?;
+    let lines = stream::unfold((told, app.stopped.clone()), async |(mut told, mut stopped)| {
+        let traced = tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return None,
+            traced = told.recv() => traced?,
+        };
+        let mut line = serde_json::to_vec(&traced).unwrap_or_default();
+        line.push(b'\n');
+        Some((Ok::<Bytes, Infallible>(line.into()), (told, stopped)))
+    });
+    Ok(([(header::CONTENT_TYPE, JSON_LINES)], axum::body::Body::from_stream(lines)).into_response())
 }
 
 fn too_many() -> ApiError {

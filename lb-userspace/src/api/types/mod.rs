@@ -7,12 +7,14 @@ mod actor;
 mod change;
 mod event;
 mod explain;
+mod fault;
 mod flow;
 mod request;
 mod rollout;
 mod service;
 mod share;
 mod status;
+mod trace;
 mod words;
 
 use schemars::JsonSchema;
@@ -22,6 +24,7 @@ pub use actor::Actor;
 pub use change::{Applied, Change, Detached, Diff, History, Moved, Revision, RolledBack, Validated};
 pub use event::Event;
 pub use explain::{Explanation, Step};
+pub use fault::{AddFault, ClearFaults, FaultAction, FaultStatus, Faults};
 pub use flow::{FlowInfo, FlowKind, Flows};
 pub use request::{
     Apply, BackendPath, DiffQuery, EventQuery, Explain, FlowQuery, KeepOrReset, Rollback, ServiceQuery,
@@ -40,6 +43,7 @@ pub use share::{Share, ShareError};
 pub use status::{
     DataplaneStatus, Finding, InterfaceStatus, ProgramStatus, Room, Severity, SlotRoom, Status, XdpMode,
 };
+pub use trace::{Trace, TracePoint, Traced};
 
 /// The version of the API: the first member of every answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

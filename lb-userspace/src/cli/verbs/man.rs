@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 
 use super::Outcome;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::{Cli, Context};
+use crate::cli::{self, Context};
 
 /// Writes the manual page, or a page for each verb.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lbctl man | man -l -\n  lbctl man --to /usr/local/share/man/man1")]
 pub(in crate::cli) struct Man {
     /// Writes a page for each verb into this directory.
     #[arg(long, value_name = "DIR")]
@@ -19,7 +18,7 @@ pub(in crate::cli) struct Man {
 
 impl Man {
     pub fn run(self, context: &mut Context<'_>) -> Outcome {
-        let command = Cli::command();
+        let command = cli::command();
         match self.to {
             Some(directory) => {
                 let name = directory.display().to_string();

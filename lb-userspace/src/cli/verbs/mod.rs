@@ -1,17 +1,24 @@
 //! The verbs, a file each.
 
 mod apply;
+mod capture;
 mod completions;
 mod detach;
 mod diff;
+mod doctor;
 mod explain;
+mod fault;
 mod get;
+mod help;
 mod history;
 mod man;
 mod rollback;
 mod rollout;
 mod set;
 mod status;
+mod sysdump;
+mod top;
+mod trace;
 mod undo;
 mod validate;
 
@@ -39,9 +46,17 @@ pub(super) enum Verb {
     Diff(diff::Diff),
     Undo(undo::Undo),
     Explain(explain::Explain),
+    Top(top::Top),
+    Doctor(doctor::Doctor),
+    Sysdump(sysdump::Sysdump),
+    Trace(trace::Trace),
+    Capture(capture::Capture),
+    #[command(subcommand)]
+    Fault(fault::Fault),
     Detach(detach::Detach),
     Completions(completions::Completions),
     Man(man::Man),
+    Help(help::Help),
 }
 
 impl Verb {
@@ -59,9 +74,16 @@ impl Verb {
             Self::Diff(verb) => format!("compare revisions of {}", verb.service),
             Self::Undo(verb) => format!("undo a change of {}", verb.service),
             Self::Explain(verb) => format!("explain {} -> {}", verb.from, verb.to),
+            Self::Top(_) => "show it live".to_owned(),
+            Self::Doctor(_) => "examine this host".to_owned(),
+            Self::Sysdump(_) => "collect for a bug report".to_owned(),
+            Self::Trace(_) => "trace packets".to_owned(),
+            Self::Capture(verb) => format!("capture packets into {}", verb.file),
+            Self::Fault(verb) => verb.doing(),
             Self::Detach(_) => "detach".to_owned(),
             Self::Completions(_) => "write the completions".to_owned(),
             Self::Man(_) => "write the manual".to_owned(),
+            Self::Help(_) => "help".to_owned(),
         }
     }
 
@@ -78,9 +100,16 @@ impl Verb {
             Self::Diff(verb) => verb.run(context).await,
             Self::Undo(verb) => verb.run(context).await,
             Self::Explain(verb) => verb.run(context).await,
+            Self::Top(verb) => verb.run(context).await,
+            Self::Doctor(verb) => verb.run(context).await,
+            Self::Sysdump(verb) => verb.run(context).await,
+            Self::Trace(verb) => verb.run(context).await,
+            Self::Capture(verb) => verb.run(context).await,
+            Self::Fault(verb) => verb.run(context).await,
             Self::Detach(verb) => verb.run(context).await,
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),
+            Self::Help(verb) => verb.run(context),
         }
     }
 }

@@ -90,6 +90,9 @@ pub(in crate::cli) struct Promote {
     /// To 100 % at once.
     #[arg(long)]
     full: bool,
+    /// With --full: also if it is paused, its pool is not ready, or analysis is against it. Only an operator takes it back then.
+    #[arg(long, requires = "full")]
+    force: bool,
 }
 
 impl Rollout {
@@ -112,8 +115,14 @@ impl Rollout {
             Self::Status(status) => status.run(context).await,
             Self::Pause(told) => told.run(Order::Pause, context).await,
             Self::Resume(told) => told.run(Order::Resume, context).await,
-            Self::Promote(Promote { told, full: false }) => told.run(Order::Promote, context).await,
-            Self::Promote(Promote { told, full: true }) => told.run(Order::PromoteFull, context).await,
+            Self::Promote(Promote { told, full, force }) => {
+                let order = match (full, force) {
+                    (false, _) => Order::Promote,
+                    (true, false) => Order::PromoteFull,
+                    (true, true) => Order::Force,
+                };
+                told.run(order, context).await
+            }
             Self::Abort(told) => told.run(Order::Abort, context).await,
             Self::Retry(told) => told.run(Order::Retry, context).await,
             Self::Approve(told) => told.run(Order::Approve, context).await,

@@ -116,7 +116,7 @@ codes! {
     Error DuplicateBackend = "LB0303", "a backend that is twice in a service",
         "A backend belongs to one pool of a service: its flows, weight and state could not be told apart otherwise. Give it the sum of the weights instead.";
     Error FamilyMismatch = "LB0304", "a backend of another address family than its VIP",
-        "Modes `nat` and `full-nat` rewrite addresses in place and cannot turn IPv4 into IPv6. Modes `dsr-l2` and `dsr-ipip` can mix the families.";
+        "Modes `nat` and `full-nat` rewrite addresses in place and cannot turn IPv4 into IPv6. Modes `dsr-l2`, `dsr-ipip` and `dsr-gue` can mix the families.";
     Error PortChanged = "LB0305", "a backend port that the mode cannot reach",
         "In the `dsr-…` modes the packet reaches the backend as the client sent it, so the backend listens on the port of the service.";
     Error PortOfAll = "LB0306", "a backend port in a service of every port",

@@ -12,6 +12,8 @@ const SLOTS_PER_BACKEND: u32 = 100;
 
 pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     tracking(service, findings);
+    tunnel(service, findings);
+    clamp(service, findings);
     pools(service, findings);
     twice(service, findings);
     toa(service, findings);
@@ -61,6 +63,26 @@ fn toa(service: &ServiceDraft, findings: &mut Findings) {
         findings
             .add(found.help("leave `toa` out; in mode `nat` or `dsr-…` backends see the client's address"));
     }
+}
+
+fn tunnel(service: &ServiceDraft, findings: &mut Findings) {
+    let (Some((Some(_), at)), Some((mode, _))) = (service.gue_port.get(), service.mode.get()) else {
+        return;
+    };
+    if *mode != Mode::DsrGue {
+        let found = Diagnostic::new(Code::NoEffect, format!("`gue_port` has no effect in mode `{mode}`"));
+        findings.add(found.at(at, "only `dsr-gue` puts packets into UDP"));
+    }
+}
+
+fn clamp(service: &ServiceDraft, findings: &mut Findings) {
+    let (Some((Some(_), at)), Some((Protocol::Udp, protocol))) =
+        (service.clamp_mss.get(), service.protocol.get())
+    else {
+        return;
+    };
+    let found = Diagnostic::new(Code::NoEffect, "`clamp_mss` has no effect on UDP");
+    findings.add(found.at(at, "only TCP has segments").at(protocol, "the service is UDP"));
 }
 
 fn pools(service: &ServiceDraft, findings: &mut Findings) {
@@ -152,7 +174,7 @@ fn family(service: &ServiceDraft, backend: &BackendDraft, findings: &mut Finding
         Diagnostic::new(Code::FamilyMismatch, format!("mode `{mode}` cannot change the address family"))
             .at(at, format!("expected an {} address", family(vip.is_ipv4())))
             .at(vip_at, format!("the VIP is {}", family(vip.is_ipv4())))
-            .help("modes `dsr-l2` and `dsr-ipip` can mix the families"),
+            .help("modes `dsr-l2`, `dsr-ipip` and `dsr-gue` can mix the families"),
     );
 }
 

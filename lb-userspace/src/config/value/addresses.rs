@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serializer;
 use serde_json::{Value as Json, json};
 
@@ -183,6 +183,12 @@ prefix! {
     /// An IPv4 network.
     Prefix4, Ipv4Net, "an IPv4 prefix such as `172.16.0.0/16`",
     { "type": "string", "pattern": r"^\d{1,3}(\.\d{1,3}){3}/\d{1,2}$" }
+}
+
+prefix! {
+    /// A network of either family.
+    Prefix, IpNet, "a prefix such as `10.1.0.0/16` or `2001:db8::/32`",
+    { "type": "string", "pattern": r"^[0-9A-Fa-f:.]+/\d{1,3}$" }
 }
 
 prefix! {

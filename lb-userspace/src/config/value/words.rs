@@ -33,10 +33,11 @@ words! {
         DsrL2 = "dsr-l2",
         /// Wraps it into IPv4 or IPv6; the backend unwraps it and answers the client itself.
         DsrIpip = "dsr-ipip",
+        /// The same in UDP (GUE), to the port `gue_port`.
+        DsrGue = "dsr-gue",
         /// Rewrites both ends: the client's becomes an address and a port of the balancer.
         FullNat = "full-nat",
     }
-    later { "dsr-gue" }
 }
 
 impl Mode {
@@ -44,7 +45,7 @@ impl Mode {
     pub const fn is_dsr(self) -> bool {
         match self {
             Self::Nat | Self::FullNat => false,
-            Self::DsrL2 | Self::DsrIpip => true,
+            Self::DsrL2 | Self::DsrIpip | Self::DsrGue => true,
         }
     }
 }

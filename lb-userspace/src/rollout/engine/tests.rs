@@ -28,6 +28,8 @@ fn plan(weights: &[f64]) -> Plan {
         metrics: Vec::new(),
         tripwire: None,
         lease: None,
+        guests: false,
+        cap: None,
     }
 }
 
@@ -230,6 +232,25 @@ fn a_canary_that_dies_goes_back_unless_there_is_nobody_else() {
 }
 
 #[test]
+fn what_is_forced_is_taken_back_by_operators_only() {
+    let preparing = Rollout::begin(pool("v2"), plan(&[1.0]), START);
+    let paused = obey(&begun(&[1.0]), Order::Pause, at(1)).expect("obeyed");
+    for rollout in [preparing, paused] {
+        let forced = obey(&rollout, Order::Force, at(2)).expect("obeyed");
+        assert_eq!((forced.phase, forced.share(), forced.paused), (Phase::Soaking, 100.0, None));
+        let bad = Facts {
+            verdict: Verdict::Worse("all of them".into()),
+            not_ready: Some("0 of 3 backends are healthy".into()),
+            ..good()
+        };
+        assert_eq!(advance(&forced, &bad, at(3)), None);
+        let by_hand = Facts { taken_back: Some("rolled back by hand".into()), ..good() };
+        assert_eq!(advance(&forced, &by_hand, at(3)).map(|next| next.phase), Some(Phase::RolledBack));
+        assert_eq!(obey(&forced, Order::Abort, at(3)).map(|next| next.phase), Ok(Phase::RolledBack));
+    }
+}
+
+#[test]
 fn what_was_rolled_back_by_hand_stays_back_and_can_be_tried_again() {
     let rollout = begun(&[1.0]);
     let facts = Facts { taken_back: Some("rolled back by hand".into()), ..good() };
@@ -238,6 +259,17 @@ fn what_was_rolled_back_by_hand_stays_back_and_can_be_tried_again() {
     assert!(obey(&back, Order::Resume, at(2)).is_err());
     let again = obey(&back, Order::Retry, at(3)).expect("obeyed");
     assert_eq!((again.phase, again.step, again.share()), (Phase::Preparing, 0, 0.0));
+}
+
+#[test]
+fn a_step_of_nothing_is_open_to_guests_and_to_nobody_else() {
+    let mut rollout = begun(&[0.0, 10.0]);
+    assert!(!rollout.is_open(), "there are no guests");
+    rollout.plan.guests = true;
+    assert!(rollout.is_open() && rollout.share() == 0.0);
+    assert!(!Rollout::begin(pool("v2"), rollout.plan.clone(), START).is_open(), "it is not ready");
+    let back = obey(&rollout, Order::Abort, at(1)).expect("obeyed");
+    assert!(!back.is_open(), "a rollback ends it for guests, too");
 }
 
 #[test]

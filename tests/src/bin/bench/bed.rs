@@ -210,13 +210,17 @@ pub fn backend(number: u16, family: Family) -> IpAddr {
     }
 }
 
-fn mac(number: u16) -> Mac {
+/// Its hardware address.
+pub fn mac(number: u16) -> Mac {
     let [high, low] = number.to_be_bytes();
     Mac([0x02, 0, 0, 0x64, high, low])
 }
 
 /// Tells the balancer's kernel where they are, once and for all.
-fn introduce(lab: &Lab, neighbours: Vec<(IpAddr, Mac)>) -> Result<()> {
+///
+/// # Errors
+/// If it does not take them.
+pub fn introduce(lab: &Lab, neighbours: Vec<(IpAddr, Mac)>) -> Result<()> {
     let interface = lab.balancer().port().index;
     lab.balancer()
         .netlink(async |handle| {

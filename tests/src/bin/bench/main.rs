@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: what a packet, a change and a rollback cost.
 //!
-//! `rows` says which packets; `packets`, `publish`, `rollback`, `programs`, `health` and `end_to_end` measure one thing each;
-//! `report` shows it.
+//! `rows` says which packets; `packets`, `publish`, `rollback`, `programs`, `health`, `control` and `end_to_end` measure one
+//! thing each; `report` shows it.
 
 mod bed;
+mod control;
 mod driver;
 mod end_to_end;
 mod health;
@@ -64,6 +65,7 @@ enum Part {
     Publish,
     Rollback,
     Health,
+    Control,
     EndToEnd,
 }
 
@@ -106,6 +108,8 @@ struct Report {
     rollback: Option<rollback::Rollbacks>,
     #[serde(skip_serializing_if = "Option::is_none")]
     health: Option<health::Checks>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control: Option<control::Control>,
     #[serde(skip_serializing_if = "Option::is_none")]
     end_to_end: Option<end_to_end::Requests>,
 }
@@ -158,6 +162,7 @@ fn run() -> Result<()> {
         publish: None,
         rollback: None,
         health: None,
+        control: None,
         end_to_end: None,
     };
     let show = |section: &dyn Fn() -> String| {
@@ -185,6 +190,11 @@ fn run() -> Result<()> {
         let checks = health::measure(effort).context("cost of health checks")?;
         show(&|| titled(&checks));
         report.health = Some(checks);
+    }
+    if wants(Part::Control) {
+        let control = control::measure(effort).context("cost of an agent")?;
+        show(&|| titled(&control));
+        report.control = Some(control);
     }
     if let Some(settling) = settling {
         let costs = settling.measure(effort, cpu, &others).context("cost of a packet")?;

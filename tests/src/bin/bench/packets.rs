@@ -79,6 +79,8 @@ impl Settling {
         let bed = Bed::start(services.all(), SETTLING)?;
         if !effort.hasty {
             bed.lbctl(&["set", "split", services.canary.name, "10"])?;
+            let measured = services.measured.name;
+            bed.lbctl(&["rollout", "start", measured, "--to", "canary", "--steps", "10", "--hold", "1h"])?;
         }
         Ok(Self { services, bed })
     }
@@ -101,7 +103,7 @@ impl Settling {
         let (_, grow_head) = race(&mut driver, &rows[0], &[grow], effort, |_, race| race())?;
         let mut lines: Vec<Line> = Vec::new();
         for row in &rows {
-            if effort.hasty && row.group == Group::Canary {
+            if effort.hasty && matches!(row.group, Group::Canary | Group::Measured) {
                 continue;
             }
             eprint!("\r\x1b[K{}", row.name);

@@ -20,21 +20,26 @@ pub struct Budget {
     pub jited_bytes: u32,
 }
 
-/// What was measured on Linux 6.18 plus 5 %; but whatever it does, no program may take more than 100 000 instructions to verify.
-/// A change that needs more says what for.
+/// The kernel that budgets were measured on.
+pub const KERNEL: &str = "6.18.";
+
+/// Whatever the kernel, and whatever it does, no program may take more instructions to verify.
+pub const LIMIT: u32 = 100_000;
+
+/// What was measured on [`KERNEL`] plus 5 %. (`lb` has its road twice: for the plainest shape of packets, and for all others.) A change that needs more says what for.
 pub const BUDGETS: &[Budget] = &[
-    Budget { program: "lb", verified_instructions: 59_200, translated_bytes: 26_200, jited_bytes: 14_900 },
+    Budget { program: "lb", verified_instructions: 75_200, translated_bytes: 38_400, jited_bytes: 22_200 },
     Budget {
         program: "lb_reply",
         verified_instructions: 28_800,
-        translated_bytes: 17_700,
-        jited_bytes: 10_300,
+        translated_bytes: 22_800,
+        jited_bytes: 13_600,
     },
     Budget {
         program: "lb_attend",
-        verified_instructions: 61_000,
-        translated_bytes: 29_900,
-        jited_bytes: 16_700,
+        verified_instructions: 66_100,
+        translated_bytes: 63_900,
+        jited_bytes: 35_900,
     },
     Budget {
         program: "lb_session",
@@ -66,7 +71,31 @@ pub const BUDGETS: &[Budget] = &[
         translated_bytes: 17_970,
         jited_bytes: 10_740,
     },
-    Budget { program: "lb_decap", verified_instructions: 510, translated_bytes: 2_870, jited_bytes: 1_490 },
+    Budget {
+        program: "lb_icmp",
+        verified_instructions: 27_000,
+        translated_bytes: 21_900,
+        jited_bytes: 13_100,
+    },
+    Budget {
+        program: "lb_fragment",
+        verified_instructions: 40_500,
+        translated_bytes: 24_600,
+        jited_bytes: 14_600,
+    },
+    Budget {
+        program: "lb_fragment_reply",
+        verified_instructions: 48_300,
+        translated_bytes: 11_400,
+        jited_bytes: 7_000,
+    },
+    Budget {
+        program: "lb_too_big",
+        verified_instructions: 24_700,
+        translated_bytes: 15_500,
+        jited_bytes: 9_300,
+    },
+    Budget { program: "lb_decap", verified_instructions: 860, translated_bytes: 3_310, jited_bytes: 1_790 },
 ];
 
 /// Loads each program as the agent does, and reads how large the kernel says it is.

@@ -35,6 +35,8 @@ pub enum Group {
     Modes,
     /// A canary: two hashes instead of one.
     Canary,
+    /// A rollout is under way, and handshakes are measured.
+    Measured,
     /// Slots that are changing.
     Unsettled,
 }
@@ -46,6 +48,7 @@ impl Group {
             Self::Settled => "settled, dsr-ipip",
             Self::Modes => "settled, other modes",
             Self::Canary => "with a canary, dsr-ipip",
+            Self::Measured => "measured: a rollout at 10 %, settled, nat",
             Self::Unsettled => "slots that are changing, dsr-ipip",
         }
     }
@@ -101,6 +104,8 @@ pub struct Services {
     l2: Spec,
     /// Gets a canary at 10 % before anything is measured.
     pub canary: Spec,
+    /// Gets a rollout at 10 %, likewise.
+    pub measured: Spec,
     /// Every slot changes hands.
     pub moved: Spec,
     /// Every slot changes hands and back.
@@ -143,6 +148,11 @@ impl Services {
             },
             l2: Spec { mode: "dsr-l2", ..Spec::new("l2", 2) },
             canary: Spec { pools: vec![equal(0..10), equal(10..20)], ..Spec::new("canary", 3) },
+            measured: Spec {
+                mode: "nat",
+                pools: vec![equal(200..210), equal(210..220)],
+                ..Spec::new("measured", 6)
+            },
             moved: Spec { pools: fallow(40), ..Spec::new("moved", 4) },
             marked: Spec { pools: fallow(60), ..Spec::new("marked", 5) },
             moved_udp: Spec { protocol: "udp", pools: fallow(80), ..Spec::new("moved-udp", 4) },
@@ -162,11 +172,12 @@ impl Services {
             full6,
             l2,
             canary,
+            measured,
             moved,
             marked,
             moved_udp,
         } = self;
-        [tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, moved, marked, moved_udp]
+        [tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, measured, moved, marked, moved_udp]
             .map(Spec::clone)
             .into()
     }
@@ -183,7 +194,7 @@ impl Services {
         let not_ours = Expect { reason: Reason::NotOurs, slow: false, shape: Shape::Untouched };
         let nobody = Spec { vip: 99, ..self.tcp4.clone() };
 
-        use Group::{Canary, Modes, Settled, Unsettled};
+        use Group::{Canary, Measured, Modes, Settled, Unsettled};
         use Segment::{Ack, Datagram, Syn};
         let row = |group, name, template, expect| Row { name, group, template, expect, katran: None };
         let known = |name, template, expect, katran| Row {
@@ -218,6 +229,9 @@ impl Services {
             row(Modes, "dsr-l2, TCP v4, 100 000 flows", to(&self.l2, Ack, 100_000), link),
             row(Canary, "10 % settled, TCP v4, 1 024 flows", to(&self.canary, Ack, 1024), tunnel4),
             row(Canary, "10 % settled, TCP v4, 100 000 flows", to(&self.canary, Ack, 100_000), tunnel4),
+            row(Measured, "TCP v4, 1 024 flows", to(&self.measured, Ack, 1024), translated),
+            row(Measured, "TCP v4, 1 024 flows, replies", reply(bed, &self.measured, 1024), replied),
+            row(Measured, "TCP v4, 100 000 flows, replies", reply(bed, &self.measured, 100_000), replied),
             row(Unsettled, "TCP v4, 1 024 flows, captured", to(&self.moved, Ack, 1024), slow),
             row(Unsettled, "TCP v4, 100 000 flows, captured", to(&self.moved, Ack, 100_000), slow),
             row(Unsettled, "TCP v4, 100 000 flows, moved and back", to(&self.marked, Ack, 100_000), slow),

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::programs::{BUDGETS, Budget, sizes};
+use crate::programs::{BUDGETS, Budget, KERNEL, LIMIT, sizes};
 use crate::report::{Section, Table};
 
 /// How large each program is, and may become.
@@ -35,6 +35,8 @@ impl Section for Sizes {
                 of(size.jited_bytes, budget.jited_bytes) + " bytes",
             ]);
         }
-        format!("{table}\nEach of its committed budget (the test `budgets`).\n")
+        format!(
+            "{table}\nEach of its committed budget for Linux {KERNEL}x (the test `budgets`); on no kernel more than {LIMIT} instructions.\n"
+        )
     }
 }

@@ -59,7 +59,11 @@ pub(super) fn draw(status: &RolloutStatus) -> String {
     if status.verdict != VerdictWord::Fine && !status.phase.is_over() {
         text += &format!("  {}: {}\n", status.verdict.as_str(), status.verdict_reason);
     }
-    text + &format!("  {}\n", status.reason)
+    text += &format!("  {}\n", status.reason);
+    if let Some(took) = status.took_back_microseconds {
+        text += &format!("  taken back {} after the verdict\n", short(took / 1e6));
+    }
+    text
 }
 
 /// The next picture of one that is followed: drawn in place on a terminal, a line for what is new in a pipe. Returns how
@@ -250,6 +254,7 @@ mod tests {
             elapsed_seconds: 120.0,
             left_seconds: Some(180.0),
             desired_percent: 5.0,
+            took_back_microseconds: None,
             observed: Observed { connections: Observation::of(50, 1_000), bytes_percent: Some(5.02) },
             telemetry: vec![
                 telemetry_of("v42", 50, Some(Quantiles { p50: 0.000_4, p95: 0.001, p99: 0.012, of: 50 })),

@@ -1,0 +1,275 @@
+//! "Fragmentation needed" (RFC 1191) and "packet too big" (RFC 8201): what the sender of a packet gets that does not fit
+//! where it would leave.
+//!
+//! A tunnel takes 20 to 48 bytes of the link's MTU, so a client that fills the link with every segment would never get one
+//! through if nobody told it. The message goes to the sender at once, from the address that it talks to: that of a router in
+//! between may not get back through what is before us. It is sent whether "don't fragment" is set or not (RFC 791 would have
+//! the packet cut up): the packet is lost either way, and most senders take the hint.
+//!
+//! Nobody can make us shout: a message is never longer than the packet that it answers, at most one goes out for each, and
+//! all of a CPU's keep to a rate ([`admit`]). Beyond that, packets are dropped in silence.
+
+use crate::abi::{Address, FlowKey, Settings};
+use crate::checksum;
+use crate::fragment;
+use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, UNREACHABLE};
+use crate::parse::{self, Family, Network, Transport};
+use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service};
+use crate::rewrite::{self, End};
+use crate::verdict::{Account, Reason, Verdict};
+use crate::wire::{
+    Chunk, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_ICMP, IPPROTO_ICMPV6, Icmp, Ipv4, Ipv6, Ports,
+    Wire,
+};
+
+/// Time to live of the messages.
+const TTL: u8 = 64;
+/// "Internetwork control", as routers' messages have (RFC 1812, section 4.3.2.5).
+const TOS: u8 = 0xc0;
+/// What a message may quote: with its headers 576 bytes at most (RFC 1812, section 4.3.2.3), in whole chunks.
+const QUOTE_V4: usize = (576 - Ipv4::SIZE - Icmp::SIZE) / Chunk::SIZE * Chunk::SIZE;
+/// The same in IPv6: the least MTU (RFC 4443, section 3.2).
+const QUOTE_V6: usize = (MTU_V6 - Ipv6::SIZE - Icmp::SIZE) / Chunk::SIZE * Chunk::SIZE;
+/// Nobody need send less than this at once in IPv6 (RFC 8200, section 5), nor believe that he must (RFC 8201, section 4).
+const MTU_V6: usize = 1280;
+
+/// How many messages may go out at once after a silence.
+pub const BURST: u64 = 50;
+
+/// A bucket of [`BURST`] messages that gets one every `interval` nanoseconds; 0: it is never empty. The bucket is the time at
+/// which it is full again. Returns the bucket after one message, or `None` if it must not be sent.
+#[must_use]
+#[inline(always)]
+pub const fn admit(full_at: u64, now: u64, interval: u32) -> Option<u64> {
+    let full_at = if full_at > now { full_at } else { now };
+    let interval = interval as u64;
+    if full_at - now > (BURST - 1) * interval { None } else { Some(full_at + interval) }
+}
+
+/// [`Stage::TooBig`](crate::stage::Stage::TooBig): a packet that did not fit where another stage sent it.
+///
+/// # Errors
+///
+/// Why its sender is not told: [`Reason::TooBig`], or what has changed meanwhile.
+#[inline(always)]
+pub fn too_big<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
+    road(packet, tables).map(Step::End)
+}
+
+#[inline(always)]
+fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason> {
+    let network = parse::network(packet)?;
+    let settings = tables.settings().ok_or(Reason::NoTable)?;
+    let transport = fragment::first_transport(packet, &network)?;
+    let mtu = if contains(&settings.vips, network.destination)
+        && let Some(index) = find_service(tables, &network, &transport)
+    {
+        to_backend(tables, &network, &transport, index)?
+    } else {
+        to_client(packet, tables, settings, &network, &transport)?
+    };
+    let length = network.end - network.l3;
+    if length <= mtu || !can_be_told(&network) || !tables.admits_message(settings.message_interval) {
+        return Err(Reason::TooBig);
+    }
+    let ifindex = packet.ifindex();
+    tell(packet, &network, &transport, mtu)?;
+    Ok(Verdict { reason: Reason::TooBigTold, ifindex, account: Account::NONE })
+}
+
+/// How long a client's packet may be.
+#[inline(always)]
+fn to_backend<T: Tables>(
+    tables: &T,
+    network: &Network,
+    transport: &Transport,
+    index: u32,
+) -> Result<usize, Reason> {
+    let service = tables.service(index).ok_or(Reason::NoTable)?;
+    let place = tables.peek(service, &FlowKey::of_request(network, transport, index))?;
+    let target = Target::of(tables, &place)?;
+    let mtu = usize::from(target.device.mtu).saturating_sub(target.overhead(service));
+    Ok(if network.family == Family::V6 && mtu < MTU_V6 { MTU_V6 } else { mtu })
+}
+
+/// How long a `nat` backend's packet may be.
+#[inline(always)]
+fn to_client<T: Tables>(
+    packet: &T::Packet,
+    tables: &T,
+    settings: &Settings,
+    network: &Network,
+    transport: &Transport,
+) -> Result<usize, Reason> {
+    if !contains(&settings.repliers, network.source) {
+        return Err(Reason::NotOurs);
+    }
+    find(network.source, transport, End::Source, |key| tables.replier(key)).ok_or(Reason::NotOurs)?;
+    match tables.path_mtu(packet, network) {
+        0 => Err(Reason::TooBig),
+        mtu => Ok(mtu.into()),
+    }
+}
+
+/// Whether the sender is somebody (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
+#[inline(always)]
+const fn can_be_told(network: &Network) -> bool {
+    let [a, b, c, d] = network.source.words();
+    match network.family {
+        // Not "this network", the loopback, multicast or what is beyond.
+        Family::V4 => !matches!(d >> 24, 0 | 127 | 224..),
+        // Not unspecified, the loopback, or multicast.
+        Family::V6 => a >> 24 != 0xff && (a | b | c != 0 || d > 1),
+    }
+}
+
+/// Turns the packet into the message, back to where it came from.
+#[inline(always)]
+fn tell<P: Packet>(
+    packet: &mut P,
+    network: &Network,
+    transport: &Transport,
+    mtu: usize,
+) -> Result<(), Reason> {
+    let (headers, ether_type, longest) = match network.family {
+        Family::V4 => (Ipv4::SIZE + Icmp::SIZE, ETHERTYPE_IPV4, QUOTE_V4),
+        Family::V6 => (Ipv6::SIZE + Icmp::SIZE, ETHERTYPE_IPV6, QUOTE_V6),
+    };
+    let length = network.end - network.l3;
+    let quoted = if length < longest { length / Chunk::SIZE * Chunk::SIZE } else { longest };
+    // What a receiver needs to find the flow.
+    if network.l3 + quoted < transport.l4 + Ports::SIZE {
+        return Err(Reason::TooBig);
+    }
+    let ethernet: Ethernet = *packet.view(0).ok_or(Reason::Malformed)?;
+    packet.grow_head(headers).ok_or(Reason::NoHeadroom)?;
+    rewrite::move_link(packet, headers, network.l3, ether_type, ethernet.destination, ethernet.source)?;
+
+    let message = quoted + Icmp::SIZE;
+    let mut icmp = match network.family {
+        Family::V4 => {
+            let [high, low] = (mtu as u16).to_be_bytes();
+            Icmp { kind: UNREACHABLE, code: FRAGMENTATION_NEEDED, checksum: [0; 2], rest: [0, 0, high, low] }
+        }
+        Family::V6 => {
+            Icmp { kind: PACKET_TOO_BIG, code: 0, checksum: [0; 2], rest: (mtu as u32).to_be_bytes() }
+        }
+    };
+    let mut sum = packet.sum(network.l3 + headers, quoted)?;
+    if network.family == Family::V6 {
+        sum += pseudo(network.source) + pseudo(network.destination);
+        sum += u64::from((message as u32).to_be()) + u64::from(u32::from(IPPROTO_ICMPV6).to_be());
+    }
+    icmp.checksum = checksum::of_words::<2>(bytemuck::cast_ref(&icmp), sum);
+
+    let at = match network.family {
+        Family::V4 => {
+            let mut header = Ipv4 {
+                version_ihl: 0x45,
+                tos: TOS,
+                total_length: ((Ipv4::SIZE + message) as u16).to_be_bytes(),
+                id: [0; 2],
+                fragment: [Ipv4::DONT_FRAGMENT, 0],
+                ttl: TTL,
+                protocol: IPPROTO_ICMP,
+                checksum: [0; 2],
+                source: network.destination.v4_octets(),
+                destination: network.source.v4_octets(),
+            };
+            header.checksum = checksum::ipv4_header(&header);
+            *packet.view_mut(network.l3).ok_or(Reason::Malformed)? = header;
+            network.l3 + Ipv4::SIZE
+        }
+        Family::V6 => {
+            let header: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            header.version_class_label = [0x60 | TOS >> 4, TOS << 4, 0, 0];
+            header.payload_length = (message as u16).to_be_bytes();
+            header.next_header = IPPROTO_ICMPV6;
+            header.hop_limit = TTL;
+            header.source = network.destination.v6_octets();
+            header.destination = network.source.v6_octets();
+            network.l3 + Ipv6::SIZE
+        }
+    };
+    *packet.view_mut(at).ok_or(Reason::Malformed)? = icmp;
+    packet.truncate(at + message).ok_or(Reason::Malformed)
+}
+
+/// The sum of the words in `length` bytes from `start` on, in whole chunks, as long as a message may be at most.
+///
+/// # Errors
+///
+/// If the frame is shorter.
+#[inline(always)]
+pub fn sum<P: Packet>(packet: &P, start: usize, length: usize) -> Result<u64, Reason> {
+    let mut sum = 0_u64;
+    let mut at = 0;
+    while at < QUOTE_V6 && at < length {
+        let Chunk(words) = packet.view(start + at).ok_or(Reason::TooBig)?;
+        for word in words {
+            sum += u64::from(u32::from_ne_bytes(*word));
+        }
+        at += Chunk::SIZE;
+    }
+    Ok(sum)
+}
+
+/// An address's part of the pseudo header.
+#[inline(always)]
+fn pseudo(address: Address) -> u64 {
+    let [a, b, c, d] = address.wire_words();
+    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_a_burst_and_then_keeps_the_rate() {
+        const INTERVAL: u32 = 1_000_000;
+        let now = 5_000_000_000;
+        let mut bucket = 0;
+        let mut sent = 0;
+        while let Some(next) = admit(bucket, now, INTERVAL) {
+            (bucket, sent) = (next, sent + 1);
+        }
+        assert_eq!(sent, BURST);
+        // One more for each interval, and no more than a burst after any silence.
+        assert_eq!(admit(bucket, now + u64::from(INTERVAL) - 1, INTERVAL), None);
+        let bucket = admit(bucket, now + u64::from(INTERVAL), INTERVAL).unwrap();
+        assert_eq!(admit(bucket, now + u64::from(INTERVAL), INTERVAL), None);
+        let later = now + 3_600_000_000_000;
+        let after: Vec<u64> =
+            std::iter::successors(Some(bucket), |bucket| admit(*bucket, later, INTERVAL)).skip(1).collect();
+        assert_eq!(after.len() as u64, BURST);
+    }
+
+    #[test]
+    fn without_an_interval_a_bucket_is_never_empty() {
+        assert!((0..1000).try_fold(0, |bucket, _| admit(bucket, 7, 0)).is_some());
+    }
+
+    #[test]
+    fn nobody_is_told_who_is_nobody() {
+        let told = |source: &str| {
+            let source: std::net::IpAddr = source.parse().unwrap();
+            can_be_told(&Network {
+                family: if source.is_ipv4() { Family::V4 } else { Family::V6 },
+                l3: 14,
+                next: 34,
+                end: 60,
+                protocol: 6,
+                fragment: false,
+                source: source.into(),
+                destination: source.into(),
+            })
+        };
+        for nobody in ["0.1.2.3", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"] {
+            assert!(!told(nobody), "{nobody}");
+        }
+        for somebody in ["1.2.3.4", "10.0.0.1", "223.255.255.255", "2001:db8::1", "fe80::1", "::2", "1::"] {
+            assert!(told(somebody), "{somebody}");
+        }
+    }
+}
