@@ -5,7 +5,7 @@
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::fault;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service, forward};
+use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
@@ -19,7 +19,6 @@ use crate::wire::{TCP_FIN, TCP_RST, Tcp};
 #[inline(always)]
 pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
-    let settings = tables.settings().ok_or(Reason::NoTable)?;
     let transport = parse::transport(packet, &network)?;
     // It was there a moment ago.
     let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
@@ -59,7 +58,9 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         return fault::strike(packet, tables, service, &network, &transport, &key, place.backend, action)
             .map(Step::End);
     }
-    ended(forward(packet, tables, settings, service, &network, &transport, &key, &place, &target))
+    let account = Account::of_request(&network, &place, target.backend);
+    let sent = tables.send(packet, index, place);
+    ended(sent.map(|ifindex| Verdict { reason: Reason::Forwarded, ifindex, account }))
 }
 
 /// A limit keeps it away.
@@ -72,7 +73,7 @@ fn kept_away<P: Packet>(
 ) -> Result<Verdict, Reason> {
     if service.on_limit == OnEmpty::Reset as u8 {
         let ifindex = packet.ifindex();
-        rewrite::reset(packet, network, transport)?;
+        packet.reset(network, transport)?;
         return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });
     }
     Err(Reason::LimitDrop)

@@ -10,7 +10,6 @@ use crate::hash::mix;
 use crate::measure::Reply;
 use crate::parse::{Network, Transport};
 use crate::pipeline::{Packet, Tables};
-use crate::rewrite;
 use crate::verdict::{Account, Reason, Verdict};
 
 /// What is to be done to a SYN on its way to `backend` of `pool`, if anything.
@@ -86,6 +85,6 @@ pub fn strike<T: Tables>(
         tables.replies(service, key, reply)?;
     }
     let ifindex = packet.ifindex();
-    rewrite::reset(packet, network, transport)?;
+    packet.reset(network, transport)?;
     Ok(Verdict { reason: Reason::FaultReset, ifindex, account: Account::NONE })
 }

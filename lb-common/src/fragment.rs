@@ -97,7 +97,7 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         backend: place.backend,
         pool: target.backend.pool,
         bytes: network.end as u32,
-        begins: place.begins,
+        begins: place.begins.into(),
     };
     Ok(Verdict { reason: Reason::FragmentForwarded, ifindex: target.device.ifindex, account })
 }
@@ -117,7 +117,7 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, R
     };
     let backend = tables.backend(id).ok_or(Reason::NoTable)?;
     let service = tables.service(backend.service).ok_or(Reason::NoTable)?;
-    let account = Account { backend: id, pool: backend.pool, bytes: network.end as u32, begins: false };
+    let account = Account { backend: id, pool: backend.pool, bytes: network.end as u32, begins: 0 };
     let out = match tables.route(packet, &network) {
         Route::Out { ifindex, source, destination } => Some((ifindex, source, destination)),
         Route::Unresolved => None,

@@ -44,6 +44,17 @@ pub trait Packet {
     {
         parse::extensions(self, protocol, offset)
     }
+    /// [`rewrite::reset`], likewise.
+    ///
+    /// # Errors
+    ///
+    /// As [`rewrite::reset`].
+    fn reset(&mut self, network: &Network, transport: &Transport) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        rewrite::reset(self, network, transport)
+    }
     /// [`too_big::sum`](crate::too_big::sum), likewise.
     fn sum(&self, start: usize, length: usize) -> Result<u64, Reason>
     where
@@ -152,6 +163,17 @@ pub trait Tables {
         Self: Sized,
     {
         select(self, service, key, kind).map(Place::from)
+    }
+    /// [`send`], likewise; the interface that the packet leaves by.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`].
+    fn send(&self, packet: &mut Self::Packet, service: u32, place: Place) -> Result<u32, Reason>
+    where
+        Self: Sized,
+    {
+        send(packet, self, service, &place).map(|verdict| verdict.ifindex)
     }
     /// [`peek`].
     fn peek(&self, service: &Service, key: &FlowKey) -> Result<Place, Reason>
@@ -503,12 +525,7 @@ pub(crate) fn forward<T: Tables>(
     place: &Place,
     target: &Target<'_>,
 ) -> Result<Verdict, Reason> {
-    let account = Account {
-        backend: place.backend,
-        pool: target.backend.pool,
-        bytes: network.end as u32,
-        begins: place.begins,
-    };
+    let account = Account::of_request(network, place, target.backend);
     if !target.fits(service, network) {
         return Err(Reason::TooBig);
     }
@@ -527,6 +544,40 @@ pub(crate) fn forward<T: Tables>(
     Ok(Verdict { reason: Reason::Forwarded, ifindex: target.device.ifindex, account })
 }
 
+/// [`forward`] for whoever has found a place. It parses the packet again, so that nothing has to be kept until then.
+///
+/// # Errors
+///
+/// Why it does not get to its backend.
+#[inline(always)]
+pub fn send<T: Tables>(
+    packet: &mut T::Packet,
+    tables: &T,
+    service: u32,
+    place: &Place,
+) -> Result<Verdict, Reason> {
+    let network = parse::network(packet)?;
+    let settings = tables.settings().ok_or(Reason::NoTable)?;
+    let transport = parse::transport(packet, &network)?;
+    let key = FlowKey::of_request(&network, &transport, service);
+    let service = tables.service(service).ok_or(Reason::NoTable)?;
+    let target = Target::of(tables, place)?;
+    forward(packet, tables, settings, service, &network, &transport, &key, place, &target)
+}
+
+impl Account {
+    /// A client's packet on its way to a backend.
+    #[inline(always)]
+    pub(crate) fn of_request(network: &Network, place: &Place, backend: &Backend) -> Self {
+        Self {
+            backend: place.backend,
+            pool: backend.pool,
+            bytes: network.end as u32,
+            begins: place.begins.into(),
+        }
+    }
+}
+
 /// No backend may take it.
 #[inline(always)]
 pub(crate) fn empty<P: Packet>(
@@ -537,7 +588,7 @@ pub(crate) fn empty<P: Packet>(
 ) -> Result<Verdict, Reason> {
     if rewrite::answers_with_reset(service, transport.kind) {
         let ifindex = packet.ifindex();
-        rewrite::reset(packet, network, transport)?;
+        packet.reset(network, transport)?;
         return Ok(Verdict { reason: Reason::Reset, ifindex, account: Account::NONE });
     }
     Err(if service.on_empty == OnEmpty::Pass as u8 { Reason::EmptyPass } else { Reason::NoBackend })

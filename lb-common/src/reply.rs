@@ -74,7 +74,7 @@ fn back<T: Tables>(
     }
     rewrite::translate(packet, network, transport, End::Source, service.vip, service.port)?;
     let account =
-        Account { backend: replier.backend, pool: backend.pool, bytes: network.end as u32, begins: false };
+        Account { backend: replier.backend, pool: backend.pool, bytes: network.end as u32, begins: 0 };
     let Some((ifindex, source, destination)) = out else {
         // The host knows how to find a neighbour, and keeps the packet meanwhile.
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });

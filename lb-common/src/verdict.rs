@@ -37,6 +37,16 @@ macro_rules! reasons {
             /// All of them, in the order of their counters.
             pub const ALL: &[Self] = &[$(Self::$reason,)+];
 
+            /// That of a number; [`NoTable`](Self::NoTable) for one that is none's.
+            #[must_use]
+            #[inline(always)]
+            pub const fn of(number: u64) -> Self {
+                match number {
+                    $(number if number == Self::$reason as u64 => Self::$reason,)+
+                    _ => Self::NoTable,
+                }
+            }
+
             /// The only reason-to-action table.
             #[must_use]
             #[inline(always)]
@@ -256,13 +266,15 @@ pub struct Account {
     pub pool: u16,
     /// Length of the frame as it came, in bytes.
     pub bytes: u32,
-    /// Whether a flow begins with it.
-    pub begins: bool,
+    /// 1 if a flow begins with it, else 0.
+    ///
+    /// As wide as its neighbours: LLVM would fill the gap behind a `bool` in pieces that the verifier refuses.
+    pub begins: u32,
 }
 
 impl Account {
     /// Nobody's.
-    pub const NONE: Self = Self { backend: 0, pool: 0, bytes: 0, begins: false };
+    pub const NONE: Self = Self { backend: 0, pool: 0, bytes: 0, begins: 0 };
 }
 
 #[cfg(test)]
@@ -274,6 +286,7 @@ mod tests {
     fn every_reason_has_its_counter_and_a_name_of_its_own() {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
+            assert_eq!(Reason::of(i as u64), *reason);
             assert!(!reason.meaning().is_empty());
         }
         for (i, event) in Event::ALL.iter().enumerate() {

@@ -3,9 +3,9 @@
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
-use lb_common::parse::extensions;
+use lb_common::parse::{self, Network, Transport, extensions};
 use lb_common::pipeline::Packet;
-use lb_common::rewrite::clamp;
+use lb_common::rewrite::{self, clamp};
 use lb_common::too_big::sum;
 use lb_common::verdict::Reason;
 use lb_common::wire::Wire;
@@ -90,6 +90,13 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn reset(&mut self, _: &Network, _: &Transport) -> Result<(), Reason> {
+        let done = lb_reset(self.ctx) == 0;
+        self.refresh();
+        done.then_some(()).ok_or(Reason::Malformed)
+    }
+
+    #[inline(always)]
     fn sum(&self, start: usize, length: usize) -> Result<u64, Reason> {
         match lb_sum(self.ctx, start as u32, length as u32) {
             NO_SUM => Err(Reason::TooBig),
@@ -134,6 +141,17 @@ impl Packet for Frame {
         self.refresh();
         (result == 0).then_some(())
     }
+}
+
+/// A RST as the answer, as a function of its own in the kernel's eyes ("global"): it parses the packet again, and shares
+/// its stack with nobody. Returns 0 if that is what the packet is now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_reset(ctx: *mut xdp_md) -> u32 {
+    let mut frame = Frame::new(&XdpContext::new(ctx));
+    let Ok(network) = parse::network(&frame) else { return 1 };
+    let Ok(transport) = parse::transport(&frame, &network) else { return 1 };
+    rewrite::reset(&mut frame, &network, &transport).is_err().into()
 }
 
 /// No sum of a packet's words is that large.

@@ -6,11 +6,12 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_NOEXIST,
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
 };
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
     HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
@@ -20,7 +21,7 @@ use lb_common::handshake;
 use lb_common::limit::{self, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
-use lb_common::pipeline::{Packet, Route, Tables};
+use lb_common::pipeline::{Packet, Route, Tables, send};
 use lb_common::retry::Budget;
 use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::session::{Draft, Held, Session, SessionKey, ports};
@@ -31,6 +32,7 @@ use lb_common::wire::Mac;
 
 use crate::maps;
 use crate::packet::Frame;
+use crate::verifier::opaque;
 
 /// Address families as `bpf_fib_lookup` wants them.
 const AF_INET: u8 = 2;
@@ -160,13 +162,23 @@ extern "C" fn lb_injected(key: *const FlowKey, pool: u32, backend: u32) -> u32 {
     fault::injected(&Kernel, service, &key, pool as u16, backend as u16).unwrap_or(0)
 }
 
+/// [`send`], as a function of its own in the kernel's eyes ("global"): verified once, for any place, and with a stack that
+/// whoever finds places need not share. Returns `interface << 32 | reason`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_send(ctx: *mut xdp_md, service: u32, place: u64) -> u64 {
+    let mut frame = Frame::new(&XdpContext::new(ctx));
+    match send(&mut frame, &Kernel, service, &Place::unpack(place)) {
+        Ok(verdict) => u64::from(verdict.ifindex) << 32 | verdict.reason as u64,
+        Err(reason) => reason as u64,
+    }
+}
+
 /// The rule for what is about a flow, likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_peek(key: *const FlowKey) -> u64 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NO_TABLE };
-    let key = *key;
+    let Some(key) = copied(key) else { return NO_TABLE };
     let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
     peek(&Kernel, service, &key).map_or(NO_TABLE, Place::pack)
 }
@@ -584,6 +596,15 @@ impl Tables for Kernel {
         match lb_select(key, kind, sequence) {
             NO_TABLE => Err(Reason::NoTable),
             packed => Ok(Place::unpack(packed)),
+        }
+    }
+
+    #[inline(always)]
+    fn send(&self, frame: &mut Frame, service: u32, place: Place) -> Result<u32, Reason> {
+        let packed = lb_send(frame.context(), service, place.pack());
+        match Reason::of(opaque(packed & u64::from(u32::MAX))) {
+            Reason::Forwarded => Ok((packed >> 32) as u32),
+            reason => Err(reason),
         }
     }
 

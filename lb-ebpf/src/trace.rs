@@ -49,7 +49,7 @@ pub fn ends(ctx: &XdpContext, verdict: &Verdict) {
         let out = if verdict.reason.action() as u32 == Action::Transmit as u32 { verdict.ifindex } else { 0 };
         let account = &verdict.account;
         let whom = u32::from(account.backend) << 16 | u32::from(account.pool);
-        lb_trace_ends(ctx.ctx, verdict.reason as u32, out, whom, account.begins.into());
+        lb_trace_ends(ctx.ctx, verdict.reason as u32, out, whom, account.begins);
     }
 }
 

@@ -248,7 +248,7 @@ fn packets_are_charged_to_their_backend_and_pool() {
         (Packet::tcp(backend(false, 8443), client(false)), false),
     ] {
         let account = packet.through(&lab.tables).0.account;
-        assert_eq!((account.backend, account.pool, account.begins), (lab.id, pool, begins));
+        assert_eq!((account.backend, account.pool, account.begins), (lab.id, pool, begins.into()));
         assert_eq!(account.bytes as usize, packet.frame().len());
     }
 }

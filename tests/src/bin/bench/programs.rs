@@ -85,7 +85,7 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_fragment_reply",
-        verified_instructions: 48_300,
+        verified_instructions: 53_700,
         translated_bytes: 11_400,
         jited_bytes: 7_000,
     },
