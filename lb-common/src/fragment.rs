@@ -10,7 +10,9 @@
 //! A note is worth something for as long as a receiver waits for the rest, and a flood of first fragments churns this table
 //! only.
 
-use crate::abi::{Address, FRAGMENT_TICKS, FlowKey, FragmentEntry, FragmentKey, Mode, Port, Settings};
+use crate::abi::{
+    Address, FRAGMENT_TICKS, FlowKey, FragmentEntry, FragmentKey, Mode, Port, Service, Settings,
+};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::pipeline::{Packet, Route, Step, Tables, Target, contains, ended, find, find_service};
 use crate::reply::{is_direct, past_vip};

@@ -380,7 +380,8 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
         return Ok(Step::Next(Stage::Reply));
     }
     if contains(&settings.stand_ins, network.destination)
-        && settings.is_source_port(parse::transport(packet, &network)?.destination)
+        && let Ok(transport) = parse::transport(packet, network)
+        && settings.is_source_port(transport.destination)
     {
         return Ok(Step::Next(Stage::Session));
     }

@@ -81,7 +81,7 @@ pub fn translate<P: Packet>(
 
 /// Replaces addresses and ports of both ends, and counts a hop.
 #[inline(always)]
-pub fn readdress<P: Packet>(
+pub fn readdress_both<P: Packet>(
     packet: &mut P,
     network: &Network,
     transport: &Transport,

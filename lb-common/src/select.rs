@@ -272,7 +272,7 @@ pub fn peek<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<P
 /// As [`select`].
 #[inline(always)]
 pub fn fresh<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<Choice, Reason> {
-    let fork = Fork::new(tables, service, key)?;
+    let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
     if fork.membership.lapsed {
         tables.event(Event::LeaseExpired);
     }

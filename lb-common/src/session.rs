@@ -329,7 +329,7 @@ fn through<T: Tables>(
     }
     let target = target(tables, session)?;
     let mut verdict = forth(packet, network, transport, session, &target, held)?;
-    verdict.account.begins = session.has(Session::FRESH);
+    verdict.account.begins = session.has(Session::FRESH).into();
     session.note(tables.ticks(), segment);
     Ok(verdict)
 }
@@ -373,19 +373,15 @@ fn forth<P: Packet>(
     held: Held,
 ) -> Result<Verdict, Reason> {
     let length = network.end - network.l3;
-    if !rewrite::fits(target.device, length) {
+    if length > target.device.mtu as usize {
         return Err(Reason::TooBig);
     }
     let told = session.has(Session::TOA)
         && toa::belongs(transport.kind, session.sequence, held)
         && toa::fits(packet, network, transport, target.device)?;
-    let account = Account {
-        backend: session.backend,
-        pool: target.backend.pool,
-        bytes: network.end as u32,
-        begins: false,
-    };
-    rewrite::readdress(
+    let account =
+        Account { backend: session.backend, pool: target.backend.pool, bytes: network.end as u32, begins: 0 };
+    rewrite::readdress_both(
         packet,
         network,
         transport,
@@ -427,7 +423,7 @@ fn back<T: Tables>(
         }
     };
     let backend = tables.backend(session.backend).ok_or(Reason::NoTable)?;
-    rewrite::readdress(
+    rewrite::readdress_both(
         packet,
         network,
         transport,
@@ -436,7 +432,7 @@ fn back<T: Tables>(
     )?;
     session.note(now, segment);
     let account =
-        Account { backend: session.backend, pool: backend.pool, bytes: network.end as u32, begins: false };
+        Account { backend: session.backend, pool: backend.pool, bytes: network.end as u32, begins: 0 };
     if !resolved {
         // The host knows how to find a neighbour, and keeps the packet meanwhile.
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });

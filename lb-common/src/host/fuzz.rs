@@ -172,7 +172,9 @@ fn judge(tables: &Tables, before: &[u8], after: &[u8], verdict: &Verdict) {
                 _ => {
                     let Inspected { v6, l3, end, traffic_class, .. } = seen;
                     let outline = Outline { v6, l3, end, traffic_class };
-                    forwarded(tables, before, after, &outline, verdict, || translated(before, after, &seen));
+                    forwarded(tables, before, after, &outline, verdict, || {
+                        translated(before, after, &seen, ends_changed(tables, verdict));
+                    });
                 }
             }
         }

@@ -304,7 +304,7 @@ impl<'a> Client<'a> {
             return Err(silently);
         }
         let ifindex = packet.ifindex();
-        rewrite::reset(packet, self.network, self.transport)?;
+        packet.reset(self.network, self.transport)?;
         Ok(Verdict { ifindex, ..Verdict::of(with_reset) })
     }
 }

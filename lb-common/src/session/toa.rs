@@ -11,7 +11,7 @@ use crate::abi::{Address, Device};
 use crate::checksum::Delta;
 use crate::parse::{Family, Kind, Network, Transport};
 use crate::pipeline::Packet;
-use crate::rewrite::{self, move_link};
+use crate::rewrite::move_link;
 use crate::verdict::Reason;
 use crate::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, Mac, Tcp, Wire};
 
@@ -82,7 +82,7 @@ pub(super) fn fits<P: Packet>(
     device: &Device,
 ) -> Result<bool, Reason> {
     Ok(has_room(packet, network, transport)?
-        && rewrite::fits(device, network.end - network.l3 + size(network)))
+        && network.end - network.l3 + size(network) <= device.mtu as usize)
 }
 
 /// Puts the option in, and sets the hardware addresses. `network` and `transport` are of the packet as it came.

@@ -72,13 +72,13 @@ fn a_request_gets_both_ends_anew_and_its_reply_gets_them_back() {
             let first = Packet { tags, tos: 0xb9, ..first };
             let (verdict, port) = port_of(&lab, &first);
             assert!((1024..=32_767).contains(&port), "{port}");
-            assert!(verdict.account.begins);
+            assert_eq!(verdict.account.begins, 1);
             let expected =
                 Packet { from: source(v6, port), to: backend(v6, 8443), hops: 63, ..first.clone() }
                     .sent(lab.mac);
             // The same packet again is the same flow, and no new one.
             first.becomes(&lab.tables, Reason::Forwarded, &expected);
-            assert!(!first.through(&lab.tables).0.account.begins);
+            assert_eq!(first.through(&lab.tables).0.account.begins, 0);
 
             let reply = Packet {
                 tags,
@@ -199,16 +199,16 @@ fn a_syn_ends_nothing_that_lives_and_replaces_what_is_closed() {
     let again = segment(client(false), service(false), "S", ISN + 5_000, 0);
     // To the backend, which answers by what it expects.
     let (verdict, same) = port_of(&lab, &again);
-    assert_eq!((verdict.reason, same, verdict.account.begins), (Reason::Forwarded, port, false));
+    assert_eq!((verdict.reason, same, verdict.account.begins), (Reason::Forwarded, port, 0));
     // One FIN does not close, both do.
     segment(client(false), service(false), "FA", ISN + 1, 1).ends(&lab.tables, Reason::Forwarded);
     assert_eq!(port_of(&lab, &again).1, port);
     segment(backend(false, 8443), source(false, port), "FA", DRAWN, 1).ends(&lab.tables, Reason::Replied);
     // The last acknowledgement still finds its way, and so does the first SYN if it comes twice.
     assert_eq!(port_of(&lab, &segment(client(false), service(false), "A", ISN + 2, 2)).1, port);
-    assert!(!port_of(&lab, &segment(client(false), service(false), "S", ISN, 0)).0.account.begins);
+    assert_eq!(port_of(&lab, &segment(client(false), service(false), "S", ISN, 0)).0.account.begins, 0);
     let (verdict, other) = port_of(&lab, &again);
-    assert!(verdict.account.begins && other != port, "{other}");
+    assert!(verdict.account.begins == 1 && other != port, "{other}");
     assert_eq!(held(&lab), (2, 0));
     // What is left of the old one goes nowhere.
     segment(backend(false, 8443), source(false, port), "A", DRAWN, 1).ends(&lab.tables, Reason::NotOurs);
@@ -252,7 +252,7 @@ fn a_repeated_syn_keeps_port_and_backend_and_another_one_begins_anew() {
     let (_, port) = port_of(&lab, &syn);
     assert_eq!(port_of(&lab, &syn).1, port);
     let (verdict, other) = port_of(&lab, &segment(client(false), service(false), "S", ISN + 1, 0));
-    assert!(verdict.account.begins && other != port);
+    assert!(verdict.account.begins == 1 && other != port);
     assert_eq!(held(&lab), (2, 0));
 }
 

@@ -19,7 +19,7 @@ use crate::api::{
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
-use crate::config::{self, Mode, Service};
+use crate::config::{self, Service};
 use crate::dataplane::bpf::Mapped;
 use crate::dataplane::{Maps, Native, maps};
 use crate::health::{Advice, Miss};

@@ -467,7 +467,7 @@ impl Compiler {
 }
 
 /// Who takes the flows of a table's slots that breakers keep away from everybody: there is no such backend.
-const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
 /// What a flow gets that nobody may take: while a breaker keeps some away, what that says.
 fn on_empty(service: &Service, pools: &[PoolView], intent: &Intent) -> abi::OnEmpty {

@@ -63,8 +63,6 @@ codes! {
         "`schema` says which version of the configuration language the file is written in. This program reads version 1.";
     Error UnknownWord = "LB0201", "a word that is not among those allowed",
         "The key takes one of a fixed set of words.";
-    Error NotYet = "LB0202", "a feature that this version does not have yet",
-        "The word is reserved for a feature of a later version. It is refused, so that nobody relies on it by accident.";
     Error OutOfRange = "LB0203", "a number outside its range",
         "The number is understood, and is smaller or larger than what the key takes.";
     Error NotAnAddress = "LB0204", "text that is not an address",
