@@ -86,6 +86,14 @@ impl Address {
         self.0
     }
 
+    /// Whether this is no address at all.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_unspecified(self) -> bool {
+        let [a, b, c, d] = self.0;
+        a | b | c | d == 0
+    }
+
     /// Whether this is IPv4.
     #[must_use]
     #[inline(always)]
@@ -298,6 +306,49 @@ pub struct Settings {
     pub vips: Filter,
     /// Addresses of backends whose replies are rewritten (`nat`).
     pub repliers: Filter,
+    /// Addresses of this host that stand for clients (`full-nat`).
+    pub stand_ins: Filter,
+    /// The first and the last port that stands for clients, as numbers.
+    pub source_ports: [u16; 2],
+    /// CPUs that packets may be processed by: each begins to look for a port in a part of its own.
+    pub cpus: u32,
+    /// [`ticks`] after which a silent TCP session is forgotten (`full-nat`).
+    pub tcp_idle: u32,
+    /// How many of `sources` are IPv4.
+    pub sources_v4: u32,
+    /// How many of `sources` are IPv6.
+    pub sources_v6: u32,
+    /// Zero.
+    pub pad2: u32,
+    /// Addresses that stand for clients: IPv4 from index 0 on, IPv6 from [`MAX_SOURCES`] on. Where there is none of a family, each
+    /// backend has its own.
+    pub sources: [Address; 2 * MAX_SOURCES],
+}
+
+/// How many addresses of one family can stand for clients.
+pub const MAX_SOURCES: usize = 8;
+
+impl Settings {
+    /// An address that stands for a client of `backend`; which one, `hash` says. Unspecified: there is none.
+    #[must_use]
+    #[inline(always)]
+    pub fn source(&self, backend: &Backend, hash: u32) -> Address {
+        let (first, count) =
+            if backend.address.is_v4() { (0, self.sources_v4) } else { (MAX_SOURCES, self.sources_v6) };
+        if count == 0 {
+            return backend.source;
+        }
+        let index = first + ((u64::from(hash) * u64::from(count)) >> 32) as usize;
+        self.sources.get(index & (2 * MAX_SOURCES - 1)).copied().unwrap_or_default()
+    }
+
+    /// Whether a port may stand for a client.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_source_port(&self, port: Port) -> bool {
+        let [first, last] = self.source_ports;
+        first <= port.number() && port.number() <= last
+    }
 }
 
 /// How a packet gets to its backend.
@@ -310,6 +361,8 @@ pub enum Mode {
     DsrL2 = 2,
     /// The packet is put into another IP packet (RFC 2003, RFC 2473, RFC 4213).
     DsrIpip = 3,
+    /// Both ends are rewritten ([`session`](crate::session)).
+    FullNat = 4,
     /// The same in a UDP datagram (GUE), to a port that the backend names.
     DsrGue = 5,
 }
@@ -402,6 +455,10 @@ impl Service {
     pub const HANDSHAKES: u16 = Self::MEASURED | Self::WATCHED | Self::RETRIED | Self::LIMITED;
     /// Flags that may send a flow elsewhere than its slot says.
     pub const DIVERTS: u16 = Self::RETRIED | Self::LIMITED;
+    /// Every flow has a session (`full-nat`).
+    pub const SESSIONS: u16 = 1 << 15;
+    /// Backends are told the client's address in a TCP option (`full-nat`).
+    pub const TOA: u16 = 1 << 11;
 
     /// Some clients belong to the canary as soon as it is open at all: `GUESTS` says who.
     pub const GUESTS: u16 = 1 << 6;
@@ -412,8 +469,13 @@ impl Service {
 
     /// Flags that need more than the bare rule: packets to such a service go through
     /// [`Stage::Attend`](crate::stage::Stage::Attend), and those to all others pay nothing for it.
-    pub const ATTENDED: u16 =
-        Self::HANDSHAKES | Self::COUNTED | Self::GUESTS | Self::CAPPED | Self::FAULTS | Self::CLAMPED;
+    pub const ATTENDED: u16 = Self::HANDSHAKES
+        | Self::COUNTED
+        | Self::GUESTS
+        | Self::CAPPED
+        | Self::FAULTS
+        | Self::CLAMPED
+        | Self::SESSIONS;
 
     /// Whether a flag is set.
     #[must_use]
@@ -572,12 +634,12 @@ pub struct Backend {
     pub pool: u16,
     /// Index of its service.
     pub service: u32,
+    /// The address of this host that stands for its clients (`full-nat`), if none is configured.
+    pub source: Address,
     /// UDP port that takes tunnels (`dsr-gue`); 0: they come without UDP.
     pub gue_port: Port,
-    /// Zero.
-    pub pad: [u16; 3],
     /// Zero; fills the cache line.
-    pub reserved: [u64; 2],
+    pub pad: [u16; 3],
 }
 
 impl Backend {

@@ -7,6 +7,7 @@ use crate::fault;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service};
 use crate::rewrite;
+use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{TCP_FIN, TCP_RST, Tcp};
 
@@ -27,6 +28,9 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         && let Kind::Syn(_) = transport.kind
     {
         rewrite::clamp_mss(packet, &network, &transport, service.clamp_mss);
+    }
+    if service.has(Service::SESSIONS) {
+        return Ok(Step::Next(Stage::Session));
     }
     let key = FlowKey::of_request(&network, &transport, index);
     let mut place = tables.place_attended(service, &key, transport.kind)?;

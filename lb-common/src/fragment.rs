@@ -10,7 +10,9 @@
 //! A note is worth something for as long as a receiver waits for the rest, and a flood of first fragments churns this table
 //! only.
 
-use crate::abi::{Address, FRAGMENT_TICKS, FlowKey, FragmentEntry, FragmentKey, Mode, Port, Settings};
+use crate::abi::{
+    Address, FRAGMENT_TICKS, FlowKey, FragmentEntry, FragmentKey, Mode, Port, Service, Settings,
+};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::pipeline::{Packet, Route, Step, Tables, Target, contains, ended, find, find_service};
 use crate::reply::{is_direct, past_vip};
@@ -64,6 +66,9 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         let transport = transport(packet, &network, piece.protocol, piece.l4)?;
         let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
         let service = tables.service(index).ok_or(Reason::NoTable)?;
+        if service.has(Service::SESSIONS) {
+            return Err(Reason::Fragment);
+        }
         let key = FlowKey::of_request(&network, &transport, index);
         let place = tables.place_attended(service, &key, transport.kind)?;
         if place.backend == 0 {

@@ -164,6 +164,9 @@ fn to_backend<T: Tables>(
     index: u32,
 ) -> Result<Verdict, Reason> {
     let service = tables.service(index).ok_or(Reason::NoTable)?;
+    if service.has(Service::SESSIONS) {
+        return Err(Reason::OtherProtocol);
+    }
     // A request of the same flow is the quoted packet turned round.
     let key = FlowKey {
         client: quote.destination,

@@ -24,6 +24,7 @@ pub mod reply;
 pub mod retry;
 pub mod rewrite;
 pub mod select;
+pub mod session;
 pub mod stage;
 pub mod too_big;
 pub mod trace;

@@ -1,5 +1,7 @@
 //! The road of a packet, start to end.
 
+use core::ops::{Deref, DerefMut};
+
 use crate::abi::{
     Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, GuestKey, HalfOpen, Mode, OnEmpty, Port, Replier, Service, Settings, Slot, VipKey, ticks,
@@ -16,6 +18,7 @@ use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
 use crate::select::{Place, peek, select, select_bare};
+use crate::session::{Draft, Held, Session, SessionKey, begin, carry, opening, ports, session, witness};
 use crate::stage::Stage;
 use crate::too_big::too_big;
 use crate::verdict::{Account, Event, Reason, Verdict};
@@ -114,6 +117,33 @@ pub trait Tables {
     fn note_direct(&self, key: &FlowKey, backend: &VipKey);
     /// Forgets that a flow talked to a backend past the VIP.
     fn forget_direct(&self, key: &FlowKey);
+    /// An entry of a session: a reference, or a copy.
+    type Entry<'a>: Deref<Target = Session>
+    where
+        Self: 'a;
+    /// One direction of a session.
+    fn session(&self, held: Held, key: &SessionKey) -> Option<Self::Entry<'_>>;
+    /// An entry of a session, to be changed.
+    type EntryMut<'a>: DerefMut<Target = Session>
+    where
+        Self: 'a;
+    /// One direction of a session, to be changed.
+    fn session_mut(&self, held: Held, key: &SessionKey) -> Option<Self::EntryMut<'_>>;
+    /// Keeps one direction of a session; if asked for, only where there is none. `false`: there is one, or no room.
+    fn keep_session(&self, held: Held, key: &SessionKey, session: &Session, only_new: bool) -> bool;
+    /// Forgets one direction of a session.
+    fn drop_session(&self, held: Held, key: &SessionKey);
+    /// Room of this CPU's own to make a session in; what it holds at first is anything.
+    fn with_draft<R>(&self, act: impl FnOnce(&mut Draft) -> R) -> Option<R>;
+    /// [`ports::reserve`]; the kernel has it verified apart from everything else.
+    fn reserve(&self, settings: &Settings, draft: &mut Draft, hash: u64) -> bool
+    where
+        Self: Sized,
+    {
+        ports::reserve(self, settings, draft, hash)
+    }
+    /// The number of the CPU.
+    fn cpu(&self) -> u32;
     /// Where a packet for `network.destination` leaves.
     fn route(&self, packet: &Self::Packet, network: &Network) -> Route;
 
@@ -290,6 +320,11 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
         step = match step {
             Ok(Step::Next(Stage::Reply)) => reply(packet, tables),
             Ok(Step::Next(Stage::Attend)) => attend(packet, tables),
+            Ok(Step::Next(Stage::Session)) => session(packet, tables),
+            Ok(Step::Next(Stage::Opening)) => opening(packet, tables),
+            Ok(Step::Next(Stage::Begin)) => begin(packet, tables),
+            Ok(Step::Next(Stage::Witness)) => witness(packet, tables),
+            Ok(Step::Next(Stage::Carry)) => carry(packet, tables),
             Ok(Step::Next(Stage::Icmp)) => icmp(packet, tables),
             Ok(Step::Next(Stage::Fragment)) => fragment(packet, tables),
             Ok(Step::Next(Stage::FragmentReply)) => fragment_reply(packet, tables),
@@ -328,7 +363,7 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
         if let Some(index) = find_service(tables, network, &transport) {
             let service = tables.service(index).ok_or(Reason::NoTable)?;
             if service.has(Service::ATTENDED) {
-                return Ok(Step::Next(Stage::Attend));
+                return Ok(Step::Next(service.stage()));
             }
             let key = FlowKey::of_request(network, &transport, index);
             let place = tables.place(service, &key, transport.kind)?;
@@ -343,6 +378,12 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
     }
     if contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination) {
         return Ok(Step::Next(Stage::Reply));
+    }
+    if contains(&settings.stand_ins, network.destination)
+        && let Ok(transport) = parse::transport(packet, network)
+        && settings.is_source_port(transport.destination)
+    {
+        return Ok(Step::Next(Stage::Session));
     }
     // Any router may have something to say about a flow of ours.
     elsewhere(network, Reason::NotOurs)
@@ -368,6 +409,14 @@ pub(crate) const fn elsewhere(network: &Network, reason: Reason) -> Result<Step,
             Ok(Step::Next(Stage::Icmp))
         }
         _ => Err(reason),
+    }
+}
+
+impl Service {
+    /// Where packets to an attended service go on.
+    #[inline(always)]
+    const fn stage(&self) -> Stage {
+        if self.flags & Self::ATTENDED == Self::SESSIONS { Stage::Session } else { Stage::Attend }
     }
 }
 
@@ -406,6 +455,12 @@ impl<'a> Target<'a> {
         if !backend.life().is_usable() {
             return Err(Reason::BackendGone);
         }
+        Self::reach(tables, backend)
+    }
+
+    /// Of a backend that packets may go to.
+    #[inline(always)]
+    pub fn reach<T: Tables>(tables: &'a T, backend: &'a Backend) -> Result<Self, Reason> {
         let hop = backend.next_hop();
         let mac = hop.mac().ok_or(Reason::NoNeighbour)?;
         let device = tables.device(hop.device()).ok_or(Reason::NoTable)?;

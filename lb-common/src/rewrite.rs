@@ -79,6 +79,62 @@ pub fn translate<P: Packet>(
     Ok(())
 }
 
+/// Replaces addresses and ports of both ends, and counts a hop.
+#[inline(always)]
+pub fn readdress_both<P: Packet>(
+    packet: &mut P,
+    network: &Network,
+    transport: &Transport,
+    source: (Address, Port),
+    destination: (Address, Port),
+) -> Result<(), Reason> {
+    let delta = match network.family {
+        Family::V4 => {
+            let addresses = Delta::NONE
+                .long(network.source.wire_words()[3], source.0.wire_words()[3])
+                .long(network.destination.wire_words()[3], destination.0.wire_words()[3]);
+            let header: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            if header.ttl <= 1 {
+                return Err(Reason::TtlExpired);
+            }
+            let ttl = header.ttl - 1;
+            header.checksum =
+                addresses.word([header.ttl, header.protocol], [ttl, header.protocol]).apply(header.checksum);
+            header.ttl = ttl;
+            header.source = source.0.v4_octets();
+            header.destination = destination.0.v4_octets();
+            addresses
+        }
+        Family::V6 => {
+            let header: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            if header.hop_limit <= 1 {
+                return Err(Reason::TtlExpired);
+            }
+            header.hop_limit -= 1;
+            header.source = source.0.v6_octets();
+            header.destination = destination.0.v6_octets();
+            Delta::NONE
+                .address(network.source.wire_words(), source.0.wire_words())
+                .address(network.destination.wire_words(), destination.0.wire_words())
+        }
+    };
+    let delta = delta
+        .word(transport.source.wire(), source.1.wire())
+        .word(transport.destination.wire(), destination.1.wire());
+    if transport.protocol == IPPROTO_TCP {
+        let header: &mut Tcp = packet.view_mut(transport.l4).ok_or(Reason::Malformed)?;
+        header.checksum = delta.apply(header.checksum);
+        header.source = source.1.wire();
+        header.destination = destination.1.wire();
+    } else {
+        let header: &mut Udp = packet.view_mut(transport.l4).ok_or(Reason::Malformed)?;
+        header.checksum = delta.apply_udp(header.checksum);
+        header.source = source.1.wire();
+        header.destination = destination.1.wire();
+    }
+    Ok(())
+}
+
 /// Replaces the address of one end in the IP header, and counts a hop: all there is to do for a fragment without ports.
 #[inline(always)]
 pub fn readdress<P: Packet>(

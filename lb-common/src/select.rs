@@ -265,6 +265,20 @@ pub fn peek<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<P
     Ok(Place { backend, begins: false, spread: fork.hash as u32 })
 }
 
+/// Where a flow that begins now goes, for services whose flows are all in a table of their own: nothing is noted here.
+///
+/// # Errors
+///
+/// As [`select`].
+#[inline(always)]
+pub fn fresh<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<Choice, Reason> {
+    let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
+    if fork.membership.lapsed {
+        tables.event(Event::LeaseExpired);
+    }
+    Ok(Choice { backend: fork.slot.new(), why: Why::New, hash: fork.hash })
+}
+
 /// A flow, and where its hash leads.
 struct Fork<'a> {
     service: &'a Service,

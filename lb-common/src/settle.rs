@@ -209,6 +209,11 @@ impl SweepReport {
         self.loads.get(usize::from(backend)).copied().unwrap_or_default()
     }
 
+    /// Adds flows that are in a table of their own.
+    pub fn add_flows(&mut self, backend: u16, flows: u64) {
+        self.load_mut(backend).flows += flows;
+    }
+
     fn load_mut(&mut self, backend: u16) -> &mut Load {
         let index = usize::from(backend);
         if self.loads.len() <= index {

@@ -34,6 +34,16 @@ stages! {
     Reply = "lb_reply",
     /// To a service that has more than the bare rule. ([`attend`](crate::attend))
     Attend = "lb_attend",
+    /// To a service of mode `full-nat`, or to one of the ports that stand for its clients. ([`session`](crate::session))
+    Session = "lb_session",
+    /// Whatever of that no established session takes. ([`session::opening`](crate::session::opening))
+    Opening = "lb_opening",
+    /// A client without a session. ([`session::begin`](crate::session::begin))
+    Begin = "lb_begin",
+    /// A packet of a session whose service is measured. ([`session::witness`](crate::session::witness))
+    Witness = "lb_witness",
+    /// What these have found or made a session for. ([`session::carry`](crate::session::carry))
+    Carry = "lb_carry",
     /// ICMP: errors about flows follow them. ([`icmp`](crate::icmp))
     Icmp = "lb_icmp",
     /// A fragment, from or to an address that may be a service's or a backend's. ([`fragment`](crate::fragment))

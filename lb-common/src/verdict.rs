@@ -78,6 +78,10 @@ reasons! {
     RepliedByHost = Pass "replied_by_host",
     /// A RST to the client: no backend may take its flow.
     Reset = Transmit "reset",
+    /// A RST to the client: its segment belongs to no session (`full-nat`).
+    NoSessionReset = Transmit "no_session_reset",
+    /// A RST to the client: no port is left that could stand for it (`full-nat`).
+    NoPortReset = Transmit "no_port_reset",
     /// A RST to the client: a fault that was injected (`lbctl fault`).
     FaultReset = Transmit "fault_reset",
     /// An ICMP error about a backend's packet, to that backend.
@@ -116,6 +120,10 @@ reasons! {
     EmptyPass = Pass "empty_pass",
     /// No backend may take it.
     NoBackend = Drop "no_backend",
+    /// It belongs to no session (`full-nat`).
+    NoSession = Drop "no_session",
+    /// No port is left that could stand for its client (`full-nat`).
+    NoPort = Drop "no_port",
     /// Its backend was taken out in this very moment.
     BackendGone = Drop "backend_gone",
     /// The next hop's hardware address is not known yet.
@@ -181,6 +189,10 @@ events! {
     HandshakeNoted = "handshake_noted",
     /// A canary's lease had run out when a new flow asked for it.
     LeaseExpired = "lease_expired",
+    /// A session has proven itself (`full-nat`).
+    SessionEstablished = "session_established",
+    /// A session has proven itself, and there was no room for it (`full-nat`).
+    SessionsFull = "sessions_full",
     /// A first fragment left a note for those that follow it.
     FragmentsNoted = "fragments_noted",
     /// The tripwire of a canary was crossed.

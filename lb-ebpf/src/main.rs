@@ -20,6 +20,7 @@ use lb_common::fragment::{fragment, fragment_reply};
 use lb_common::icmp::icmp;
 use lb_common::pipeline::{Packet, Step, enter};
 use lb_common::reply::reply;
+use lb_common::session::{begin, carry, opening, session, witness};
 use lb_common::too_big::too_big;
 use lb_common::verdict::{Action, Reason, Verdict};
 
@@ -49,6 +50,46 @@ pub fn lb_reply(ctx: XdpContext) -> u32 {
 pub fn lb_attend(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let step = attend(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Session`](lb_common::stage::Stage::Session).
+#[xdp(frags)]
+pub fn lb_session(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = session(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Opening`](lb_common::stage::Stage::Opening).
+#[xdp(frags)]
+pub fn lb_opening(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = opening(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Begin`](lb_common::stage::Stage::Begin).
+#[xdp(frags)]
+pub fn lb_begin(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = begin(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Witness`](lb_common::stage::Stage::Witness).
+#[xdp(frags)]
+pub fn lb_witness(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = witness(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Carry`](lb_common::stage::Stage::Carry).
+#[xdp(frags)]
+pub fn lb_carry(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = carry(&mut frame, &Kernel);
     leave(&ctx, &frame, step)
 }
 

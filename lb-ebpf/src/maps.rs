@@ -11,6 +11,7 @@ use lb_common::decap;
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::{Handshake, Measure};
 use lb_common::retry::Budget;
+use lb_common::session::{Draft, Session, SessionKey};
 use lb_common::stage::Stage;
 use lb_common::trace;
 use lb_common::verdict::Counters;
@@ -64,6 +65,17 @@ pub static HANDSHAKES: LruHashMap<FlowKey, Handshake> = LruHashMap::with_max_ent
 
 #[map]
 pub static MEASURES: Array<Measure> = Array::with_max_entries(64, BPF_F_MMAPABLE);
+
+/// Sessions of `full-nat` that have yet to prove themselves.
+#[map]
+pub static OPENING: LruHashMap<SessionKey, Session> = LruHashMap::with_max_entries(1 << 18, 0);
+
+/// Those that have.
+#[map]
+pub static SESSIONS: HashMap<SessionKey, Session> = HashMap::with_max_entries(1 << 18, 0);
+
+#[map]
+pub static DRAFTS: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static WATCHES: Array<Watch> = Array::with_max_entries(16_384, BPF_F_MMAPABLE);

@@ -14,6 +14,11 @@ pub fn jump(ctx: &XdpContext, stage: Stage) {
     match stage {
         Stage::Reply => jump_to::<{ Stage::Reply as u32 }>(ctx),
         Stage::Attend => jump_to::<{ Stage::Attend as u32 }>(ctx),
+        Stage::Session => jump_to::<{ Stage::Session as u32 }>(ctx),
+        Stage::Opening => jump_to::<{ Stage::Opening as u32 }>(ctx),
+        Stage::Begin => jump_to::<{ Stage::Begin as u32 }>(ctx),
+        Stage::Witness => jump_to::<{ Stage::Witness as u32 }>(ctx),
+        Stage::Carry => jump_to::<{ Stage::Carry as u32 }>(ctx),
         Stage::Icmp => jump_to::<{ Stage::Icmp as u32 }>(ctx),
         Stage::Fragment => jump_to::<{ Stage::Fragment as u32 }>(ctx),
         Stage::FragmentReply => jump_to::<{ Stage::FragmentReply as u32 }>(ctx),

@@ -4,10 +4,11 @@ use core::arch::asm;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
+    BPF_ANY, BPF_NOEXIST,
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
     BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
 };
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::XdpContext;
@@ -23,6 +24,7 @@ use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
 use lb_common::retry::Budget;
 use lb_common::select::{Place, peek, select, select_bare, settled};
+use lb_common::session::{Draft, Held, Session, SessionKey, ports};
 use lb_common::too_big::admit;
 use lb_common::verdict::{Account, Event, Reason, Verdict};
 use lb_common::watch::Word;
@@ -281,6 +283,16 @@ fn limit_of(whose: Whose) -> Option<*mut Limit> {
     }
 }
 
+/// A port for the draft of this CPU, as a function of its own in the kernel's eyes ("global"): its loop is verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_reserve(hash: u64) -> u32 {
+    let Some(settings) = maps::SETTINGS.get(0) else { return 0 };
+    let Some(draft) = maps::DRAFTS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a per-CPU element, whose other user waits for us.
+    ports::reserve(&Kernel, settings, unsafe { &mut *draft }, hash).into()
+}
+
 /// A hardware address of a query, in pieces that are aligned: the compiler would take four bytes at once, and of the stack the
 /// verifier gives no unaligned ones.
 #[inline(always)]
@@ -467,6 +479,74 @@ impl Tables for Kernel {
         if maps::DIRECT.get_ptr(key).is_some() {
             let _ = maps::DIRECT.remove(key);
         }
+    }
+
+    type Entry<'a> = &'a Session;
+
+    #[inline(always)]
+    fn session(&self, held: Held, key: &SessionKey) -> Option<&Session> {
+        // SAFETY: an element lives until the program ends, even if it is deleted meanwhile. If it is given to another session
+        // in that time, it does not lead back to the key that it was found by.
+        unsafe {
+            match held {
+                Held::Opening => maps::OPENING.get(key),
+                Held::Established => maps::SESSIONS.get(key),
+            }
+        }
+    }
+
+    type EntryMut<'a> = &'a mut Session;
+
+    #[inline(always)]
+    fn session_mut(&self, held: Held, key: &SessionKey) -> Option<&mut Session> {
+        let session = match held {
+            Held::Opening => maps::OPENING.get_ptr_mut(key),
+            Held::Established => maps::SESSIONS.get_ptr_mut(key),
+        }?;
+        // SAFETY: as above. A flow's packets of one direction come one after the other; where they do not, the words that
+        // change hold the same for all of them.
+        Some(unsafe { &mut *session })
+    }
+
+    #[inline(always)]
+    fn keep_session(&self, held: Held, key: &SessionKey, session: &Session, only_new: bool) -> bool {
+        let flags = if only_new { BPF_NOEXIST } else { BPF_ANY }.into();
+        match held {
+            Held::Opening => maps::OPENING.insert(key, session, flags).is_ok(),
+            Held::Established => maps::SESSIONS.insert(key, session, flags).is_ok(),
+        }
+    }
+
+    #[inline(always)]
+    fn drop_session(&self, held: Held, key: &SessionKey) {
+        // Gone already is as good.
+        let _ = match held {
+            Held::Opening => maps::OPENING.remove(key),
+            Held::Established => maps::SESSIONS.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn with_draft<R>(&self, act: impl FnOnce(&mut Draft) -> R) -> Option<R> {
+        // SAFETY: a per-CPU element, and a program is not preempted by itself.
+        maps::DRAFTS.get_ptr_mut(0).map(|draft| act(unsafe { &mut *draft }))
+    }
+
+    #[inline(always)]
+    fn reserve(&self, _: &Settings, draft: &mut Draft, hash: u64) -> bool {
+        let draft = &raw mut *draft;
+        // SAFETY: nothing at all. The function reaches the draft by itself; it has to be all there before, and is another one after.
+        unsafe { asm!("{draft} = {draft}", draft = in(reg) draft) };
+        let found = lb_reserve(hash) != 0;
+        // SAFETY: as above.
+        unsafe { asm!("{draft} = {draft}", draft = in(reg) draft) };
+        found
+    }
+
+    #[inline(always)]
+    fn cpu(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_smp_processor_id() }
     }
 
     #[inline(always)]

@@ -23,6 +23,7 @@ pub mod offline;
 pub mod outlier;
 pub mod publish;
 pub mod rollout;
+pub mod sessions;
 pub mod state;
 pub mod sweep;
 pub mod sysdump;

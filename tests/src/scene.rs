@@ -110,6 +110,9 @@ impl Scene {
                 backend.hold_vip(lab.vip(0, plan.family))?;
             }
         }
+        if plan.mode == "full-nat" {
+            lab.forget_clients()?;
+        }
         let (mut decapsulators, mut decaps) = (Vec::new(), Vec::new());
         if matches!(plan.mode, "dsr-ipip" | "dsr-gue") {
             for backend in lab.backends() {

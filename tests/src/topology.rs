@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     host::{Host, Port, Switch},
-    plan::{Family, Lan, MAX_BACKENDS, MAX_CLIENTS, Place},
+    plan::{Family, Lan, MAX_BACKENDS, MAX_CLIENTS, Place, everywhere},
     roles::{Backend, Balancer, Client},
 };
 
@@ -87,6 +87,21 @@ impl Lab {
         let clients = self.clients.iter().map(Deref::deref);
         let backends = self.backends.iter().map(Deref::deref);
         clients.chain(backends).chain([&*self.balancer])
+    }
+
+    /// Leaves the backends without a way to clients.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn forget_clients(&self) -> Result<()> {
+        let mut ways = everywhere().to_vec();
+        if self.topology == Topology::OneLan {
+            ways.extend(Lan::FRONT.clients());
+        }
+        for backend in &self.backends {
+            ways.iter().try_for_each(|prefix| backend.unroute(*prefix))?;
+        }
+        Ok(())
     }
 
     /// Makes the backends send to clients on the LAN without passing the balancer.

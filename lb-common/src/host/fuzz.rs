@@ -70,6 +70,7 @@ pub fn tables() -> Tables {
     let mut n = 0;
     for (mode, v6_backends) in [
         (Mode::Nat, None),
+        (Mode::FullNat, None),
         (Mode::DsrL2, None),
         (Mode::DsrIpip, Some(false)),
         (Mode::DsrIpip, Some(true)),
@@ -137,7 +138,7 @@ fn judge(tables: &Tables, before: &[u8], after: &[u8], verdict: &Verdict) {
                 panic!("{verdict:?} of a malformed frame {before:02x?}")
             };
             assert_eq!(before[..12], after[..12], "the hardware addresses");
-            translated(before, after, &seen);
+            translated(before, after, &seen, ends_changed(tables, verdict));
         }
         Action::Pass
             if matches!(verdict.reason, Reason::ErrorRepliedByHost | Reason::FragmentRepliedByHost) =>
@@ -163,15 +164,17 @@ fn judge(tables: &Tables, before: &[u8], after: &[u8], verdict: &Verdict) {
             };
             assert_eq!(verdict.ifindex, Tables::IFINDEX);
             match verdict.reason {
-                Reason::Reset => reset(before, after, &seen),
+                Reason::Reset | Reason::NoSessionReset | Reason::NoPortReset => reset(before, after, &seen),
                 Reason::Replied => {
                     addressed(after, &Tables::ROUTER);
-                    translated(before, after, &seen);
+                    translated(before, after, &seen, ends_changed(tables, verdict));
                 }
                 _ => {
                     let Inspected { v6, l3, end, traffic_class, .. } = seen;
                     let outline = Outline { v6, l3, end, traffic_class };
-                    forwarded(tables, before, after, &outline, verdict, || translated(before, after, &seen));
+                    forwarded(tables, before, after, &outline, verdict, || {
+                        translated(before, after, &seen, ends_changed(tables, verdict));
+                    });
                 }
             }
         }
@@ -211,7 +214,7 @@ fn forwarded(
     let mac = backend.next_hop().mac().expect("a backend that packets go to has a next hop");
     addressed(after, &mac);
     let mode = tables.services[backend.service as usize].mode;
-    if mode == Mode::Nat as u8 {
+    if mode == Mode::Nat as u8 || mode == Mode::FullNat as u8 {
         return translated();
     }
     if mode == Mode::DsrL2 as u8 {
@@ -251,7 +254,13 @@ fn forwarded(
     }
 }
 
-fn translated(before: &[u8], after: &[u8], seen: &Inspected) {
+/// How many ends of a packet a backend's mode replaces.
+fn ends_changed(tables: &Tables, verdict: &Verdict) -> usize {
+    let backend = &tables.backends[usize::from(verdict.account.backend)];
+    1 + usize::from(tables.services[backend.service as usize].mode == Mode::FullNat as u8)
+}
+
+fn translated(before: &[u8], after: &[u8], seen: &Inspected, ends: usize) {
     assert_eq!(before.len(), after.len());
     let Some(now) = inspect(after) else { panic!("translated into a malformed frame: {after:02x?}") };
     assert_eq!(
@@ -262,7 +271,7 @@ fn translated(before: &[u8], after: &[u8], seen: &Inspected) {
     assert_eq!(now.header_ok, seen.header_ok, "the IPv4 header's checksum");
     assert_eq!(now.checksum, seen.checksum, "the checksum of {seen:?}");
     let changed = usize::from(now.source != seen.source) + usize::from(now.destination != seen.destination);
-    assert!(changed <= 1, "both ends have changed");
+    assert!(changed <= ends, "{changed} ends have changed");
     // Addresses, ports, hops and checksums; nothing else.
     let mut masked = [before.to_vec(), after.to_vec()];
     for frame in &mut masked {
@@ -344,6 +353,7 @@ mod tests {
             "other_protocol",
             "ttl_expired",
             "no_headroom",
+            "no_session_reset",
             "error_forwarded",
             "error_replied",
             "error_replied_by_host",

@@ -1,7 +1,7 @@
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::{BTreeMap, HashMap};
 use std::mem::offset_of;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytemuck::Zeroable;
 
@@ -9,7 +9,7 @@ use super::{Frame, Lru};
 use crate::abi::{
     Address, Backend, Device, FAULTS, FILTER_BITS, Fault, Filter, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, GuestKey, HalfOpen, LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings,
-    Slot, Split, VipKey,
+    Slot, Split, TCP_IDLE_TICKS, VipKey,
 };
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
@@ -18,6 +18,7 @@ use crate::measure::{Handshake, Measure};
 use crate::parse::Network;
 use crate::pipeline::{self, Route};
 use crate::retry::Budget;
+use crate::session::{Draft, Held, Session, SessionKey};
 use crate::too_big;
 use crate::verdict::Event;
 use crate::watch::Word;
@@ -69,6 +70,12 @@ pub struct Tables {
     pub faults: [Fault; FAULTS],
     /// `DIRECT`.
     pub direct: RefCell<Lru<FlowKey, u32>>,
+    /// `OPENING`.
+    pub opening: RefCell<Lru<SessionKey, Session>>,
+    /// `SESSIONS`.
+    pub sessions: RefCell<BTreeMap<SessionKey, Session>>,
+    /// Room in `SESSIONS`.
+    pub session_room: usize,
     /// Where packets for these addresses leave.
     pub routes: HashMap<Address, Route>,
     /// How long a packet may be for which the route is [`Route::TooBig`].
@@ -122,6 +129,10 @@ impl Tables {
     pub const IFINDEX: u32 = 2;
     /// Its hardware address.
     pub const MAC: Mac = [0x02, 0, 0, 0, 0, 0x01];
+    /// The address that stands for clients of IPv4 backends (`full-nat`).
+    pub const SOURCE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 255, 1));
+    /// The address that stands for clients of IPv6 backends.
+    pub const SOURCE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0xffff, 1));
     /// Where backends of `dsr-gue` take tunnels.
     pub const GUE_PORT: Port = Port::new(6080);
     /// The hardware address of the router to the clients.
@@ -133,6 +144,9 @@ impl Tables {
         let mut settings = Box::new(Settings::zeroed());
         settings.layout = LAYOUT;
         settings.udp_idle = 30;
+        settings.tcp_idle = TCP_IDLE_TICKS;
+        settings.source_ports = [1024, 32_767];
+        settings.cpus = 1;
         settings.tunnel_v4 = [172, 16, 0, 0];
         settings.tunnel_v6 = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         Self {
@@ -158,6 +172,9 @@ impl Tables {
             guests: Vec::new(),
             faults: [Fault::default(); FAULTS],
             direct: RefCell::new(Lru::new(1 << 16)),
+            opening: RefCell::new(Lru::new(1 << 20)),
+            sessions: RefCell::default(),
+            session_room: usize::MAX,
             routes: HashMap::new(),
             path_mtu: 1280,
             default_route: Route::Out {
@@ -179,7 +196,7 @@ impl Tables {
             table_size: spec.table_size,
             mode: spec.mode as u8,
             on_empty: spec.on_empty as u8,
-            flags: spec.flags,
+            flags: spec.flags | if spec.mode == Mode::FullNat { Service::SESSIONS } else { 0 },
             protocol: spec.protocol,
             backend_keys: Keys::derive(&self.seed, &key, Purpose::Backend),
             split_keys: Keys::derive(&self.seed, &key, Purpose::Split { salt: 0 }),
@@ -249,6 +266,11 @@ impl Tables {
             ..Backend::zeroed()
         });
         let of = &self.services[service as usize];
+        if of.mode == Mode::FullNat as u8 {
+            let source = if at.is_ipv4() { Self::SOURCE_V4 } else { Self::SOURCE_V6 };
+            self.backends[usize::from(id)].source = source.into();
+            put(&mut self.settings.stand_ins, source.into());
+        }
         if of.mode == Mode::Nat as u8 {
             let key = VipKey::new(at.ip(), at.port(), of.protocol);
             self.repliers.get_mut().insert(key, Replier { service, backend: id, pad: 0, direct: 0 });
@@ -390,6 +412,60 @@ impl pipeline::Tables for Tables {
 
     fn forget_direct(&self, key: &FlowKey) {
         self.direct.borrow_mut().remove(key);
+    }
+
+    type Entry<'a> = Box<Session>;
+
+    fn session(&self, held: Held, key: &SessionKey) -> Option<Box<Session>> {
+        let found = match held {
+            Held::Opening => self.opening.borrow_mut().get(key).copied(),
+            Held::Established => self.sessions.borrow().get(key).copied(),
+        };
+        found.map(Box::new)
+    }
+
+    type EntryMut<'a> = RefMut<'a, Session>;
+
+    fn session_mut(&self, held: Held, key: &SessionKey) -> Option<RefMut<'_, Session>> {
+        match held {
+            Held::Opening => RefMut::filter_map(self.opening.borrow_mut(), |opening| opening.get(key)).ok(),
+            Held::Established => {
+                RefMut::filter_map(self.sessions.borrow_mut(), |sessions| sessions.get_mut(key)).ok()
+            }
+        }
+    }
+
+    fn keep_session(&self, held: Held, key: &SessionKey, session: &Session, only_new: bool) -> bool {
+        match held {
+            Held::Opening => {
+                let mut opening = self.opening.borrow_mut();
+                (!only_new || opening.peek(key).is_none()) && opening.insert(*key, *session)
+            }
+            Held::Established => {
+                let mut sessions = self.sessions.borrow_mut();
+                let known = sessions.contains_key(key);
+                let kept = if known { !only_new } else { sessions.len() < self.session_room };
+                if kept {
+                    sessions.insert(*key, *session);
+                }
+                kept
+            }
+        }
+    }
+
+    fn drop_session(&self, held: Held, key: &SessionKey) {
+        match held {
+            Held::Opening => drop(self.opening.borrow_mut().remove(key)),
+            Held::Established => drop(self.sessions.borrow_mut().remove(key)),
+        }
+    }
+
+    fn with_draft<R>(&self, act: impl FnOnce(&mut Draft) -> R) -> Option<R> {
+        Some(act(&mut Draft::zeroed()))
+    }
+
+    fn cpu(&self) -> u32 {
+        0
     }
 
     fn route(&self, _packet: &Frame, network: &Network) -> Route {

@@ -11,5 +11,6 @@ mod nat;
 mod parsing;
 mod reset;
 mod retry;
+mod session;
 mod too_big;
 mod trace;

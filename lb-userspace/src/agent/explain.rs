@@ -1,12 +1,13 @@
 //! Why a flow goes where it goes: the very rule of the kernel program, over a copy of its tables.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{FlowKey, GuestKey, Port, Service, Split, VipKey};
+use lb_common::abi::{self, FlowKey, GuestKey, Port, Service, Split, VipKey};
 use lb_common::host::Tables;
 use lb_common::parse::Kind;
 use lb_common::select::{Choice, Why, select};
+use lb_common::session::{Session, SessionKey};
 
 mod run;
 
@@ -88,7 +89,10 @@ impl Agent {
         let tracked =
             lb_common::pipeline::Tables::flow(&tables, &flow, protocol == lb_common::wire::IPPROTO_UDP);
         let begins = if protocol == lb_common::wire::IPPROTO_TCP { Kind::Syn(1) } else { Kind::Udp };
-        let outcomes: &[(&str, Kind)] = if protocol == lb_common::wire::IPPROTO_TCP {
+        let full_nat = of.mode == abi::Mode::FullNat as u8;
+        let outcomes: &[(&str, Kind)] = if full_nat {
+            &[("a new flow", begins)]
+        } else if protocol == lb_common::wire::IPPROTO_TCP {
             &[("a new flow", begins), ("an established flow", Kind::Tcp(1 << 30))]
         } else {
             &[("a datagram", begins)]
@@ -107,6 +111,13 @@ impl Agent {
                 format!("{what} goes to {}: {}", self.name_of(last.backend), words(last.why)),
                 &[],
             ));
+        }
+        if full_nat {
+            let (found, text) = self.session_of(request, protocol);
+            steps.push(step("session", text, &[]));
+            if let Some(session) = found {
+                last.backend = session.backend;
+            }
         }
         let backend = self.publisher.maps.backends.read(last.backend.into());
         let pool = self.publisher.registry.pool_name(backend.pool).map(str::to_owned);
@@ -133,6 +144,35 @@ impl Agent {
             backend: (last.backend != 0).then(|| self.name_of(last.backend)),
             ..Explanation::default()
         })
+    }
+
+    /// The session of a flow, and what there is to say about it.
+    fn session_of(&self, request: &Explain, protocol: u8) -> (Option<Session>, String) {
+        let maps = &self.publisher.maps;
+        let key = SessionKey {
+            source: request.from.ip().into(),
+            destination: request.to.ip().into(),
+            source_port: Port::new(request.from.port()),
+            destination_port: Port::new(request.to.port()),
+            protocol: protocol.into(),
+        };
+        for (table, what) in [
+            (&maps.sessions, "an established session"),
+            (&maps.opening, "a session that has yet to prove itself"),
+        ] {
+            let Ok(Some(session)) = table.get(&key) else { continue };
+            let life = maps.backends.read(session.backend.into()).life();
+            if !life.is_usable() || life.generation() != session.generation {
+                return (None, format!("the flow had {what}, which its backend's end has made void"));
+            }
+            let source = SocketAddr::new(session.source.into(), session.source_port.number());
+            let text = format!(
+                "the flow has {what}: {source} stands for it at backend {}",
+                self.name_of(session.backend)
+            );
+            return (Some(session), text);
+        }
+        (None, "the flow has no session: unless it begins now, it is refused".to_owned())
     }
 
     /// What the loaded program does with the flow, beside what the rule says.
@@ -193,9 +233,8 @@ impl Agent {
         let maps = &self.publisher.maps;
         let mut tables = Tables::new();
         let size = service.table_size;
-        let read = |first: u32| {
-            (first..first + size).map(|i| std::cell::Cell::new(lb_common::abi::Slot(maps.slots.read(i))))
-        };
+        let read =
+            |first: u32| (first..first + size).map(|i| std::cell::Cell::new(abi::Slot(maps.slots.read(i))));
         tables.slots = read(service.stable_slots).collect();
         tables.slots.extend(if service.canary_pool == 0 {
             read(service.stable_slots)

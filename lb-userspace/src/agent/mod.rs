@@ -39,12 +39,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use crate::compile::{Compiled, Compiler};
-use crate::config::ServiceName;
+use crate::config::{Mode, ServiceName};
 use crate::dataplane::{Attached, Capacities};
 use crate::events::{EventLog, Occurrence};
 use crate::health::{HealthEvent, Scheduler, TargetId};
 use crate::netlink::{Links, NextHop, NextHopEvent, NextHops, Resolver, Unreachable, Vips};
 use crate::publish::Publisher;
+use crate::sessions::{self, Sessions};
 use crate::state::{Desired, Journal};
 use crate::sweep;
 
@@ -80,6 +81,8 @@ pub struct Agent {
     scheduler: Scheduler,
     discoveries: discovery::Discoveries,
     swept: SweepReport,
+    /// What the last sweep over the sessions found.
+    sessions: Sessions,
     follows: rollout::Follows,
     tracing: Option<trace::Tracing>,
     /// Of the kernel program.
@@ -244,6 +247,7 @@ impl Agent {
                     warn!(flows = self.books.lately(), "forgotten for want of room: see `lbctl status`");
                 }
                 self.swept = report;
+                self.sweep_sessions();
                 self.rooms = tokio::task::block_in_place(|| sweep::rooms(&self.publisher.maps, &self.books));
                 self.measure();
                 self.free_what_nobody_uses();
@@ -259,6 +263,23 @@ impl Agent {
         tokio::task::block_in_place(|| self.tend_journal());
         // What could not be attached when it came may be free by now.
         self.attach_missing();
+    }
+
+    /// Forgets sessions that are over, and counts the others.
+    fn sweep_sessions(&mut self) {
+        let wanted = self.desired.config.services.iter().any(|service| service.mode == Mode::FullNat);
+        if !wanted && self.sessions.established == 0 {
+            return;
+        }
+        match tokio::task::block_in_place(|| sessions::sweep(&self.publisher.maps)) {
+            Ok(found) => {
+                for (&backend, &count) in &found.by_backend {
+                    self.swept.add_flows(backend, count);
+                }
+                self.sessions = found;
+            }
+            Err(error) => error!("the sweep over the sessions failed: {error}"),
+        }
     }
 
     /// Notes how fast packets go through the backends.

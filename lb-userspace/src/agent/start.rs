@@ -25,6 +25,7 @@ use crate::events::{EventLog, Occurrence};
 use crate::health::Scheduler;
 use crate::netlink::{Links, NextHops, Resolver, Vips};
 use crate::publish::{Publisher, split};
+use crate::sessions::Sessions;
 use crate::state::journal::Lost;
 use crate::state::{Author, Change, Desired, Entry, Journal, JournalError, file_of, fingerprint};
 use crate::sweep::{Books, Rooms};
@@ -101,6 +102,7 @@ pub async fn start(
         scheduler: Scheduler::new(health_sender),
         discoveries: discovery::Discoveries::new(Sources::new(sources_sender)),
         swept: SweepReport::default(),
+        sessions: Sessions::default(),
         follows: HashMap::new(),
         tracing: None,
         traces: 0,
@@ -307,6 +309,7 @@ fn options(places: &Places, dataplane: &Dataplane, log_level: u8) -> Options {
             flows: dataplane.flows,
             udp_flows: dataplane.udp_flows,
             half_open: dataplane.half_open,
+            sessions: dataplane.sessions,
             slots: dataplane.slots,
             backends: dataplane.backends,
             services: dataplane.services,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use lb_common::abi::{self, LAYOUT};
 use lb_common::limit::Limit;
+use lb_common::session::{Session, SessionKey};
 use lb_common::settle::Takers;
 use lb_common::verdict::{Action, Reason};
 
@@ -18,7 +19,7 @@ use crate::api::{
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
-use crate::config::{self, Mode, Service};
+use crate::config::{self, Service};
 use crate::dataplane::bpf::Mapped;
 use crate::dataplane::{Maps, Native, maps};
 use crate::health::{Advice, Miss};
@@ -409,6 +410,7 @@ impl Agent {
             flows: count(self.rooms.flows, maps.flows.capacity()),
             udp_flows: count(self.rooms.udp_flows, maps.udp_flows.capacity()),
             half_open: count(self.rooms.half_open, maps.half_open.capacity()),
+            sessions: count(self.sessions.established, maps.sessions.capacity() / 2),
             slots: SlotRoom {
                 used: self.publisher.registry.slot_count().into(),
                 capacity: maps.slots.len().into(),
@@ -521,7 +523,7 @@ impl Agent {
                     "set it back, or write it into the configuration",
                 );
             }
-            if service.mode == Mode::Nat {
+            if !service.mode.is_dsr() {
                 for interface in dataplane.interfaces.iter().filter(|it| !forwards.ask(&it.name, service.vip))
                 {
                     find(
@@ -565,6 +567,7 @@ impl Agent {
             ("flows", dataplane.flows),
             ("udp_flows", dataplane.udp_flows),
             ("half_open", dataplane.half_open),
+            ("sessions", dataplane.sessions),
         ];
         for (name, room) in tables.into_iter().filter(|(_, room)| room.used * 10 > room.capacity * 9) {
             find(
@@ -595,6 +598,7 @@ impl Agent {
             ("flows", self.kernel.capacities.flows, dataplane.flows.capacity),
             ("udp_flows", self.kernel.capacities.udp_flows, dataplane.udp_flows.capacity),
             ("half_open", self.kernel.capacities.half_open, dataplane.half_open.capacity),
+            ("sessions", self.kernel.capacities.sessions, dataplane.sessions.capacity),
             ("slots", self.kernel.capacities.slots, dataplane.slots.capacity),
         ];
         for (name, wanted, made) in made.into_iter().filter(|(_, wanted, made)| u64::from(*wanted) != *made) {
@@ -692,6 +696,21 @@ impl Agent {
         maps.udp_flows
             .for_each(|key, entry| add(key, entry.backend, FlowKind::Udp, entry.seen))
             .map_err(failed)?;
+        let mut add_session = |key: &SessionKey, session: &Session, kind| {
+            if !session.has(Session::REPLY) {
+                let flow = abi::FlowKey {
+                    client: key.source,
+                    client_port: key.source_port,
+                    port: key.destination_port,
+                    owner: session.service,
+                };
+                add(&flow, session.backend, kind, session.seen);
+            }
+        };
+        maps.sessions
+            .for_each(|key, session| add_session(key, session, FlowKind::Session))
+            .map_err(failed)?;
+        maps.opening.for_each(|key, session| add_session(key, session, FlowKind::Opening)).map_err(failed)?;
         maps.half_open
             .for_each(|key, note| add(key, note.backend, FlowKind::HalfOpen, note.at))
             .map_err(failed)?;

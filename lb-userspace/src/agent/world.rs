@@ -24,6 +24,7 @@ use crate::health::{
 };
 use crate::netlink::{NextHop, NextHopEvent, Unreachable, Vip};
 use crate::outlier::Gate;
+use crate::publish::Sources;
 
 /// The agent's view, for the compiler.
 pub(super) struct View<'a> {
@@ -57,6 +58,10 @@ impl World for View<'_> {
             Some(health::Health::Unknown) | None if was_up => Health::Up,
             Some(health::Health::Unknown) | None => Health::Unknown,
         }
+    }
+
+    fn source(&self, backend: SocketAddr) -> Option<IpAddr> {
+        self.hops.get(&backend.ip())?.ok().map(|hop| hop.source)
     }
 
     fn has_faults(&self, service: &Service) -> bool {
@@ -383,6 +388,21 @@ impl Agent {
         self.next_hops.set_targets(backends.map(|backend| backend.address.ip()).collect());
         self.discoveries.follow(&self.desired.config.services);
         self.place_vips();
+        self.place_sources();
+    }
+
+    /// Tells the kernel program what stands for clients (`full-nat`).
+    fn place_sources(&self) {
+        let dataplane = &self.desired.config.dataplane;
+        let sources = Sources {
+            addresses: dataplane.snat_addresses.iter().map(|&address| address.into()).collect(),
+            ports: [dataplane.snat_ports.first(), dataplane.snat_ports.last()],
+            cpus: aya::util::nr_cpus().map_or(1, |cpus| cpus as u32),
+            tcp_idle: crate::clock::in_ticks(dataplane.tcp_idle),
+        };
+        if let Err(error) = self.publisher.sources(&sources) {
+            warn!("cannot tell the kernel program what stands for clients: {error}");
+        }
     }
 
     /// The host answers ARP and ND for every VIP, on the first interface.
@@ -394,8 +414,10 @@ impl Agent {
             .services
             .iter()
             .map(|service| Vip { ifindex: first.ifindex, address: service.vip });
-        self.vips.set(vips.collect());
-        if self.desired.config.services.iter().any(|service| service.mode == config::Mode::Nat) {
+        let sources = self.desired.config.dataplane.snat_addresses.iter();
+        let sources = sources.map(|&address| Vip { ifindex: first.ifindex, address });
+        self.vips.set(vips.chain(sources).collect());
+        if self.desired.config.services.iter().any(|service| !service.mode.is_dsr()) {
             self.accept_own_replies();
         }
     }

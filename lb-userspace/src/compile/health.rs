@@ -71,6 +71,7 @@ pub(super) fn judge(
         why_not,
         usable,
         next_hop,
+        source: world.source(backend.address),
     }
 }
 

@@ -16,7 +16,7 @@ mod shed;
 mod slow_start;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,10 @@ pub trait World {
     fn health(&self, service: &Service, backend: SocketAddr) -> Health;
     /// Where frames to it leave; all zeros while that is not known.
     fn next_hop(&self, backend: SocketAddr) -> NextHop;
+    /// The address that this host would send from to it, while that is known.
+    fn source(&self, _backend: SocketAddr) -> Option<IpAddr> {
+        None
+    }
     /// What a backend says of itself; whether it is down is in its health already.
     fn advice(&self, _service: &Service, _backend: SocketAddr) -> Advice {
         Advice::NONE
@@ -143,6 +147,8 @@ pub struct BackendView {
     pub usable: bool,
     /// Where they leave.
     pub next_hop: NextHop,
+    /// The address that this host would send from to it, while that is known.
+    pub source: Option<IpAddr>,
 }
 
 /// How long a backend may drain.
@@ -385,6 +391,12 @@ impl Compiler {
         if service.backend_key == BackendKey::SourceIp {
             flags |= abi::Service::AFFINITY;
         }
+        if service.mode == Mode::FullNat {
+            flags |= abi::Service::SESSIONS;
+            if service.toa {
+                flags |= abi::Service::TOA;
+            }
+        }
         if by_ports {
             flags |= abi::Service::SPLIT_BY_PORTS;
         }
@@ -425,7 +437,8 @@ impl Compiler {
                 Mode::DsrL2 => abi::Mode::DsrL2,
                 Mode::DsrIpip => abi::Mode::DsrIpip,
                 Mode::DsrGue => abi::Mode::DsrGue,
-                _ => abi::Mode::Nat,
+                Mode::FullNat => abi::Mode::FullNat,
+                Mode::Nat => abi::Mode::Nat,
             },
             on_empty: on_empty(service, &pools, intent),
             flags,
@@ -454,7 +467,7 @@ impl Compiler {
 }
 
 /// Who takes the flows of a table's slots that breakers keep away from everybody: there is no such backend.
-const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
 /// What a flow gets that nobody may take: while a breaker keeps some away, what that says.
 fn on_empty(service: &Service, pools: &[PoolView], intent: &Intent) -> abi::OnEmpty {
@@ -684,7 +697,8 @@ pub fn id_of(service: &Service, backend: SocketAddr, index: u32, registry: &Regi
 
 fn member(service: &Service, backend: &BackendView) -> Member {
     let (address, port) = place(service, backend.address);
-    Member { address, port, usable: backend.usable, next_hop: backend.next_hop }
+    let source = backend.source.filter(|_| service.mode == Mode::FullNat).map(Address::from);
+    Member { address, port, usable: backend.usable, next_hop: backend.next_hop, source }
 }
 
 /// Address and port as the kernel has them: a service of every port keeps the client's.

@@ -131,12 +131,12 @@ impl Bench {
         let pool = if canary { plan.canary.expect("a canary") } else { plan.stable };
         let mut slots = BTreeMap::new();
         for &taker in pool.table.iter() {
-            let ip = std::net::IpAddr::from(pool.takers[usize::from(taker)].0);
+            let ip = IpAddr::from(pool.takers[usize::from(taker)].0);
             if ip.is_unspecified() {
                 *slots.entry("nobody".to_owned()).or_insert(0.0) += 100.0 / SLOTS;
                 continue;
             }
-            let std::net::IpAddr::V4(ip) = ip else { panic!("{ip}") };
+            let IpAddr::V4(ip) = ip else { panic!("{ip}") };
             let [.., of, number] = ip.octets();
             let name = format!("{}{number}", if of == 0 { 'a' } else { 'b' });
             *slots.entry(name).or_insert(0.0) += 100.0 / SLOTS;

@@ -48,6 +48,8 @@ table! {
         half_open: u32 as Count<1, ROOM> = 131_072,
         /// Room for tracked UDP flows.
         udp_flows: u32 as Count<1, ROOM> = 262_144,
+        /// Room for established sessions of mode `full-nat`.
+        sessions: u32 as Count<1, ROOM> = 131_072,
         /// Room for the slots of all tables, 8 bytes each.
         slots: u32 as Count<1, ROOM> = 4_194_304,
         /// Room for backends.
@@ -66,6 +68,14 @@ table! {
         drain: Duration as Time<100, { 7 * 24 * HOUR }> = Duration::from_secs(15 * 60),
         /// How long a tracked UDP flow may be silent and still keep its backend.
         udp_idle: Duration as Time<SECOND, HOUR> = Duration::from_secs(30),
+        /// Addresses that stand for clients in mode `full-nat`, up to 8 of each family. The host gets those that it does not have,
+        /// on the first interface. Without any of a family, it is the address that the host itself would send from.
+        snat_addresses: Vec<IpAddr> as List<Unicast> = Vec::new(),
+        /// Ports that stand for clients in mode `full-nat`: so many sessions at a time with each backend, for each address. The
+        /// host's own connections must not use them.
+        snat_ports: PortRange as PortRange = PortRange::DEFAULT,
+        /// How long an established TCP session of mode `full-nat` may be silent before it is forgotten.
+        tcp_idle: Duration as Time<{ 60 * SECOND }, { 7 * 24 * HOUR }> = Duration::from_secs((2 * 60 + 4) * 60),
         /// How often the tables are swept for what has settled.
         sweep: Duration as Time<100, { 60 * SECOND }> = Duration::from_secs(2),
     }
@@ -93,6 +103,8 @@ table! {
         split_key: SplitKey as SplitKey = SplitKey::SourceIp,
         /// What decides which backend of a pool a flow goes to.
         backend_key: BackendKey as BackendKey = BackendKey::FiveTuple,
+        /// Whether backends are told the client's address in a TCP option (kind 254) in mode `full-nat`.
+        toa: bool as Truth = false,
         /// Whether UDP flows keep their backend when the tables change. TCP flows always do.
         tracking: Tracking as Tracking = Tracking::Flow,
         /// Slots of a pool's table, a prime; at least 100 for each backend.

@@ -69,6 +69,8 @@ pub struct Capacities {
     pub udp_flows: u32,
     /// `HALF_OPEN`.
     pub half_open: u32,
+    /// `SESSIONS`, in sessions.
+    pub sessions: u32,
     /// `SLOTS`.
     pub slots: u32,
     /// `BACKENDS`.
@@ -330,6 +332,9 @@ pub(super) fn load_object(
         .map_max_entries("FLOWS", room.flows)
         .map_max_entries("UDP_FLOWS", room.udp_flows)
         .map_max_entries("HALF_OPEN", room.half_open)
+        // Two entries each.
+        .map_max_entries("OPENING", room.half_open.saturating_mul(2))
+        .map_max_entries("SESSIONS", room.sessions.saturating_mul(2))
         .map_max_entries("SLOTS", room.slots)
         // Backend 0 and pool 0 are nobody's.
         .map_max_entries("BACKENDS", room.backends + 1)

@@ -11,6 +11,7 @@ use lb_common::abi::{
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::Measure;
 use lb_common::retry::Budget;
+use lb_common::session::{Session, SessionKey};
 use lb_common::verdict::Counters;
 use lb_common::watch::Watch;
 use thiserror::Error;
@@ -51,6 +52,10 @@ pub struct Maps {
     pub udp_flows: Hash<FlowKey, FlowEntry>,
     /// Handshakes under way.
     pub half_open: Hash<FlowKey, HalfOpen>,
+    /// Sessions that have yet to prove themselves.
+    pub opening: Hash<SessionKey, Session>,
+    /// Sessions.
+    pub sessions: Hash<SessionKey, Session>,
     /// By the measure's index.
     pub measures: Mapped<Measure>,
     /// By backend id.
@@ -104,6 +109,8 @@ pub const NAMES: &[&str] = &[
     "UDP_FLOWS",
     "HALF_OPEN",
     "HANDSHAKES",
+    "OPENING",
+    "SESSIONS",
     "MEASURES",
     "WATCHES",
     "BUDGETS",
@@ -147,6 +154,8 @@ impl Maps {
             flows: at(directory, "FLOWS", Hash::open)?,
             udp_flows: at(directory, "UDP_FLOWS", Hash::open)?,
             half_open: at(directory, "HALF_OPEN", Hash::open)?,
+            opening: at(directory, "OPENING", Hash::open)?,
+            sessions: at(directory, "SESSIONS", Hash::open)?,
             measures: at(directory, "MEASURES", Mapped::open)?,
             watches: at(directory, "WATCHES", Mapped::open)?,
             budgets: at(directory, "BUDGETS", Mapped::open)?,

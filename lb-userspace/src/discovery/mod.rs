@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::{self, Backend, Discovery, Mode, Pool, PoolName, Service, ServiceName};
+use crate::config::{self, Backend, Discovery, Pool, PoolName, Service, ServiceName};
 
 /// From one question to the next, at least.
 const PACE: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ impl Wanted {
     pub fn of(service: &Service, pool: &Pool) -> Option<Self> {
         let discovery = pool.discovery.clone()?;
         let port = discovery.port.unwrap_or(service.port);
-        let any = service.mode != Mode::Nat;
+        let any = service.mode.is_dsr();
         let families = Families { v4: any || service.vip.is_ipv4(), v6: any || service.vip.is_ipv6() };
         Some(Self { discovery, port, families })
     }

@@ -30,7 +30,15 @@ const fn state_of(backend: &BackendStatus) -> &'static str {
 const ANALYSES: [&str; 2] = ["clients_that_fared_badly", "clients_that_waited_long"];
 
 /// Ends of roads at which a flow that wants to begin is turned away.
-const REJECTIONS: [Reason; 3] = [Reason::Reset, Reason::NoBackend, Reason::EmptyPass];
+const REJECTIONS: [Reason; 7] = [
+    Reason::Reset,
+    Reason::NoBackend,
+    Reason::EmptyPass,
+    Reason::NoPortReset,
+    Reason::NoPort,
+    Reason::NoSessionReset,
+    Reason::NoSession,
+];
 
 pub(super) fn of(scrape: &Scrape) -> Vec<Family> {
     let all = Subjects::of(scrape);
@@ -481,7 +489,12 @@ fn kernel(scrape: &Scrape) -> Vec<Family> {
 
 fn tables(scrape: &Scrape) -> Vec<Family> {
     let dataplane = &scrape.status.dataplane;
-    let rooms = [("tcp", dataplane.flows), ("udp", dataplane.udp_flows), ("half_open", dataplane.half_open)];
+    let rooms = [
+        ("tcp", dataplane.flows),
+        ("udp", dataplane.udp_flows),
+        ("half_open", dataplane.half_open),
+        ("sessions", dataplane.sessions),
+    ];
     vec![
         family(
             "lb_flows",

@@ -21,13 +21,14 @@ use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Address, Backend, Device, FILTER_BITS, GuestKey, LAYOUT, Life, NextHop, Port, Replier, Service, Settings,
-    Slot, Split, VipKey,
+    Address, Backend, Device, FILTER_BITS, GuestKey, LAYOUT, Life, MAX_SOURCES, NextHop, Port, Replier,
+    Service, Settings, Slot, Split, VipKey,
 };
 use lb_common::abi::{Mode, OnEmpty};
 use lb_common::hash::{Keys, Purpose, Seed};
 use lb_common::limit::Limit;
 use lb_common::retry::Budget;
+use lb_common::session::Session;
 use lb_common::settle::{self, SplitClock};
 use thiserror::Error;
 
@@ -106,6 +107,21 @@ pub struct Member {
     pub usable: bool,
     /// Where its frames leave.
     pub next_hop: NextHop,
+    /// What stands for its clients (`full-nat`); `None`: nothing, or it is not known yet.
+    pub source: Option<Address>,
+}
+
+/// What stands for clients (`full-nat`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// Addresses of this host.
+    pub addresses: Vec<Address>,
+    /// The first and the last port.
+    pub ports: [u16; 2],
+    /// How many CPUs may process packets.
+    pub cpus: u32,
+    /// How long an established TCP session may be silent, in ticks.
+    pub tcp_idle: u32,
 }
 
 /// What publishing did.
@@ -191,6 +207,30 @@ impl Publisher {
         settings.tunnel_v6 = tunnel_v6;
         settings.message_interval = MESSAGE_INTERVAL;
         self.maps.settings.write(0, &settings);
+    }
+
+    /// Writes what stands for clients (`full-nat`): addresses, or each backend's own where there is none of its family, and
+    /// ports.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn sources(&self, sources: &Sources) -> Result<(), PublishError> {
+        let mut settings = self.maps.settings.read(0);
+        settings.source_ports = sources.ports;
+        settings.cpus = sources.cpus;
+        settings.tcp_idle = sources.tcp_idle;
+        let (v4, v6): (Vec<Address>, Vec<Address>) = sources.addresses.iter().partition(|it| it.is_v4());
+        settings.sources = [Address::default(); 2 * MAX_SOURCES];
+        for (first, of_family) in [(0, &v4), (MAX_SOURCES, &v6)] {
+            for (place, address) in settings.sources[first..].iter_mut().zip(of_family).take(MAX_SOURCES) {
+                *place = *address;
+            }
+        }
+        settings.sources_v4 = v4.len().min(MAX_SOURCES) as u32;
+        settings.sources_v6 = v6.len().min(MAX_SOURCES) as u32;
+        self.maps.settings.write_from(0, offset_of!(Settings, source_ports), &settings);
+        self.rebuild_filters()
     }
 
     /// Makes an interface known as one that frames leave by; returns its index of `DEVICES`.
@@ -323,9 +363,10 @@ impl Publisher {
             port: member.port,
             pool,
             service,
+            // An agent that has just started learns it later; until then what stood for clients goes on.
+            source: member.source.unwrap_or_else(|| self.maps.backends.read(id.into()).source),
             gue_port: plan.gue_port,
             pad: [0; 3],
-            reserved: [0; 2],
         };
         let limited = limit(&self.maps.limits, id, &plan.limits.backend);
         let mut changed =
@@ -333,6 +374,9 @@ impl Publisher {
         // Switching off is the last step of all, see `switch_off`.
         changed |= member.usable
             && self.live(id, |life| (!life.is_usable()).then(|| Life::of(life.generation(), true)));
+        if plan.mode == Mode::FullNat && !backend.source.is_unspecified() {
+            set_filter(&self.maps, offset_of!(Settings, stand_ins), backend.source);
+        }
         if plan.mode == Mode::Nat {
             let key =
                 VipKey { address: member.address, port: member.port, protocol: plan.key.protocol, pad: 0 };
@@ -572,6 +616,19 @@ impl Publisher {
     fn rebuild_filters(&self) -> Result<(), PublishError> {
         let vips = self.maps.vips.entries().map_err(map_error("VIPS"))?;
         let repliers = self.maps.replies.entries().map_err(map_error("REPLIES"))?;
+        let settings = self.maps.settings.read(0);
+        let mut stand_ins: Vec<Address> = settings.sources.to_vec();
+        stand_ins.extend((0..self.maps.backends.len()).map(|id| self.maps.backends.read(id).source));
+        // Whoever has a session keeps its address, whatever is configured now.
+        self.maps
+            .sessions
+            .for_each(|key, session| {
+                if session.has(Session::REPLY) && !stand_ins.contains(&key.destination) {
+                    stand_ins.push(key.destination);
+                }
+            })
+            .map_err(map_error("SESSIONS"))?;
+        stand_ins.retain(|address| !address.is_unspecified());
         let words = |addresses: Vec<Address>| {
             let mut filter = vec![0u64; FILTER_BITS as usize / 64];
             for address in addresses {
@@ -583,6 +640,7 @@ impl Publisher {
         for (offset, filter) in [
             (offset_of!(Settings, vips), words(vips.iter().map(|(key, _)| key.address).collect())),
             (offset_of!(Settings, repliers), words(repliers.iter().map(|(key, _)| key.address).collect())),
+            (offset_of!(Settings, stand_ins), words(stand_ins)),
         ] {
             for (i, word) in filter.into_iter().enumerate() {
                 self.maps.settings.word(0, offset + i * 8).store(word, Ordering::Release);

@@ -353,6 +353,7 @@ impl Control for Agent {
                 flows: Room { used: 12, capacity: 1_048_576 },
                 udp_flows: Room { used: 0, capacity: 262_144 },
                 half_open: Room { used: 130_000, capacity: 131_072 },
+                sessions: Room { used: 0, capacity: 131_072 },
                 slots: SlotRoom {
                     used: 49_143,
                     capacity: 4_194_304,

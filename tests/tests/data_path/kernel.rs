@@ -15,6 +15,7 @@ use lb_common::host::Tables;
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure;
 use lb_common::measure::Measure;
+use lb_common::session::{Session, SessionKey, Way};
 use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
 use lb_tests::private_dir;
 use lb_tests::test_run::{Outcome, TestRun};
@@ -29,6 +30,7 @@ pub const ROOM: Capacities = Capacities {
     flows: 1 << 16,
     udp_flows: 1 << 16,
     half_open: 1 << 16,
+    sessions: 1 << 15,
     slots: 1 << 13,
     backends: 128,
     services: 64,
@@ -86,6 +88,8 @@ impl Kernel {
         replace(&maps.flows, tables.flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.udp_flows, tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.half_open, tables.half_open.borrow().iter().map(|(key, note)| (*key, *note)))?;
+        replace(&maps.opening, tables.opening.borrow().iter().map(|(key, session)| (*key, *session)))?;
+        replace(&maps.sessions, tables.sessions.borrow().iter().map(|(key, session)| (*key, *session)))?;
         replace(&maps.direct, tables.direct.borrow().iter().map(|(key, seen)| (*key, *seen)))?;
         replace(&self.handshakes, std::iter::empty())?;
         replace(&maps.open, tables.open.borrow().iter().map(|(key, open)| (*key, *open)))?;
@@ -141,6 +145,13 @@ impl Kernel {
                 .entries()?
                 .into_iter()
                 .map(|(key, note)| (key, handshake(&note)))
+                .collect(),
+            opening: maps.opening.entries()?.into_iter().map(|(key, found)| (key, session(&found))).collect(),
+            sessions: maps
+                .sessions
+                .entries()?
+                .into_iter()
+                .map(|(key, found)| (key, session(&found)))
                 .collect(),
             fragments: maps
                 .fragments
@@ -222,6 +233,10 @@ fn counted(kind: u8, index: u32, limit: &Limit) -> Option<((u8, u32), (u64, u64)
     (counts != (0, 0)).then_some(((kind, index), counts))
 }
 
+fn session(found: &Session) -> Session {
+    Session { seen: 0, way: Way::default(), ..*found }
+}
+
 /// Backend, way, generation and spread.
 type Followed = (u16, u16, u32, u32);
 
@@ -236,6 +251,8 @@ pub struct State {
     pub flows: BTreeMap<FlowKey, Flow>,
     pub udp_flows: BTreeMap<FlowKey, Flow>,
     pub half_open: BTreeMap<FlowKey, Handshake>,
+    pub opening: BTreeMap<SessionKey, Session>,
+    pub sessions: BTreeMap<SessionKey, Session>,
     pub fragments: BTreeMap<FragmentKey, Followed>,
     pub direct: std::collections::BTreeSet<FlowKey>,
     pub marked: usize,
@@ -255,6 +272,8 @@ impl State {
             flows: tables.flows.borrow().iter().map(|(key, entry)| (*key, flow(entry))).collect(),
             udp_flows: tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, flow(entry))).collect(),
             half_open: tables.half_open.borrow().iter().map(|(key, note)| (*key, handshake(note))).collect(),
+            opening: tables.opening.borrow().iter().map(|(key, found)| (*key, session(found))).collect(),
+            sessions: tables.sessions.borrow().iter().map(|(key, found)| (*key, session(found))).collect(),
             fragments: tables.fragments.borrow().iter().map(|(key, entry)| (*key, followed(entry))).collect(),
             direct: tables.direct.borrow().iter().map(|(key, _)| *key).collect(),
             marked: tables.repliers.borrow().values().filter(|replier| replier.direct != 0).count(),
@@ -282,7 +301,7 @@ impl State {
                 }
             )* };
         }
-        compare!(flows udp_flows half_open fragments direct marked limits open pools backends);
+        compare!(flows udp_flows half_open fragments opening sessions direct marked limits open pools backends);
         let slot = self.slots.iter().zip(&other.slots).position(|(a, b)| a != b)?;
         Some(format!("slot {slot}: {:?} {:?}", self.slots[slot], other.slots[slot]))
     }

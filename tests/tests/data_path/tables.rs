@@ -2,12 +2,14 @@
 
 use std::mem::offset_of;
 
-use lb_common::abi::{Address, Fault, GuestKey, Life, NextHop, OnEmpty, Service, Slot, Split};
+use lb_common::abi::{Address, Fault, GuestKey, Life, Mode, NextHop, OnEmpty, Port, Service, Slot, Split};
 use lb_common::host::{Tables, fuzz};
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure::Measure;
 use lb_common::pipeline::Route;
+use lb_common::session::{Session, SessionKey};
 use lb_common::wire::IPPROTO_TCP;
+use lb_userspace::clock;
 
 use crate::network::Network;
 use crate::rng::Rng;
@@ -22,6 +24,10 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     tables.routes.clear();
     tables.default_route = Route::None;
     let settled = rng.once_in(3);
+    if rng.once_in(3) {
+        // Few enough to run out.
+        tables.settings.source_ports = [5000, 5003];
+    }
     for backend in tables.backends.iter_mut().skip(1) {
         let device = [0, 0, 0, 1, 2][rng.below(5)];
         let [a, b, c, d, e, f, ..] = rng.next().to_ne_bytes();
@@ -34,6 +40,7 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
         }
     }
     for index in 0..tables.services.len() {
+        sessions(&mut tables, index, rng);
         flags(&mut tables.services[index], rng);
         if tables.services[index].protocol == IPPROTO_TCP && rng.once_in(3) {
             limit(&mut tables, index, rng);
@@ -44,6 +51,50 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     }
     attend(&mut tables, rng);
     tables
+}
+
+/// Established TCP sessions of some clients, as [`fuzz::frame`] makes clients: for frames without numbers that would prove
+/// anything.
+fn sessions(tables: &mut Tables, index: usize, rng: &mut Rng) {
+    let service = tables.services[index];
+    if service.mode != Mode::FullNat as u8 || service.protocol != 6 {
+        return;
+    }
+    let backends: Vec<u16> = (1..tables.backends.len() as u16)
+        .filter(|id| tables.backends[usize::from(*id)].service as usize == index)
+        .collect();
+    for n in 0..128_u8 {
+        let id = rng.pick(&backends);
+        let backend = tables.backends[usize::from(id)];
+        let client = (fuzz::client(n, !service.vip.is_v4()).into(), Port::new(0x4000));
+        let source = (backend.source, Port::new(20_000 + u16::from(n)));
+        let vip = (service.vip, service.port);
+        let port = if backend.port.is_any() { service.port } else { backend.port };
+        let to = (backend.address, port);
+        let session = |from: (Address, Port), to: (Address, Port), flags| Session {
+            source: from.0,
+            source_port: from.1,
+            destination: to.0,
+            destination_port: to.1,
+            backend: id,
+            flags,
+            generation: backend.life().generation(),
+            service: index as u32,
+            seen: clock::ticks(),
+            ..Session::default()
+        };
+        let key = |from: (Address, Port), to: (Address, Port)| SessionKey {
+            source: from.0,
+            source_port: from.1,
+            destination: to.0,
+            destination_port: to.1,
+            protocol: service.protocol.into(),
+        };
+        let told = rng.pick(&[0, Session::TOA]);
+        let sessions = tables.sessions.get_mut();
+        sessions.insert(key(client, vip), session(source, to, told));
+        sessions.insert(key(to, source), session(vip, client, Session::REPLY));
+    }
 }
 
 /// Guests, a cap and faults, in some of the services.
@@ -104,6 +155,9 @@ fn flags(service: &mut Service, rng: &mut Rng) {
         if rng.once_in(4) {
             service.flags ^= flag;
         }
+    }
+    if service.mode == Mode::FullNat as u8 && rng.once_in(2) {
+        service.flags |= Service::TOA;
     }
     if rng.once_in(4) {
         service.flags |= Service::CLAMPED;

@@ -36,6 +36,7 @@ fn pool(name: &str, backends: &[u8]) -> PoolPlan {
         port: Port::new(at(n).port()),
         usable: true,
         next_hop: NextHop::of([2, 0, 0, 0, 0, *n], 0),
+        source: None,
     };
     let members: Vec<Member> = backends.iter().map(member).collect();
     let takers: Vec<_> = members.iter().map(|member| (member.address, member.port)).collect();

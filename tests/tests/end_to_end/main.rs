@@ -2,6 +2,7 @@
 
 mod churn;
 mod discovery;
+mod full_nat;
 mod health;
 mod lifecycle;
 mod modes;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         paths::claims(),
         split::claims(),
         survival::claims(),
+        full_nat::claims(),
         churn::claims(),
         trace::claims(),
         health::claims(),

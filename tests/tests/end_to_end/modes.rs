@@ -14,6 +14,8 @@ pub fn claims() -> Vec<Trial> {
     for (mode, family, inner) in [
         ("nat", V4, V4),
         ("nat", V6, V6),
+        ("full-nat", V4, V4),
+        ("full-nat", V6, V6),
         ("dsr-l2", V4, V4),
         ("dsr-l2", V6, V6),
         ("dsr-ipip", V4, V4),
@@ -48,6 +50,10 @@ pub fn claims() -> Vec<Trial> {
     claims.push(claim("lbd decap opens no tunnel that is not a balancer's", strangers_tunnel));
     claims.push(claim("nat forwards between two interfaces", || {
         forwards(Scene::start_in(Lab::builder().topology(Topology::Routed), Plan::default())?)
+    }));
+    claims.push(claim("full-nat forwards between two interfaces", || {
+        let plan = Plan { mode: "full-nat", ..Plan::default() };
+        forwards(Scene::start_in(Lab::builder().topology(Topology::Routed), plan)?)
     }));
     claims.push(claim("what is not ours goes up to the host", not_ours));
     claims

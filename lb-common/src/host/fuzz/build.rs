@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use super::super::{Frame, Tables};
 use super::inspect::sum;
-use crate::abi::Mode;
+use crate::abi::{Mode, Port};
+use crate::session::Session;
 
 /// The bytes that are left to choose by; zeros when there are none.
 struct Choices<'a>(&'a [u8]);
@@ -139,13 +140,29 @@ fn ends(choices: &mut Choices<'_>, tables: &Tables) -> (End, End, u8) {
     let port = if service.port.is_any() { choices.word() } else { service.port.wire() };
     let last = choices.byte();
     let client = client(last, vip.is_ipv6());
-    let client = (client, choices.word());
+    // Few enough for flows that go on, where every flow is in a table.
+    let full_nat = service.mode == Mode::FullNat as u8;
+    let client = (client, if full_nat { [0x40, choices.byte() & 3] } else { choices.word() });
     let backends: Vec<_> = (tables.backends.iter())
         .filter(|backend| {
             backend.life().is_usable() && tables.services[backend.service as usize].vip == service.vip
         })
         .collect();
     let backend = (!backends.is_empty()).then(|| backends[choices.below(backends.len())]);
+    if full_nat && choices.below(2) == 0 {
+        let opening = tables.opening.borrow();
+        let sessions = tables.sessions.borrow();
+        let replies = opening.iter().chain(sessions.iter()).filter(|(_, session)| {
+            session.has(Session::REPLY) && tables.services[session.service as usize].vip == service.vip
+        });
+        let replies: Vec<_> = replies.map(|(key, _)| *key).take(64).collect();
+        if !replies.is_empty() {
+            let key = replies[choices.below(replies.len())];
+            let end = |address, port: Port| (IpAddr::from(address), port.wire());
+            let (from, to) = (end(key.source, key.source_port), end(key.destination, key.destination_port));
+            return (from, to, key.protocol as u8);
+        }
+    }
     match (choices.below(4), backend) {
         (way @ (0 | 1), Some(backend)) if service.mode == Mode::Nat as u8 => {
             let port = if backend.port.is_any() { port } else { backend.port.wire() };

@@ -50,5 +50,9 @@ words! {
         Udp = "udp",
         /// A TCP handshake under way.
         HalfOpen = "half_open",
+        /// An established session of mode `full-nat`.
+        Session = "session",
+        /// A session of mode `full-nat` that has yet to prove itself.
+        Opening = "opening",
     }
 }

@@ -83,6 +83,8 @@ pub struct DataplaneStatus {
     pub udp_flows: Room,
     /// Handshakes under way in slots that are changing.
     pub half_open: Room,
+    /// Established sessions (`full-nat`).
+    pub sessions: Room,
     /// Slots of all tables.
     pub slots: SlotRoom,
     /// Backends.

@@ -149,13 +149,14 @@ fn dataplane(dataplane: &DataplaneStatus, screen: &mut Screen) -> io::Result<()>
     screen.say("\n")?;
     screen.table(&interfaces, "no interface is attached: no packet is balanced")?;
 
-    let DataplaneStatus { flows, udp_flows, half_open, slots, backends, .. } = dataplane;
+    let DataplaneStatus { flows, udp_flows, half_open, sessions, slots, backends, .. } = dataplane;
     let mut room =
         Table::new([column("TABLE"), column("USED").right(), column("ROOM").right(), column("FULL").right()]);
     for (name, used, capacity) in [
         ("flows", flows.used, flows.capacity),
         ("udp flows", udp_flows.used, udp_flows.capacity),
         ("half open", half_open.used, half_open.capacity),
+        ("sessions", sessions.used, sessions.capacity),
         ("slots", slots.used, slots.capacity),
         ("backends", backends.used, backends.capacity),
     ] {

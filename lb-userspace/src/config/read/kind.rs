@@ -94,11 +94,6 @@ impl Invalid {
         }
     }
 
-    /// A word of a later version stands there.
-    pub(in crate::config) fn later(text: &str, words: &'static [&'static str]) -> Self {
-        Self::new(Code::NotYet, format!("`{text}` is not supported yet by this version"), one_of(words))
-    }
-
     fn at(self, node: &Node) -> Diagnostic {
         let found = Diagnostic::new(self.code, self.message).at(&node.at, self.label);
         match self.help {

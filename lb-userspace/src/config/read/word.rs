@@ -1,13 +1,12 @@
 //! Values that are one of a fixed set of words.
 
-/// Makes an enum from its words. Words that a later version will know are refused with their own message.
+/// Makes an enum from its words.
 macro_rules! words {
     (
         $(#[doc = $about:literal])+
         $name:ident, $what:literal {
             $( $(#[doc = $doc:literal])+ $variant:ident = $word:literal ),+ $(,)?
         }
-        $( later { $( $later:literal ),+ $(,)? } )?
     ) => {
         $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,7 +38,6 @@ macro_rules! words {
                 use $crate::config::Invalid;
                 match text {
                     $( $word => Ok(Self::$variant), )+
-                    $( $( $later )|+ => Err(Invalid::later(text, Self::WORDS)), )?
                     _ => Err(Invalid::word($what, text, Self::WORDS)),
                 }
             }

@@ -63,8 +63,6 @@ codes! {
         "`schema` says which version of the configuration language the file is written in. This program reads version 1.";
     Error UnknownWord = "LB0201", "a word that is not among those allowed",
         "The key takes one of a fixed set of words.";
-    Error NotYet = "LB0202", "a feature that this version does not have yet",
-        "The word is reserved for a feature of a later version. It is refused, so that nobody relies on it by accident.";
     Error OutOfRange = "LB0203", "a number outside its range",
         "The number is understood, and is smaller or larger than what the key takes.";
     Error NotAnAddress = "LB0204", "text that is not an address",
@@ -103,6 +101,12 @@ codes! {
         "Files are named by their absolute paths.";
     Error BadTlsName = "LB0221", "a name that no certificate is for",
         "It is a host name or an address, without a port (RFC 6125).";
+    Error BadPorts = "LB0240", "text that is not a range of ports",
+        "A range is the first and the last port: `1024-32767`. Port 0 is none.";
+    Error SourcesExhausted = "LB0241", "more addresses for clients than there is room for",
+        "Up to 8 addresses of each family stand for clients in mode `full-nat`.";
+    Error SourceIsVip = "LB0242", "an address that is a VIP and stands for clients",
+        "What comes to an address that stands for clients is the reply of a backend; what comes to a VIP is a request.";
     Error NoPool = "LB0301", "a service without a pool",
         "The first pool of a service is its stable one: without it there is nowhere to send a client.";
     Error DuplicatePool = "LB0302", "two pools of one name in a service",
@@ -110,7 +114,7 @@ codes! {
     Error DuplicateBackend = "LB0303", "a backend that is twice in a service",
         "A backend belongs to one pool of a service: its flows, weight and state could not be told apart otherwise. Give it the sum of the weights instead.";
     Error FamilyMismatch = "LB0304", "a backend of another address family than its VIP",
-        "Mode `nat` rewrites addresses in place and cannot turn IPv4 into IPv6. Modes `dsr-l2`, `dsr-ipip` and `dsr-gue` can mix the families.";
+        "Modes `nat` and `full-nat` rewrite addresses in place and cannot turn IPv4 into IPv6. Modes `dsr-l2`, `dsr-ipip` and `dsr-gue` can mix the families.";
     Error PortChanged = "LB0305", "a backend port that the mode cannot reach",
         "In the `dsr-…` modes the packet reaches the backend as the client sent it, so the backend listens on the port of the service.";
     Error PortOfAll = "LB0306", "a backend port in a service of every port",
@@ -157,6 +161,10 @@ codes! {
         "UDP has no handshakes: nobody can see from outside whether a datagram was welcome. Say how the backends are checked in `[service.health]`.";
     Error RetryOneWay = "LB0353", "a retry or a time where answers are not seen",
         "In the dsr modes backends answer past the balancer, so that nobody can time them. A connection is tried again elsewhere when its client repeats its SYN. If the first backend was only slow, both answer, and the client takes the first answer and is reset by the second backend. In mode `nat` the late answer is kept from it.";
+    Error NotInFullNat = "LB0357", "a feature that mode `full-nat` does not have",
+        "Limits of connections and retries need a connection that can still be sent elsewhere. In mode `full-nat` its session stands with its first SYN.";
+    Error ToaWithoutNeed = "LB0358", "an option that tells of the client where it cannot or need not",
+        "`toa` tells a backend of the client in an option of TCP, in mode `full-nat`. In all other modes the backend sees the client's address in every packet.";
     Error DuplicateService = "LB0401", "two services of one name",
         "Commands, metrics and revisions name a service by its name.";
     Error DuplicateVip = "LB0402", "two services at one address, port and protocol",

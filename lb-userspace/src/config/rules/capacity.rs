@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use lb_common::abi::MAX_SOURCES;
+
 use crate::config::keys::{DataplaneDraft, ServiceDraft};
 use crate::config::read::{Field, Findings, Place};
 use crate::config::report::{Code, Diagnostic};
@@ -21,6 +23,32 @@ pub(super) fn interfaces(dataplane: &DataplaneDraft, findings: &mut Findings) {
             let found =
                 Diagnostic::new(Code::DuplicateInterface, format!("the interface `{name}` is listed twice"));
             findings.add(found.at(at, "again here").at(first, "first here"));
+        }
+    }
+}
+
+/// Addresses that stand for clients.
+pub(super) fn sources(dataplane: &DataplaneDraft, services: &[ServiceDraft], findings: &mut Findings) {
+    let Some((addresses, at)) = dataplane.snat_addresses.get() else { return };
+    for v4 in [true, false] {
+        let count = addresses.iter().filter(|(_, address)| address.is_ipv4() == v4).count();
+        if count > MAX_SOURCES {
+            let family = if v4 { "IPv4" } else { "IPv6" };
+            let found = Diagnostic::new(
+                Code::SourcesExhausted,
+                format!("{count} {family} addresses stand for clients, there is room for {MAX_SOURCES}"),
+            );
+            findings.add(found.at(at, "here").help("more ports (`snat_ports`) make room, too"));
+        }
+    }
+    for (at, address) in addresses {
+        let vip = services.iter().find(|service| service.vip.value == Some(*address));
+        if let Some(service) = vip {
+            let found =
+                Diagnostic::new(Code::SourceIsVip, format!("{address} stands for clients, and is a VIP"))
+                    .at(at, "replies of backends go here")
+                    .at(&service.vip.at, format!("the VIP of {}", service.title()));
+            findings.add(found.help("give `snat_addresses` addresses of their own"));
         }
     }
 }

@@ -4,7 +4,6 @@ use crate::config::discovery::{DiscoveryDraft, Record, SourceKind};
 use crate::config::keys::{PoolDraft, ServiceDraft};
 use crate::config::read::{Findings, Place, Table};
 use crate::config::report::{Code, Diagnostic};
-use crate::config::value::Mode;
 
 pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     for discovery in service.pools().iter().filter_map(PoolDraft::discovery) {
@@ -110,18 +109,22 @@ fn port(service: &ServiceDraft, discovery: &DiscoveryDraft, findings: &mut Findi
 }
 
 fn family(service: &ServiceDraft, discovery: &DiscoveryDraft, findings: &mut Findings) {
-    let (Some((record, at)), Some((vip, vip_at)), Some((Mode::Nat, _))) =
+    let (Some((record, at)), Some((vip, vip_at)), Some((mode, _))) =
         (discovery.record.get(), service.vip.get(), service.mode.get())
     else {
         return;
     };
+    if mode.is_dsr() {
+        return;
+    }
     let (asks, has) = match (record, vip.is_ipv4()) {
         (Record::A, false) => ("IPv4", "IPv6"),
         (Record::Aaaa, true) => ("IPv6", "IPv4"),
         _ => return,
     };
-    let found = Diagnostic::new(Code::FamilyMismatch, "mode `nat` cannot change the address family")
-        .at(at, format!("asks for {asks} addresses"))
-        .at(vip_at, format!("the VIP is {has}"));
+    let found =
+        Diagnostic::new(Code::FamilyMismatch, format!("mode `{mode}` cannot change the address family"))
+            .at(at, format!("asks for {asks} addresses"))
+            .at(vip_at, format!("the VIP is {has}"));
     findings.add(found.help("record = \"address\" asks for those of the VIP's family"));
 }

@@ -26,6 +26,7 @@ pub(super) fn check(config: &ConfigDraft, findings: &mut Findings) {
     fleet::check(services, findings);
     if let Some((dataplane, _)) = config.dataplane.get() {
         capacity::check(dataplane, services, findings);
+        capacity::sources(dataplane, services, findings);
     }
 }
 

@@ -4,7 +4,7 @@ use crate::config::keys::ServiceDraft;
 use crate::config::passive::{BreakerDraft, OutlierDraft};
 use crate::config::read::{Findings, Place, Table};
 use crate::config::report::{Code, Diagnostic};
-use crate::config::value::Protocol;
+use crate::config::value::{Mode, Protocol};
 
 pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     if let Some((Some(outlier), at)) = service.outlier.get() {
@@ -19,10 +19,12 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     }
     if let Some((Some(_), at)) = service.limits.get() {
         tcp_only(service, at, findings);
+        no_session(service, at, findings);
     }
     if let Some((Some(_), at)) = service.retry.get() {
         tcp_only(service, at, findings);
         both_ways(service, at, findings);
+        no_session(service, at, findings);
     }
     if let Some((Some(_), at)) = service.steering.get() {
         tcp_only(service, at, findings);
@@ -46,6 +48,17 @@ fn both_ways(service: &ServiceDraft, at: &Place, findings: &mut Findings) {
             Diagnostic::new(Code::RetryOneWay, format!("mode `{mode}` cannot try a connection again"))
                 .at(at, "a late answer of the first backend would meet that of the second")
                 .at(mode_at, "backends answer past the balancer");
+        findings.add(found.help("leave it out, or use mode `nat`"));
+    }
+}
+
+/// In `full-nat` a connection stays where its session is.
+fn no_session(service: &ServiceDraft, at: &Place, findings: &mut Findings) {
+    if let Some((mode @ Mode::FullNat, mode_at)) = service.mode.get() {
+        let found =
+            Diagnostic::new(Code::NotInFullNat, format!("mode `{mode}` cannot send a connection elsewhere"))
+                .at(at, "has no effect on sessions")
+                .at(mode_at, "every connection has a session");
         findings.add(found.help("leave it out, or use mode `nat`"));
     }
 }

@@ -16,6 +16,7 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     clamp(service, findings);
     pools(service, findings);
     twice(service, findings);
+    toa(service, findings);
     for backend in service.backends() {
         port(service, backend, findings);
         family(service, backend, findings);
@@ -38,6 +39,30 @@ fn tracking(service: &ServiceDraft, findings: &mut Findings) {
         found = found.at(protocol, "the service is TCP");
     }
     findings.add(found.help("leave `tracking` out, or say protocol = \"udp\""));
+}
+
+fn toa(service: &ServiceDraft, findings: &mut Findings) {
+    let (Some((true, at)), Some((mode, mode_at)), Some((protocol, protocol_at))) =
+        (service.toa.get(), service.mode.get(), service.protocol.get())
+    else {
+        return;
+    };
+    if *mode != Mode::FullNat {
+        let found = Diagnostic::new(
+            Code::ToaWithoutNeed,
+            format!("in mode `{mode}` backends see the client's address"),
+        )
+        .at(at, "there is nothing to tell");
+        let found = if service.mode.written { found.at(mode_at, "the mode") } else { found };
+        findings.add(found.help("leave `toa` out, or say mode = \"full-nat\""));
+    } else if *protocol == Protocol::Udp {
+        let found =
+            Diagnostic::new(Code::ToaWithoutNeed, "a datagram has no options that could tell of the client")
+                .at(at, "works for TCP only")
+                .at(protocol_at, "the service is UDP");
+        findings
+            .add(found.help("leave `toa` out; in mode `nat` or `dsr-…` backends see the client's address"));
+    }
 }
 
 fn tunnel(service: &ServiceDraft, findings: &mut Findings) {
@@ -133,17 +158,20 @@ fn port(service: &ServiceDraft, backend: &BackendDraft, findings: &mut Findings)
 }
 
 fn family(service: &ServiceDraft, backend: &BackendDraft, findings: &mut Findings) {
-    let (Some((target, at)), Some((vip, vip_at)), Some((Mode::Nat, _))) =
+    let (Some((target, at)), Some((vip, vip_at)), Some((mode, _))) =
         (backend.address.get(), service.vip.get(), service.mode.get())
     else {
         return;
     };
+    if mode.is_dsr() {
+        return;
+    }
     if target.ip.is_ipv4() == vip.is_ipv4() {
         return;
     }
     let family = |v4| if v4 { "IPv4" } else { "IPv6" };
     findings.add(
-        Diagnostic::new(Code::FamilyMismatch, "mode `nat` cannot change the address family")
+        Diagnostic::new(Code::FamilyMismatch, format!("mode `{mode}` cannot change the address family"))
             .at(at, format!("expected an {} address", family(vip.is_ipv4())))
             .at(vip_at, format!("the VIP is {}", family(vip.is_ipv4())))
             .help("modes `dsr-l2`, `dsr-ipip` and `dsr-gue` can mix the families"),

@@ -35,15 +35,16 @@ words! {
         DsrIpip = "dsr-ipip",
         /// The same in UDP (GUE), to the port `gue_port`.
         DsrGue = "dsr-gue",
+        /// Rewrites both ends: the client's becomes an address and a port of the balancer.
+        FullNat = "full-nat",
     }
-    later { "full-nat" }
 }
 
 impl Mode {
     /// Whether the backend sees the packet as the client sent it and answers past the balancer.
     pub const fn is_dsr(self) -> bool {
         match self {
-            Self::Nat => false,
+            Self::Nat | Self::FullNat => false,
             Self::DsrL2 | Self::DsrIpip | Self::DsrGue => true,
         }
     }

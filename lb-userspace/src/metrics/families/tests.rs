@@ -83,6 +83,7 @@ fn scrape() -> Scrape {
         flows: Room { used: 4, capacity: 1_048_576 },
         udp_flows: Room { used: 0, capacity: 65_536 },
         half_open: Room { used: 0, capacity: 131_072 },
+        sessions: Room { used: 0, capacity: 131_072 },
         slots: SlotRoom { used: 202, capacity: 262_144, unsettled: 9 },
         backends: Room::default(),
         drops: BTreeMap::new(),

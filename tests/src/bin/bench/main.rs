@@ -14,6 +14,7 @@ mod publish;
 mod report;
 mod rollback;
 mod rows;
+mod sessions;
 mod sizes;
 
 use std::fs;

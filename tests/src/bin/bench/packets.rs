@@ -14,7 +14,7 @@ use crate::bed::{Bed, Spec};
 use crate::driver::{Driver, Kind};
 use crate::report::{Section, Table, nanoseconds, ratio};
 use crate::rows::{Group, Row, Services, Shape};
-use crate::{Effort, Other};
+use crate::{Effort, Other, sessions};
 
 /// What packets cost.
 #[derive(Debug, Serialize)]
@@ -55,8 +55,10 @@ struct Cost {
 }
 
 /// What is changed settles as soon as it may, and not for the rest of the day.
-const SETTLING: &str = "drain = \"1s\"\nsweep = \"1s\"\nudp_idle = \"1s\"";
-const LASTING: &str = "drain = \"1d\"\nsweep = \"1m\"\nudp_idle = \"1h\"";
+const SETTLING: &str =
+    "drain = \"1s\"\nsweep = \"1s\"\nudp_idle = \"1s\"\nsnat_ports = \"1024-65535\"\nsessions = 262144";
+const LASTING: &str =
+    "drain = \"1d\"\nsweep = \"1m\"\nudp_idle = \"1h\"\nsnat_ports = \"1024-65535\"\nsessions = 262144";
 
 /// How long tables and splits take to settle at most: a handshake, a sweep, and some.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -90,6 +92,9 @@ impl Settling {
     pub fn measure(self, effort: Effort, cpu: usize, others: &[Other]) -> Result<Costs> {
         let Self { services, mut bed } = self;
         wait_settled(&bed)?;
+        for spec in [&services.full4, &services.full6] {
+            sessions::fill(&bed, spec)?;
+        }
         let mut driver = Driver::load(bed.stand(cpu))?;
         let candidates = candidates(&bed, &mut driver, others)?;
         let rows = services.rows(&bed);

@@ -42,6 +42,36 @@ pub const BUDGETS: &[Budget] = &[
         jited_bytes: 35_900,
     },
     Budget {
+        program: "lb_session",
+        verified_instructions: 35_900,
+        translated_bytes: 18_100,
+        jited_bytes: 10_950,
+    },
+    Budget {
+        program: "lb_opening",
+        verified_instructions: 29_500,
+        translated_bytes: 15_050,
+        jited_bytes: 9_070,
+    },
+    Budget {
+        program: "lb_begin",
+        verified_instructions: 61_500,
+        translated_bytes: 16_900,
+        jited_bytes: 9_820,
+    },
+    Budget {
+        program: "lb_witness",
+        verified_instructions: 14_460,
+        translated_bytes: 33_950,
+        jited_bytes: 18_810,
+    },
+    Budget {
+        program: "lb_carry",
+        verified_instructions: 59_600,
+        translated_bytes: 17_970,
+        jited_bytes: 10_740,
+    },
+    Budget {
         program: "lb_icmp",
         verified_instructions: 27_000,
         translated_bytes: 21_900,
@@ -76,7 +106,7 @@ pub fn sizes() -> Result<Vec<Budget>> {
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &0_u8, true);
     // Nothing depends on the room in these, and the kernel would fill them with memory.
-    for map in ["FLOWS", "UDP_FLOWS", "HALF_OPEN", "SLOTS"] {
+    for map in ["FLOWS", "UDP_FLOWS", "HALF_OPEN", "OPENING", "SESSIONS", "SLOTS"] {
         loader.map_max_entries(map, 1024);
     }
     let mut object = loader.load(OBJECT).context("cannot load the object")?;

@@ -128,6 +128,7 @@ fn direct(spec: &Spec, rounds: u32) -> Result<Direct> {
             flows: 1024,
             udp_flows: 1024,
             half_open: 1024,
+            sessions: 1024,
             slots: spec.slots,
             backends: 4096,
             services: 16,

@@ -9,6 +9,7 @@ use lb_tests::{Family, Mac};
 
 use crate::bed::{self, Bed, CLIENTS_V4, CLIENTS_V6, PORT, Spec, equal};
 use crate::driver::{LENGTH, Template};
+use crate::sessions::FLOWS;
 
 /// A line of the table.
 pub struct Row {
@@ -96,6 +97,10 @@ pub struct Services {
     nat4: Spec,
     nat_udp4: Spec,
     nat6: Spec,
+    /// Its sessions are there before anything is measured.
+    pub full4: Spec,
+    /// The same in IPv6.
+    pub full6: Spec,
     l2: Spec,
     /// Gets a canary at 10 % before anything is measured.
     pub canary: Spec,
@@ -134,6 +139,13 @@ impl Services {
                 pools: vec![equal(20..30)],
                 ..Spec::new("nat6", 1)
             },
+            full4: Spec { mode: "full-nat", pools: vec![equal(20..30)], ..Spec::new("full4", 6) },
+            full6: Spec {
+                mode: "full-nat",
+                family: Family::V6,
+                pools: vec![equal(20..30)],
+                ..Spec::new("full6", 6)
+            },
             l2: Spec { mode: "dsr-l2", ..Spec::new("l2", 2) },
             canary: Spec { pools: vec![equal(0..10), equal(10..20)], ..Spec::new("canary", 3) },
             measured: Spec {
@@ -149,9 +161,23 @@ impl Services {
 
     /// For [`Bed::start`].
     pub fn all(&self) -> Vec<Spec> {
-        let Self { tcp4, udp4, tcp6, nat4, nat_udp4, nat6, l2, canary, measured, moved, marked, moved_udp } =
-            self;
-        [tcp4, udp4, tcp6, nat4, nat_udp4, nat6, l2, canary, measured, moved, marked, moved_udp]
+        let Self {
+            tcp4,
+            udp4,
+            tcp6,
+            nat4,
+            nat_udp4,
+            nat6,
+            full4,
+            full6,
+            l2,
+            canary,
+            measured,
+            moved,
+            marked,
+            moved_udp,
+        } = self;
+        [tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, measured, moved, marked, moved_udp]
             .map(Spec::clone)
             .into()
     }
@@ -190,6 +216,15 @@ impl Services {
             row(Modes, "nat, UDP v4, 100 000 flows", to(&self.nat_udp4, Datagram, 100_000), translated),
             row(Modes, "nat, TCP v6, 1 024 flows", to(&self.nat6, Ack, 1024), translated),
             row(Modes, "nat, TCP v6, 1 024 flows, replies", reply(bed, &self.nat6, 1024), replied),
+            row(Modes, "full-nat, TCP v4, 1 024 flows", to(&self.full4, Ack, 1024), translated),
+            row(Modes, "full-nat, TCP v4, 100 000 flows", to(&self.full4, Ack, FLOWS), translated),
+            row(
+                Modes,
+                "full-nat, TCP v4, 100 000 flows, replies",
+                stood_in(bed, &self.full4, FLOWS),
+                replied,
+            ),
+            row(Modes, "full-nat, TCP v6, 1 024 flows", to(&self.full6, Ack, 1024), translated),
             row(Modes, "dsr-l2, TCP v4, 1 024 flows", to(&self.l2, Ack, 1024), link),
             row(Modes, "dsr-l2, TCP v4, 100 000 flows", to(&self.l2, Ack, 100_000), link),
             row(Canary, "10 % settled, TCP v4, 1 024 flows", to(&self.canary, Ack, 1024), tunnel4),
@@ -237,6 +272,17 @@ fn reply(bed: &Bed, spec: &Spec, flows: u32) -> Template {
     let (address, port) = match spec.family {
         Family::V4 => (30, 36),
         Family::V6 => (50, 56),
+    };
+    Template { frame: frame(hardware, ends, Segment::Ack), address, port, pad: 0, flows }
+}
+
+/// To the balancer's own address, at ports that stand for clients. (The driver changes the sender, too.)
+fn stood_in(bed: &Bed, spec: &Spec, flows: u32) -> Template {
+    let hardware = (Mac([2, 0, 0, 0, 0, 99]), bed.lab.balancer().mac());
+    let ends = [(client(spec.family), PORT), (bed.lab.balancer().ip(spec.family), Template::FIRST_PORT)];
+    let (address, port) = match spec.family {
+        Family::V4 => (26, 36),
+        Family::V6 => (34, 56),
     };
     Template { frame: frame(hardware, ends, Segment::Ack), address, port, pad: 0, flows }
 }

@@ -1,0 +1,56 @@
+//! What a session tells of its handshake, where the service is measured. By itself, since both this and the rewriting take
+//! most of the stack.
+
+use super::{Held, Session, SessionKey};
+use crate::abi::FlowKey;
+use crate::measure::Reply;
+use crate::parse::{self, Kind};
+use crate::pipeline::{Packet, Step, Tables};
+use crate::select::Place;
+use crate::stage::Stage;
+use crate::verdict::Reason;
+use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
+
+/// [`Stage::Witness`]: a packet of a session, before it is carried on.
+///
+/// # Errors
+///
+/// If it is none.
+#[inline(always)]
+pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
+    let network = parse::network(packet)?;
+    let transport = parse::transport(packet, &network)?;
+    if transport.protocol != IPPROTO_TCP {
+        return Ok(Step::Next(Stage::Carry));
+    }
+    let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
+    let sequence = u32::from_be_bytes(header.sequence);
+    let reply = |backend| Reply {
+        backend,
+        answers: header.flags & TCP_SYN != 0,
+        resets: header.flags & TCP_RST != 0,
+        data: transport.l4 + usize::from(header.data_offset >> 4) * 4 < network.end,
+        acknowledged: u32::from_be_bytes(header.acknowledgement),
+    };
+    let key = SessionKey::of(&network, &transport);
+    let entry = match tables.session(Held::Opening, &key) {
+        Some(entry) => entry,
+        None => tables.session(Held::Established, &key).ok_or(Reason::NoSession)?,
+    };
+    let service = tables.service(entry.service).ok_or(Reason::NoTable)?;
+    if entry.has(Session::REPLY) {
+        let flow = FlowKey {
+            client: entry.destination,
+            client_port: entry.destination_port,
+            port: entry.source_port,
+            owner: entry.service,
+        };
+        tables.replies(service, &flow, reply(entry.backend))?;
+    } else if entry.has(Session::FRESH) && matches!(transport.kind, Kind::Syn(_)) {
+        let flow = FlowKey::of_request(&network, &transport, entry.service);
+        // The session stands: nobody is sent elsewhere here.
+        let place = Place { backend: entry.backend, begins: true, spread: 0 };
+        let _ = tables.begins(service, &flow, sequence, place);
+    }
+    Ok(Step::Next(Stage::Carry))
+}
