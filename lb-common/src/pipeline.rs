@@ -146,6 +146,22 @@ pub trait Tables {
     fn cpu(&self) -> u32;
     /// Where a packet for `network.destination` leaves.
     fn route(&self, packet: &Self::Packet, network: &Network) -> Route;
+    /// [`session::find_way`](crate::session::find_way); the kernel has it verified apart from everything else.
+    ///
+    /// # Errors
+    ///
+    /// As [`session::find_way`](crate::session::find_way).
+    fn find_way(
+        &self,
+        packet: &Self::Packet,
+        network: &Network,
+        session: &mut Session,
+    ) -> Result<bool, Reason>
+    where
+        Self: Sized,
+    {
+        crate::session::find_way(packet, self, network, session)
+    }
 
     /// How long a packet for `network.destination` may be, in bytes; 0: as long as this one, at least.
     fn path_mtu(&self, packet: &Self::Packet, network: &Network) -> u16;

@@ -396,6 +396,33 @@ fn forth<P: Packet>(
     Ok(Verdict { reason: Reason::Forwarded, ifindex: target.device.ifindex, account })
 }
 
+/// Asks where a session's replies leave, and notes it. Returns whether the next hop's hardware address is known.
+///
+/// # Errors
+///
+/// Why they leave nowhere.
+#[inline(always)]
+pub fn find_way<T: Tables>(
+    packet: &T::Packet,
+    tables: &T,
+    network: &Network,
+    session: &mut Session,
+) -> Result<bool, Reason> {
+    let towards = Network { source: session.source, destination: session.destination, ..*network };
+    match tables.route(packet, &towards) {
+        Route::Out { ifindex, source, destination } => {
+            let longest = (network.end - network.l3) as u32;
+            session.way = Way { ifindex, source, destination, at: tables.ticks(), longest };
+            Ok(true)
+        }
+        Route::Unresolved => Ok(false),
+        Route::Local => Err(Reason::Local),
+        Route::TooBig => Err(Reason::TooBig),
+        Route::ForwardingOff => Err(Reason::ForwardingOff),
+        Route::None => Err(Reason::NoRoute),
+    }
+}
+
 /// From a backend to its client.
 #[inline(always)]
 fn back<T: Tables>(
@@ -408,20 +435,8 @@ fn back<T: Tables>(
 ) -> Result<Verdict, Reason> {
     let now = tables.ticks();
     let length = (network.end - network.l3) as u32;
-    let resolved = session.way.at == now && length <= session.way.longest || {
-        let towards = Network { source: session.source, destination: session.destination, ..*network };
-        match tables.route(packet, &towards) {
-            Route::Out { ifindex, source, destination } => {
-                session.way = Way { ifindex, source, destination, at: now, longest: length };
-                true
-            }
-            Route::Unresolved => false,
-            Route::Local => return Err(Reason::Local),
-            Route::TooBig => return Err(Reason::TooBig),
-            Route::ForwardingOff => return Err(Reason::ForwardingOff),
-            Route::None => return Err(Reason::NoRoute),
-        }
-    };
+    let resolved = session.way.at == now && length <= session.way.longest
+        || tables.find_way(packet, network, session)?;
     let backend = tables.backend(session.backend).ok_or(Reason::NoTable)?;
     rewrite::readdress_both(
         packet,

@@ -4,9 +4,8 @@ use core::arch::asm;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_NOEXIST,
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
+    BPF_ANY, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup as FibLookup, xdp_md,
 };
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
@@ -24,7 +23,7 @@ use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
 use lb_common::retry::Budget;
 use lb_common::select::{Place, peek, select, select_bare, settled};
-use lb_common::session::{Draft, Held, Session, SessionKey, ports};
+use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
 use lb_common::too_big::admit;
 use lb_common::verdict::{Account, Event, Reason, Verdict};
 use lb_common::watch::Word;
@@ -293,6 +292,32 @@ extern "C" fn lb_reserve(hash: u64) -> u32 {
     ports::reserve(&Kernel, settings, unsafe { &mut *draft }, hash).into()
 }
 
+/// [`find_way`], as a function of its own in the kernel's eyes ("global"): what the routes are asked with lies on its stack, not on
+/// that of the whole road. `what`: the packet's length, above it its protocol, above that whether it is IPv6. Returns the
+/// reason: forwarded, or to be replied by the host, which finds the next hop.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_way(ctx: *mut xdp_md, session: *mut Session, what: u32) -> u64 {
+    // SAFETY: the verifier takes it for null or valid; an element of the map is aligned, and lives until the program ends.
+    let Some(session) = (unsafe { session.as_mut() }) else { return Reason::NoTable as u64 };
+    let frame = Frame::new(&XdpContext::new(ctx));
+    let network = Network {
+        family: if what >> 24 != 0 { Family::V6 } else { Family::V4 },
+        l3: 0,
+        next: 0,
+        end: (what & 0xffff) as usize,
+        protocol: (what >> 16) as u8,
+        fragment: false,
+        source: session.source,
+        destination: session.destination,
+    };
+    match find_way(&frame, &Kernel, &network, session) {
+        Ok(true) => Reason::Forwarded as u64,
+        Ok(false) => Reason::RepliedByHost as u64,
+        Err(reason) => reason as u64,
+    }
+}
+
 /// A hardware address of a query, in pieces that are aligned: the compiler would take four bytes at once, and of the stack the
 /// verifier gives no unaligned ones.
 #[inline(always)]
@@ -547,6 +572,18 @@ impl Tables for Kernel {
     fn cpu(&self) -> u32 {
         // SAFETY: no arguments.
         unsafe { bpf_get_smp_processor_id() }
+    }
+
+    #[inline(always)]
+    fn find_way(&self, frame: &Frame, network: &Network, session: &mut Session) -> Result<bool, Reason> {
+        let length = (network.end - network.l3) as u32 & 0xffff;
+        let v6 = u32::from(matches!(network.family, Family::V6));
+        let what = length | u32::from(network.protocol) << 16 | v6 << 24;
+        match Reason::of(opaque(lb_way(frame.context(), session, what))) {
+            Reason::Forwarded => Ok(true),
+            Reason::RepliedByHost => Ok(false),
+            reason => Err(reason),
+        }
     }
 
     #[inline(always)]

@@ -185,10 +185,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
     let (stopping, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
-    let mut sockets = vec![Server::bind(&arguments.socket)?];
+    let mut sockets = Vec::new();
     if let Some(path) = &arguments.read_only_socket {
         sockets.push(Server::bind_read_only(path, arguments.read_only_socket_mode)?);
     }
+    // The last one: whoever finds it finds the agent whole.
+    sockets.push(Server::bind(&arguments.socket)?);
     for socket in sockets {
         let mut stopped = stopped.clone();
         servers.spawn(socket.serve(Arc::new(handle.clone()), async move {

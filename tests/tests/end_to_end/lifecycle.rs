@@ -223,7 +223,10 @@ fn http(namespace: &Namespace, path: &str) -> Result<(u16, String)> {
 }
 
 fn request(mut stream: impl Read + Write, method: &str, path: &str) -> Result<(u16, String)> {
-    write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;

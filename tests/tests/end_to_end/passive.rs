@@ -97,8 +97,8 @@ fn is_out(row: &Value) -> bool {
 }
 
 fn events(scene: &Scene, code: &str) -> Result<Vec<String>> {
-    let answer = scene.json(&["get", "events", SERVICE])?;
-    let events = answer["events"].as_array().or_else(|| answer.as_array()).cloned().context("events")?;
+    let lines = scene.lbctl(&["-o", "json", "get", "events", SERVICE])?;
+    let events = lines.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
     let of_code = events.iter().filter(|event| event["code"] == code);
     Ok(of_code.filter_map(|event| Some(event["message"].as_str()?.to_owned())).collect())
 }

@@ -310,7 +310,9 @@ fn under_load() -> Result<()> {
     ensure!(rate >= 50_000.0, "{rate:.0} packets a second arrived");
     // Those of the canary were refused. Nobody was reset, left waiting, or sent elsewhere.
     ensure!(tally.failed.keys().all(|why| why == "refused"), "{tally:?}");
-    ensure!((1..=60).contains(&tally.failed()), "{tally:?}");
+    // The agent looks every 200 ms: even on a busy machine the fault meets no more than the canary's half of a second's clients.
+    let of_a_second = tally.flows as f64 / tally.elapsed.as_secs_f64() / 2.0;
+    ensure!((1.0..=of_a_second).contains(&(tally.failed() as f64)), "{tally:?}");
     let report = pool.check()?;
     ensure!(report.broken.is_empty(), "{report:?}");
     is_back(&scene)
