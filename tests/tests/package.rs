@@ -53,7 +53,7 @@ done
 mkdir -p /run/netns
 ip link set lo up
 unset LB_CONFIG LB_SOCKET LB_STATE_DIR LB_PIN_DIR LB_METRICS
-cp "$1" /run/lb.deb && cd /
+cat <&3 > /run/lb.deb && exec 3<&- && cd /
 
 dpkg --install /run/lb.deb
 getent group lb && getent passwd lb
@@ -119,8 +119,8 @@ fn installed() -> Result<()> {
             "bash",
             "-c",
         ])
-        // The script is in a directory that its first mount hides.
-        .arg("script=$(cat \"$0\"); exec bash -c \"$script\" bash \"$1\"")
+        // Script and package are in a directory that the first mount hides.
+        .arg("script=$(cat \"$0\"); exec 3< \"$1\"; exec bash -c \"$script\"")
         .args([&script, &package])
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .stdout(output.try_clone()?)
