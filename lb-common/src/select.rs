@@ -265,7 +265,7 @@ pub fn peek<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<P
     Ok(Place { backend, begins: false, spread: fork.hash as u32 })
 }
 
-/// Where a flow that begins now goes, for services whose flows are all in a table of their own: nothing is noted here.
+/// Where a flow that began now would go, for services whose flows are all in a table of their own: nothing is noted here.
 ///
 /// # Errors
 ///
@@ -273,10 +273,24 @@ pub fn peek<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<P
 #[inline(always)]
 pub fn fresh<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<Choice, Reason> {
     let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
+    Ok(Choice { backend: fork.slot.new(), why: Why::New, hash: fork.hash })
+}
+
+/// The same for a flow that does begin now: a canary with a cap counts it, and takes no more than that.
+///
+/// # Errors
+///
+/// As [`select`].
+#[inline(always)]
+pub fn admitted<T: Tables>(tables: &T, service: &Service, key: &FlowKey) -> Result<Choice, Reason> {
+    let fork = Fork::new(tables, service, key, service.attended_membership(tables, key))?;
     if fork.membership.lapsed {
         tables.event(Event::LeaseExpired);
     }
-    Ok(Choice { backend: fork.slot.new(), why: Why::New, hash: fork.hash })
+    Ok(match fork.overflow(tables)? {
+        Some(backend) => Choice { backend, why: Why::Capped, hash: fork.hash },
+        None => Choice { backend: fork.slot.new(), why: Why::New, hash: fork.hash },
+    })
 }
 
 /// A flow, and where its hash leads.
@@ -350,10 +364,8 @@ impl<'a> Fork<'a> {
             return Ok((noted.backend, Why::SynAgain));
         }
         let mut why = Why::New;
-        if capped && !has_room(tables, self.service) {
-            tables.event(Event::Capped);
-            let index = self.service.slot(false, self.hash);
-            backend = tables.slot(index).ok_or(Reason::NoTable)?.new();
+        if ATTENDED && let Some(stable) = self.overflow(tables)? {
+            backend = stable;
             why = Why::Capped;
         }
         if let Some(generation) = generation(tables, backend) {
@@ -366,6 +378,18 @@ impl<'a> Fork<'a> {
     #[inline(always)]
     fn in_canary<T: Tables>(&self, tables: &T, backend: u16) -> bool {
         tables.backend(backend).is_some_and(|backend| backend.pool == self.service.canary_pool)
+    }
+
+    /// The stable pool's backend, where the canary's cap keeps a new flow of it away; whoever is not kept away is counted.
+    #[inline(always)]
+    fn overflow<T: Tables>(&self, tables: &T) -> Result<Option<u16>, Reason> {
+        let capped = self.membership.new && self.service.has(Service::CAPPED);
+        if !capped || has_room(tables, self.service) {
+            return Ok(None);
+        }
+        tables.event(Event::Capped);
+        let index = self.service.slot(false, self.hash);
+        Ok(Some(tables.slot(index).ok_or(Reason::NoTable)?.new()))
     }
 
     /// TCP without SYN; `sequence` is `None` for a RST, which proves nothing and is worth no entry.

@@ -292,8 +292,13 @@ pub fn session<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
 /// Where a packet goes on from [`Stage::Opening`] and [`Stage::Begin`].
 #[inline(always)]
 fn onward<T: Tables>(tables: &T, session: &Session) -> Result<Stage, Reason> {
-    let service = tables.service(session.service).ok_or(Reason::NoTable)?;
-    Ok(if service.has(Service::HANDSHAKES) { Stage::Witness } else { Stage::Carry })
+    tables.service(session.service).map(after).ok_or(Reason::NoTable)
+}
+
+/// The same for a service.
+#[inline(always)]
+const fn after(service: &Service) -> Stage {
+    if service.has(Service::HANDSHAKES | Service::FAULTS) { Stage::Witness } else { Stage::Carry }
 }
 
 /// [`Stage::Carry`]: what [`Stage::Opening`] has found or made a session for.

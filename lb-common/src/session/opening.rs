@@ -1,7 +1,7 @@
 //! Beginnings, ends, and everything else that no established session takes: what it means for the tables. The packet itself is
 //! rewritten by [`carry`](super::carry), by what the tables say then.
 
-use super::{Held, Session, SessionKey, flags, is_alive, is_closed, is_over, onward, toa};
+use super::{Held, Session, SessionKey, after, flags, is_alive, is_closed, is_over, onward, toa};
 use crate::abi::{FlowKey, HANDSHAKE_WINDOW, Mode, Port, Service, Settings};
 use crate::hash::mix;
 use crate::parse::{self, Kind, Network, Transport};
@@ -38,6 +38,7 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         false
     };
     match transport.kind {
+        Kind::Syn(_) if goes_on => Ok(Step::Next(after(client.service))),
         _ if goes_on => Ok(Step::Next(Stage::Carry)),
         Kind::Syn(_) | Kind::Udp => Ok(Step::Next(Stage::Begin)),
         Kind::Tcp(_) | Kind::Rst => {
@@ -220,7 +221,9 @@ impl<'a> Client<'a> {
     fn same_pool<T: Tables>(&self, tables: &T, found: &Session) -> bool {
         let Ok(choice) = select::fresh(tables, self.service, &self.flow()) else { return false };
         let Some(chosen) = tables.backend(choice.backend) else { return false };
-        tables.backend(found.backend).is_some_and(|backend| backend.pool == chosen.pool)
+        let Some(had) = tables.backend(found.backend) else { return false };
+        // A cap may have sent it past the canary.
+        had.pool == chosen.pool || self.service.has(Service::CAPPED) && had.pool == self.service.stable_pool
     }
 
     #[inline(always)]
@@ -232,7 +235,7 @@ impl<'a> Client<'a> {
     #[inline(always)]
     fn begins<T: Tables>(&self, packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
         let flow = self.flow();
-        let choice = select::fresh(tables, self.service, &flow)?;
+        let choice = select::admitted(tables, self.service, &flow)?;
         if choice.backend == 0 {
             return empty(packet, self.service, self.network, self.transport).map(Step::End);
         }
@@ -289,7 +292,7 @@ impl<'a> Client<'a> {
         if !fresh.ok_or(Reason::NoTable)? {
             return self.refused(packet, Reason::NoPort, Reason::NoPortReset).map(Step::End);
         }
-        Ok(Step::Next(if self.service.has(Service::HANDSHAKES) { Stage::Witness } else { Stage::Carry }))
+        Ok(Step::Next(after(self.service)))
     }
 
     /// A RST where that is what the service gives.

@@ -1,8 +1,9 @@
-//! What a session tells of its handshake, where the service is measured. By itself, since both this and the rewriting take
+//! What a session tells of its handshake, where the service is measured, and the faults that its SYN meets. By itself, since both this and the rewriting take
 //! most of the stack.
 
 use super::{Held, Session, SessionKey};
-use crate::abi::FlowKey;
+use crate::abi::{FlowKey, Service};
+use crate::fault::strike;
 use crate::measure::Reply;
 use crate::parse::{self, Kind};
 use crate::pipeline::{Packet, Step, Tables};
@@ -39,6 +40,9 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
     };
     let service = tables.service(entry.service).ok_or(Reason::NoTable)?;
     if entry.has(Session::REPLY) {
+        if !service.has(Service::HANDSHAKES) {
+            return Ok(Step::Next(Stage::Carry));
+        }
         let flow = FlowKey {
             client: entry.destination,
             client_port: entry.destination_port,
@@ -46,11 +50,20 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
             owner: entry.service,
         };
         tables.replies(service, &flow, reply(entry.backend))?;
-    } else if entry.has(Session::FRESH) && matches!(transport.kind, Kind::Syn(_)) {
+    } else if matches!(transport.kind, Kind::Syn(_)) {
         let flow = FlowKey::of_request(&network, &transport, entry.service);
-        // The session stands: nobody is sent elsewhere here.
-        let place = Place { backend: entry.backend, begins: true, spread: 0 };
-        let _ = tables.begins(service, &flow, sequence, place);
+        if service.has(Service::HANDSHAKES) {
+            // The session stands: nobody is sent elsewhere here.
+            let place = Place { backend: entry.backend, begins: true, spread: 0 };
+            let _ = tables.begins(service, &flow, sequence, place);
+        }
+        let pool = tables.backend(entry.backend).ok_or(Reason::NoTable)?.pool;
+        if service.has(Service::FAULTS)
+            && let Some(action) = tables.injected(service, &flow, pool, entry.backend)
+        {
+            return strike(packet, tables, service, &network, &transport, &flow, entry.backend, action)
+                .map(Step::End);
+        }
     }
     Ok(Step::Next(Stage::Carry))
 }

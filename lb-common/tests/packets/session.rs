@@ -1,12 +1,14 @@
 //! `full-nat`, packet by packet.
 
 use etherparse::TcpHeader;
-use lb_common::abi::{FlowKey, HANDSHAKE_TICKS, Life, Mode, OnEmpty, Service, TCP_IDLE_TICKS};
+use lb_common::abi::{Fault, FlowKey, HANDSHAKE_TICKS, Life, Mode, OnEmpty, Service, Split, TCP_IDLE_TICKS};
 use lb_common::host::{ServiceSpec, Tables};
+use lb_common::measure::Measure;
 use lb_common::pipeline::Route;
 use lb_common::session::CLOSED_TICKS;
 use lb_common::verdict::{Event, Reason, Verdict};
 use lb_common::wire::Mac;
+use std::mem::offset_of;
 use std::net::SocketAddr;
 
 use crate::lab::{KINDS, Lab, Packet, TAGS, backend, client, send, vip};
@@ -254,6 +256,46 @@ fn a_repeated_syn_keeps_port_and_backend_and_another_one_begins_anew() {
     let (verdict, other) = port_of(&lab, &segment(client(false), service(false), "S", ISN + 1, 0));
     assert!(verdict.account.begins == 1 && other != port);
     assert_eq!(held(&lab), (2, 0));
+}
+
+#[test]
+fn a_cap_sends_sessions_past_the_canary_and_counts_each_once() {
+    let mut lab = lab(false, false);
+    let canary = lab.tables.add_pool(lab.service, true, &[("10.0.2.1:8443".parse().unwrap(), 1)])[0];
+    let capped = &mut lab.tables.services[lab.service as usize];
+    capped.flags |= Service::CAPPED;
+    capped.split = Split::of(Split::ALL, 0).0;
+    // One in a year: the first one.
+    let word = (usize::from(capped.measure) * size_of::<Measure>() + offset_of!(Measure, cap_interval)) / 8;
+    lab.tables.measures.borrow_mut()[word] = 1 << 55;
+    let syn = |port: u16| segment((client(false).ip(), port).into(), service(false), "S", ISN, 0);
+    assert_eq!(port_of(&lab, &syn(1)).0.account.backend, canary);
+    let (elsewhere, port) = port_of(&lab, &syn(2));
+    assert_eq!((elsewhere.reason, elsewhere.account.backend), (Reason::Forwarded, lab.id));
+    // A SYN that comes again is the same session.
+    assert_eq!(port_of(&lab, &syn(2)).1, port);
+    assert_eq!(lab.tables.count(Event::Capped), 1);
+}
+
+#[test]
+fn a_fault_strikes_before_a_backend_hears_of_it() {
+    let mut lab = lab(false, false);
+    lab.tables.services[lab.service as usize].flags |= Service::FAULTS;
+    let until = lab.tables.clock.get() + (1 << 30);
+    let fault =
+        Fault { until, share: Split::ALL, service: lab.service, action: Fault::RESET, ..Fault::default() };
+    lab.tables.faults[0] = fault;
+    let syn = segment(client(false), service(false), "S", ISN, 0);
+    assert_eq!(syn.through(&lab.tables).0.reason, Reason::FaultReset);
+    lab.tables.faults[0] = Fault { action: Fault::DROP, ..fault };
+    assert_eq!(syn.through(&lab.tables).0.reason, Reason::FaultDrop);
+    assert_eq!(held(&lab).1, 0);
+    // Who is established stays so.
+    lab.tables.faults[0] = Fault::default();
+    connect(&lab, client(false));
+    lab.tables.faults[0] = fault;
+    let data = segment(client(false), service(false), "A", ISN + 1, DRAWN.wrapping_add(1));
+    assert_eq!(data.through(&lab.tables).0.reason, Reason::Forwarded);
 }
 
 #[test]

@@ -132,7 +132,10 @@ impl Agent {
         };
         // A datagram of a flow that is not tracked yet would be, and that would be news.
         let is_udp = protocol == lb_common::wire::IPPROTO_UDP;
-        if !is_udp || settled || tracked.is_some() || !service.has(Service::TRACK_UDP) {
+        if service.has(Service::SESSIONS) {
+            // A packet begins a session, and a RST ends one.
+            steps.push(step("program", "not run: it would change the flow's session".to_owned(), &[]));
+        } else if !is_udp || settled || tracked.is_some() || !service.has(Service::TRACK_UDP) {
             steps.extend(self.run_step(&key, self.copy(&service, &flow, protocol), request, protocol));
         }
         Ok(Explanation {

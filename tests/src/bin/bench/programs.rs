@@ -43,8 +43,8 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_session",
-        verified_instructions: 35_900,
-        translated_bytes: 18_100,
+        verified_instructions: 25_900,
+        translated_bytes: 18_400,
         jited_bytes: 10_950,
     },
     Budget {
@@ -61,15 +61,15 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_witness",
-        verified_instructions: 14_460,
-        translated_bytes: 33_950,
-        jited_bytes: 18_810,
+        verified_instructions: 20_300,
+        translated_bytes: 39_100,
+        jited_bytes: 21_700,
     },
     Budget {
         program: "lb_carry",
-        verified_instructions: 59_600,
-        translated_bytes: 17_970,
-        jited_bytes: 10_740,
+        verified_instructions: 41_600,
+        translated_bytes: 18_300,
+        jited_bytes: 10_800,
     },
     Budget {
         program: "lb_icmp",
