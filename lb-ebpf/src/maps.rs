@@ -1,6 +1,6 @@
 //! The maps. Sizes are defaults: the agent sets those that the configuration names before it loads the program.
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_fib_lookup as FibLookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
@@ -73,6 +73,10 @@ pub static OPENING: LruHashMap<SessionKey, Session> = LruHashMap::with_max_entri
 /// Those that have.
 #[map]
 pub static SESSIONS: HashMap<SessionKey, Session> = HashMap::with_max_entries(1 << 18, 0);
+
+/// What routes are asked with: programs have no room for it on their stacks.
+#[map]
+pub static QUERIES: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static DRAFTS: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);

@@ -31,11 +31,15 @@ use lb_common::wire::Mac;
 
 use crate::maps;
 use crate::packet::Frame;
-use crate::verifier::opaque;
+use crate::verifier::bounded;
 
 /// Address families as `bpf_fib_lookup` wants them.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+
+/// No reason's number has other bits.
+const REASONS_MASK: u32 = 63;
+const _: () = assert!(Reason::COUNT <= REASONS_MASK as usize + 1);
 
 /// The maps.
 pub struct Kernel;
@@ -46,7 +50,9 @@ impl Kernel {
     pub fn count(&self, verdict: &Verdict) {
         if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
             // SAFETY: a per-CPU element, and a program is not preempted by itself.
-            bump(unsafe { &mut *counters }.reasons.get_mut(verdict.reason as usize));
+            let reasons = unsafe { &mut (*counters).reasons };
+            // What a global function returned is any number to the verifier, and LLVM would leave the check out.
+            bump(reasons.get_mut(bounded::<REASONS_MASK>(verdict.reason as usize)));
         }
         let account = verdict.account;
         if account.backend == 0 {
@@ -331,11 +337,44 @@ fn mac(field: &Mac) -> Mac {
     [a, b, c, d, e, f]
 }
 
+/// Tells the agent of a next hop without a hardware address. A full ring is no harm: the next packet asks again.
+#[inline(always)]
+fn want(query: &FibLookup, family: Family) {
+    let Some(mut entry) = maps::WANTED.reserve::<Wanted>(0) else { return };
+    // Word by word into the ring: on the stack there is no room for another one.
+    let wanted = entry.as_mut_ptr();
+    // SAFETY: the entry is as large as the type, and all of it is written. The next hop has taken the destination's place; the
+    // member was set when the query was made.
+    unsafe {
+        match family {
+            Family::V4 => {
+                let address = Address::v4(query.__bindgen_anon_4.ipv4_dst.to_ne_bytes());
+                (&raw mut (*wanted).address).write(address);
+            }
+            Family::V6 => {
+                let words = &query.__bindgen_anon_4.ipv6_dst;
+                let to = (&raw mut (*wanted).address).cast::<u32>();
+                to.write(words[0]);
+                to.add(1).write(words[1]);
+                to.add(2).write(words[2]);
+                to.add(3).write(words[3]);
+            }
+        }
+        (&raw mut (*wanted).ifindex).write(query.ifindex);
+        (&raw mut (*wanted).pad).write(0);
+    }
+    entry.submit(0);
+}
+
 /// Asks the kernel's routes where a packet leaves.
 #[inline(always)]
-fn look_up(frame: &Frame, network: &Network) -> (u32, FibLookup) {
-    // SAFETY: a C structure of integers.
-    let mut query: FibLookup = unsafe { core::mem::zeroed() };
+fn look_up<'a>(frame: &Frame, network: &Network) -> Option<(u32, &'a FibLookup)> {
+    let query = maps::QUERIES.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU element, and a program is not preempted by itself; a C structure of integers, for which zeros will do.
+    let query = unsafe {
+        query.write(core::mem::zeroed());
+        &mut *query
+    };
     query.ifindex = frame.ifindex();
     query.l4_protocol = network.protocol;
     query.__bindgen_anon_1.tot_len = (network.end - network.l3) as u16;
@@ -353,9 +392,9 @@ fn look_up(frame: &Frame, network: &Network) -> (u32, FibLookup) {
     }
     // SAFETY: the context is the kernel's, the query is as long as we say.
     let result =
-        unsafe { bpf_fib_lookup(frame.context().cast(), &raw mut query, size_of::<FibLookup>() as i32, 0) }
+        unsafe { bpf_fib_lookup(frame.context().cast(), &raw mut *query, size_of::<FibLookup>() as i32, 0) }
             as u32;
-    (result, query)
+    Some((result, query))
 }
 
 impl Tables for Kernel {
@@ -579,7 +618,7 @@ impl Tables for Kernel {
         let length = (network.end - network.l3) as u32 & 0xffff;
         let v6 = u32::from(matches!(network.family, Family::V6));
         let what = length | u32::from(network.protocol) << 16 | v6 << 24;
-        match Reason::of(opaque(lb_way(frame.context(), session, what))) {
+        match Reason::of(lb_way(frame.context(), session, what)) {
             Reason::Forwarded => Ok(true),
             Reason::RepliedByHost => Ok(false),
             reason => Err(reason),
@@ -588,23 +627,14 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn route(&self, frame: &Frame, network: &Network) -> Route {
-        let (result, query) = look_up(frame, network);
+        let Some((result, query)) = look_up(frame, network) else { return Route::None };
         match result {
             BPF_FIB_LKUP_RET_SUCCESS => {
                 Route::Out { ifindex: query.ifindex, source: mac(&query.smac), destination: mac(&query.dmac) }
             }
             BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
             BPF_FIB_LKUP_RET_NO_NEIGH => {
-                // The next hop has taken the destination's place.
-                // SAFETY: the member that was set above.
-                let address = unsafe {
-                    match network.family {
-                        Family::V4 => Address::v4(query.__bindgen_anon_4.ipv4_dst.to_ne_bytes()),
-                        Family::V6 => Address::of_wire_words(query.__bindgen_anon_4.ipv6_dst),
-                    }
-                };
-                // A full ring is no harm: the next packet asks again.
-                let _ = maps::WANTED.output::<Wanted>(&Wanted { address, ifindex: query.ifindex, pad: 0 }, 0);
+                want(query, network.family);
                 Route::Unresolved
             }
             BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
@@ -615,7 +645,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn path_mtu(&self, frame: &Frame, network: &Network) -> u16 {
-        let (result, query) = look_up(frame, network);
+        let Some((result, query)) = look_up(frame, network) else { return 0 };
         if result != BPF_FIB_LKUP_RET_FRAG_NEEDED {
             return 0;
         }
@@ -639,7 +669,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn send(&self, frame: &mut Frame, service: u32, place: Place) -> Result<u32, Reason> {
         let packed = lb_send(frame.context(), service, place.pack());
-        match Reason::of(opaque(packed & u64::from(u32::MAX))) {
+        match Reason::of(packed & u64::from(u32::MAX)) {
             Reason::Forwarded => Ok((packed >> 32) as u32),
             reason => Err(reason),
         }

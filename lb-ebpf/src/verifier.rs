@@ -12,15 +12,3 @@ pub fn bounded<const MASK: u32>(mut value: usize) -> usize {
     }
     value
 }
-
-/// A number of which nothing is known. LLVM looks into global functions, and leaves out what a caller checks of their
-/// results; the verifier does not look, and wants it checked.
-#[inline(always)]
-pub fn opaque(mut value: u64) -> u64 {
-    // An instruction that does nothing: no instruction at all would be a line without code, which the kernel refuses.
-    // SAFETY: changes no register.
-    unsafe {
-        asm!("{value} += 0", value = inout(reg) value, options(pure, nomem, nostack));
-    }
-    value
-}

@@ -24,9 +24,9 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     tables.routes.clear();
     tables.default_route = Route::None;
     let settled = rng.once_in(3);
-    if rng.once_in(3) {
+    if rng.once_in(2) {
         // Few enough to run out.
-        tables.settings.source_ports = [5000, 5003];
+        tables.settings.source_ports = [5000, rng.pick(&[5000, 5000, 5003])];
     }
     for backend in tables.backends.iter_mut().skip(1) {
         let device = [0, 0, 0, 1, 2][rng.below(5)];
