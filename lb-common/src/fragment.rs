@@ -67,7 +67,8 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
         let service = tables.service(index).ok_or(Reason::NoTable)?;
         if service.has(Service::SESSIONS) {
-            return Err(Reason::Fragment);
+            // The host would put it together, know of no connection, and end it with a RST.
+            return Err(Reason::NoSession);
         }
         let key = FlowKey::of_request(&network, &transport, index);
         let place = tables.place_attended(service, &key, transport.kind)?;

@@ -106,7 +106,8 @@ pub fn moves<T: Tables>(
         tables.keep_handshake(key, &handshake);
         return Place { backend, begins: false, ..place };
     }
-    if known.state == Handshake::WAITING {
+    // Of a refusal that was kept, too: the next one is the client's.
+    if matches!(known.state, Handshake::WAITING | Handshake::REFUSED) {
         tables.note_state(key, Handshake::REPEATED);
     }
     place
@@ -151,6 +152,9 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
         if service.has(Service::WATCHED) {
             watch::serves(tables, &known);
         }
+    } else if !known.is_answered() {
+        // The backend speaks within a connection (RFC 5961, 4.2): that SYN was not the beginning of one.
+        tables.forget_handshake(key);
     }
     Ok(())
 }
@@ -158,7 +162,7 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
 /// A RST.
 #[inline(always)]
 fn ends<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> Result<(), Reason> {
-    if known.state == Handshake::REFUSED {
+    if known.state == Handshake::REFUSED && service.has(Service::RETRIED) {
         // Twice the same.
         return Err(Reason::RefusalKept);
     }

@@ -101,6 +101,8 @@ pub trait Tables {
 
     /// A tracked flow, as it was; being asked for keeps it young.
     fn flow(&self, key: &FlowKey, udp: bool) -> Option<FlowEntry>;
+    /// The same for a packet that is not the flow's own: it keeps nothing young.
+    fn flow_as_it_is(&self, key: &FlowKey, udp: bool) -> Option<FlowEntry>;
     /// Tracks a flow. `false`: there is no room.
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool;
     /// A handshake under way.
@@ -432,7 +434,12 @@ impl Service {
     /// Where packets to an attended service go on.
     #[inline(always)]
     const fn stage(&self) -> Stage {
-        if self.flags & Self::ATTENDED == Self::SESSIONS { Stage::Session } else { Stage::Attend }
+        // Sessions look after the rest themselves.
+        if self.flags & (Self::SESSIONS | Self::CLAMPED) == Self::SESSIONS {
+            Stage::Session
+        } else {
+            Stage::Attend
+        }
     }
 }
 

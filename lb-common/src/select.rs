@@ -365,6 +365,8 @@ impl<'a> Fork<'a> {
         }
         let mut why = Why::New;
         if ATTENDED && let Some(stable) = self.overflow(tables)? {
+            // It goes elsewhere than its hash says, also when nobody is capped any more.
+            tables.mark(self.index);
             backend = stable;
             why = Why::Capped;
         }
@@ -444,7 +446,7 @@ impl<'a> Fork<'a> {
     /// The backend of a flow that is there, without a trace.
     #[inline(always)]
     fn peek<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
-        let known = tables.flow(self.key, self.is_udp());
+        let known = tables.flow_as_it_is(self.key, self.is_udp());
         if self.is_udp() {
             return match known {
                 Some(entry) if talks(tables, &entry) => Ok(entry.backend),

@@ -311,9 +311,10 @@ pub fn carry<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     let network = parse::network(packet)?;
     let transport = parse::transport(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
-    let (mut entry, held) = match tables.session_mut(Held::Opening, &key) {
-        Some(entry) => (entry, Held::Opening),
-        None => (tables.session_mut(Held::Established, &key).ok_or(Reason::NoSession)?, Held::Established),
+    // This order: in `OPENING` an established session's port may stand for whoever is trying it.
+    let (mut entry, held) = match tables.session_mut(Held::Established, &key) {
+        Some(entry) => (entry, Held::Established),
+        None => (tables.session_mut(Held::Opening, &key).ok_or(Reason::NoSession)?, Held::Opening),
     };
     through(packet, tables, &network, &transport, &mut entry, held).map(Step::End)
 }

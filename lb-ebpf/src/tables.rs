@@ -460,6 +460,12 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn flow_as_it_is(&self, key: &FlowKey, udp: bool) -> Option<FlowEntry> {
+        // SAFETY: as above.
+        unsafe { flows!(udp).get(key) }.copied()
+    }
+
+    #[inline(always)]
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
         let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
         flows!(udp).insert(key, entry, 0).is_ok()
@@ -935,10 +941,12 @@ impl Tables for Kernel {
     #[inline(always)]
     fn trip(&self, service: u32, measure: u32) {
         let Some(service) = maps::SERVICES.get_ptr_mut(service) else { return };
-        // SAFETY: the split is the first word of an aligned element. `new` is its lower half: what is above stays tracked, as
-        // in a rollback that keeps flows.
+        // SAFETY: the split is the first word of an aligned element. `new` is its lower half. Whoever may be in the canary is
+        // tracked from now on, as after a rollback that keeps flows: first that (an OR is at least the larger one), then the end.
         unsafe {
+            let keep = u64::from((*service).split().new() | (*service).home()) << 32;
             let split = (&raw mut (*service).split).cast::<u64>();
+            asm!("lock *(u64 *)({split} + 0) |= {keep}", split = in(reg) split, keep = in(reg) keep);
             asm!("lock *(u64 *)({split} + 0) &= {mask}", split = in(reg) split, mask = in(reg) !0u64 << 32);
         }
         self.event(Event::Tripped);

@@ -361,6 +361,10 @@ impl pipeline::Tables for Tables {
         })
     }
 
+    fn flow_as_it_is(&self, key: &FlowKey, udp: bool) -> Option<FlowEntry> {
+        self.table(udp).borrow().peek(key).copied()
+    }
+
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
         let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
         self.table(udp).borrow_mut().insert(*key, entry)

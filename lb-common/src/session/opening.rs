@@ -27,7 +27,7 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
     if let Some(found) = &opening
         && found.has(Session::REPLY)
     {
-        return answer(packet, tables, &transport, &key, found);
+        return answer(packet, tables, &network, &transport, &key, found);
     }
     let client = Client::of(tables, settings, &network, &transport, &key)?;
     let goes_on = if let Some(found) = opening {
@@ -64,8 +64,9 @@ pub fn begin<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
 /// A backend's packet in a session that has yet to prove itself.
 #[inline(always)]
 fn answer<T: Tables>(
-    packet: &T::Packet,
+    packet: &mut T::Packet,
     tables: &T,
+    network: &Network,
     transport: &Transport,
     key: &SessionKey,
     found: &Session,
@@ -84,6 +85,10 @@ fn answer<T: Tables>(
         if let Some(mut session) = tables.session_mut(Held::Opening, key) {
             session.flags |= Session::ANSWERED;
             session.sequence = sequence;
+        }
+        let service = tables.service(found.service).ok_or(Reason::NoTable)?;
+        if service.has(Service::CLAMPED) {
+            rewrite::clamp_mss(packet, network, transport, service.clamp_mss);
         }
     }
     Ok(Step::Next(onward(tables, found)?))

@@ -2,7 +2,7 @@
 //! most of the stack.
 
 use super::{Held, Session, SessionKey};
-use crate::abi::{FlowKey, Service};
+use crate::abi::{Fault, FlowKey, Service};
 use crate::fault::strike;
 use crate::measure::Reply;
 use crate::parse::{self, Kind};
@@ -34,9 +34,10 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         acknowledged: u32::from_be_bytes(header.acknowledgement),
     };
     let key = SessionKey::of(&network, &transport);
-    let entry = match tables.session(Held::Opening, &key) {
+    // This order: in `OPENING` an established session's port may stand for whoever is trying it.
+    let entry = match tables.session(Held::Established, &key) {
         Some(entry) => entry,
-        None => tables.session(Held::Established, &key).ok_or(Reason::NoSession)?,
+        None => tables.session(Held::Opening, &key).ok_or(Reason::NoSession)?,
     };
     let service = tables.service(entry.service).ok_or(Reason::NoTable)?;
     if entry.has(Session::REPLY) {
@@ -57,11 +58,20 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
             let place = Place { backend: entry.backend, begins: true, spread: 0 };
             let _ = tables.begins(service, &flow, sequence, place);
         }
-        let pool = tables.backend(entry.backend).ok_or(Reason::NoTable)?.pool;
+        let backend = entry.backend;
+        let pool = tables.backend(backend).ok_or(Reason::NoTable)?.pool;
+        // Whoever is established is left alone.
         if service.has(Service::FAULTS)
-            && let Some(action) = tables.injected(service, &flow, pool, entry.backend)
+            && entry.has(Session::FRESH)
+            && let Some(action) = tables.injected(service, &flow, pool, backend)
         {
-            return strike(packet, tables, service, &network, &transport, &flow, entry.backend, action)
+            if action == Fault::RESET {
+                // Its port is free again at once.
+                let behind = key.back(&entry);
+                tables.drop_session(Held::Opening, &behind);
+                tables.drop_session(Held::Opening, &key);
+            }
+            return strike(packet, tables, service, &network, &transport, &flow, backend, action)
                 .map(Step::End);
         }
     }

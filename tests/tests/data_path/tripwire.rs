@@ -72,7 +72,8 @@ fn tripwire() -> Result<()> {
             let last = syn(2)?;
             ensure!(split().new() == 0, "the canary is open still: {:?}", split());
             ensure!(
-                split().tracked() == 0 && word(offset_of!(Measure, tripped)).load(Ordering::Acquire) != 0
+                split().tracked() == Split::ALL
+                    && word(offset_of!(Measure, tripped)).load(Ordering::Acquire) != 0
             );
             ensure!(kernel.maps.counters()?.events[Event::Tripped as usize] == 1);
             took.push(last.duration);
