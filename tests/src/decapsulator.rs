@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Namespace;
@@ -83,7 +84,8 @@ enum Inner {
 
 fn open_raw(outer: Domain, inner: Inner) -> io::Result<Socket> {
     let socket = Socket::new(outer, Type::RAW, Some(Protocol::from(inner as i32)))?;
-    socket.set_recv_buffer_size(4 << 20)?;
+    // Beyond the sysctl's limit, which a burst overflows on a busy machine: every loss would cost TCP a timer.
+    setsockopt(&socket, RcvBufForce, &(8 << 20))?;
     // So that a thread sees that it is to stop.
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     Ok(socket)

@@ -348,6 +348,7 @@ impl Agent {
         self.lower(index, 0);
         intent.split = 0.0;
         self.end_measuring(&name);
+        let measured = intent.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over());
         self.rollout_after_rollback(&mut intent);
         self.desired.intents.insert(name.clone(), intent.clone());
         let kept = match flows {
@@ -363,7 +364,12 @@ impl Agent {
             self.owe(&name, request, summary.clone());
         }
         self.note("rolled_back", Some(&name), request, summary);
-        self.follow_split(&name);
+        if measured {
+            // Nothing is measured or capped any more.
+            self.converge([name.clone()]);
+        } else {
+            self.follow_split(&name);
+        }
         let established = self.tracked_in_canary(service);
         Ok(match written {
             Ok(()) => Remembered {
@@ -573,15 +579,16 @@ impl Agent {
         }
         let unused = |id: &u16| !wanted.contains(id) && self.swept.load(*id) == Load::default();
         let unused: Vec<u16> = self.publisher.registry.backend_ids().filter(unused).collect();
+        if let Err(error) = tokio::task::block_in_place(|| self.publisher.free_backends(&unused)) {
+            tracing::warn!(ids = ?unused, "cannot free backends: {error}");
+            return;
+        }
         for id in unused {
-            match self.publisher.free_backend(id) {
-                Ok(()) => self.log.push(Occurrence {
-                    code: "backend_gone",
-                    message: format!("a removed backend has no flows left; id {id} is free"),
-                    ..Occurrence::default()
-                }),
-                Err(error) => tracing::warn!(id, "cannot free a backend: {error}"),
-            }
+            self.log.push(Occurrence {
+                code: "backend_gone",
+                message: format!("a removed backend has no flows left; id {id} is free"),
+                ..Occurrence::default()
+            });
         }
     }
 }

@@ -247,10 +247,13 @@ impl Agent {
                     warn!(flows = self.books.lately(), "forgotten for want of room: see `lbctl status`");
                 }
                 self.swept = report;
-                self.sweep_sessions();
+                let counted = self.sweep_sessions();
                 self.rooms = tokio::task::block_in_place(|| sweep::rooms(&self.publisher.maps, &self.books));
                 self.measure();
-                self.free_what_nobody_uses();
+                // Who has sessions is not known where they could not be counted.
+                if counted {
+                    self.free_what_nobody_uses();
+                }
             }
             Err(error) => error!("the sweep failed: {error}"),
         }
@@ -265,11 +268,11 @@ impl Agent {
         self.attach_missing();
     }
 
-    /// Forgets sessions that are over, and counts the others.
-    fn sweep_sessions(&mut self) {
+    /// Forgets sessions that are over, and counts the others. Returns whether they could be counted.
+    fn sweep_sessions(&mut self) -> bool {
         let wanted = self.desired.config.services.iter().any(|service| service.mode == Mode::FullNat);
         if !wanted && self.sessions.established == 0 {
-            return;
+            return true;
         }
         match tokio::task::block_in_place(|| sessions::sweep(&self.publisher.maps)) {
             Ok(found) => {
@@ -277,8 +280,12 @@ impl Agent {
                     self.swept.add_flows(backend, count);
                 }
                 self.sessions = found;
+                true
             }
-            Err(error) => error!("the sweep over the sessions failed: {error}"),
+            Err(error) => {
+                error!("the sweep over the sessions failed: {error}");
+                false
+            }
         }
     }
 

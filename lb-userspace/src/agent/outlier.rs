@@ -50,7 +50,10 @@ struct Backend {
 impl Passive {
     /// The ejection of a backend.
     pub fn ejection(&self, service: &ServiceName, backend: SocketAddr) -> Option<Ejection> {
-        self.services.get(service)?.values().find_map(|pool| pool.population.ejection(backend))
+        let now = Duration::from_nanos(clock::nanoseconds());
+        let mut pools = self.services.get(service)?.values();
+        // One whose time is over is none, whoever has yet to say so.
+        pools.find_map(|pool| pool.population.ejection(backend).filter(|ejection| ejection.until > now))
     }
 
     /// What a backend's breaker lets through.
@@ -195,9 +198,9 @@ impl Agent {
             }
         }
         passive.services.retain(|name, _| watched(name));
+        let mut moved = self.forget_pools(&mut passive);
         let services = self.desired.config.services.iter().filter(|service| service.is_watched());
         let now = Duration::from_nanos(clock::nanoseconds());
-        let mut moved = Vec::new();
         for service in services {
             let mut moves = false;
             for (pool, seen) in self.seen(service) {
@@ -205,12 +208,42 @@ impl Agent {
                 moves |= news.moves_somebody();
                 self.tell_news(service, &pool, news, now);
             }
-            moved.extend(moves.then(|| service.name.clone()));
+            if moves && !moved.contains(&service.name) {
+                moved.push(service.name.clone());
+            }
         }
         self.passive = passive;
         if !moved.is_empty() {
             self.converge(moved);
         }
+    }
+
+    /// Forgets pools that are gone, and whom they kept out. Returns their services, whose tables have yet to follow.
+    fn forget_pools(&self, passive: &mut Passive) -> Vec<ServiceName> {
+        let mut moved = Vec::new();
+        for (name, pools) in &mut passive.services {
+            // One that is not compiled yet says nothing of its pools.
+            let (Some(compiled), Some(service)) =
+                (self.compiled.get(name), self.desired.service(name.as_str()))
+            else {
+                continue;
+            };
+            let is_there = |pool: &str| compiled.pools.iter().any(|view| view.name == pool);
+            if pools.keys().all(|pool| is_there(pool.as_str())) {
+                continue;
+            }
+            let gone = pools.iter().filter(|(pool, _)| !is_there(pool.as_str()));
+            let gone: Vec<SocketAddr> = gone.flat_map(|(_, pool)| pool.backends.keys().copied()).collect();
+            pools.retain(|pool, _| is_there(pool.as_str()));
+            for backend in gone {
+                // It may be in another pool by now, and kept out there.
+                if pools.values().all(|pool| pool.population.ejection(backend).is_none()) {
+                    self.note_ejection(service, backend, None);
+                }
+            }
+            moved.push(name.clone());
+        }
+        moved
     }
 
     /// Every backend of every pool that is compiled.

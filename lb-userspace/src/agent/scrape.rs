@@ -12,14 +12,13 @@ impl Agent {
     pub(crate) fn scrape(&mut self) -> Scrape {
         let checks = self.checks();
         let status = self.status();
-        let known = |name: &str, backend: &str| {
-            let service = status.services.iter().find(|service| service.name == name);
-            let mut backends =
-                service.into_iter().flat_map(|service| &service.pools).flat_map(|pool| &pool.backends);
-            backends.any(|known| known.name == backend)
-        };
-        let tally = self.log.tally(|tally| {
-            tally.forget_others(known);
+        let mut known: HashSet<(&str, &str)> = HashSet::new();
+        for service in &status.services {
+            let backends = service.pools.iter().flat_map(|pool| &pool.backends);
+            known.extend(backends.map(|backend| (service.name.as_str(), backend.name.as_str())));
+        }
+        let tally = self.log.tally(move |tally| {
+            tally.forget_others(|service, backend| known.contains(&(service, backend)));
             tally.clone()
         });
         let rollouts = self.desired.intents.iter().filter_map(|(name, intent)| {

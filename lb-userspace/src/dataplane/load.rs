@@ -576,6 +576,14 @@ fn link_pin(directory: &Path, mode: Native, ifindex: u32) -> PathBuf {
     directory.join(format!("link-{}-{ifindex}", mode.name()))
 }
 
+/// Whether an interface took its link with it, or the link is not there at all.
+pub(super) fn is_gone(directory: &Path, interface: &Attached) -> bool {
+    match link_ifindex(&link_pin(directory, interface.mode, interface.ifindex)) {
+        Ok(index) => index != interface.ifindex,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 /// The interface that a pinned link is on; 0 once the interface is gone.
 fn link_ifindex(path: &Path) -> io::Result<u32> {
     let fd = bpf::open_pin(path)?;

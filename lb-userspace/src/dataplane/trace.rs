@@ -16,7 +16,8 @@ use lb_common::trace::Filter;
 use tracing::warn;
 
 use super::load::{
-    Attached, LoadError, Options, PROGRAM, load_object, load_programs, pin_stages, refused, swap, xdp,
+    Attached, LoadError, Options, PROGRAM, is_gone, load_object, load_programs, pin_stages, refused, swap,
+    xdp,
 };
 use super::maps;
 
@@ -83,8 +84,12 @@ fn restore(directory: &Path, attached: &[Attached]) -> Result<(), LoadError> {
         .map_err(|error| refused(error, "open the pinned program"))?;
     let mut last = Ok(());
     for interface in attached {
-        // One that is gone took its link with it: the others go on.
-        last = swap(&mut program, interface, directory).or(last);
+        // One that is gone took its link with it. Whatever comes of one, the others go on.
+        if let Err(error) = swap(&mut program, interface, directory)
+            && !is_gone(directory, interface)
+        {
+            last = Err(error);
+        }
     }
     last
 }

@@ -285,7 +285,8 @@ fn probe(service: &Service, backend: SocketAddr, answer: Answer) -> Probe {
     Probe { service: service.name.as_str().to_owned(), mode: service.mode, vip: service.vip, backend, answer }
 }
 
-/// A SYN for the VIP as the data path would send it; `None` where the way is not known, which is a finding of its own.
+/// A SYN for the VIP as the data path would send it; `None` where the way is not known, which is a finding of its own, and for
+/// `dsr-gue`.
 fn syn(
     config: &Config,
     service: &Service,
@@ -297,6 +298,10 @@ fn syn(
 ) -> Option<Syn> {
     /// Discard (RFC 863), where a service has no port of its own.
     const ANY: u16 = 9;
+    // Nothing here speaks GUE yet: what is not asked is not said to be silent.
+    if service.mode == Mode::DsrGue {
+        return None;
+    }
     let Some(Way::Known { interface, mac: Some(to), .. }) = ways.get(&backend.ip()) else { return None };
     let (link, hop) = (links.get(interface)?, hops.get(&backend.ip())?);
     // Decapsulators take packets from the balancers' own prefixes only.

@@ -30,7 +30,7 @@ const fn state_of(backend: &BackendStatus) -> &'static str {
 const ANALYSES: [&str; 2] = ["clients_that_fared_badly", "clients_that_waited_long"];
 
 /// Ends of roads at which a flow that wants to begin is turned away.
-const REJECTIONS: [Reason; 7] = [
+const REJECTIONS: [Reason; 11] = [
     Reason::Reset,
     Reason::NoBackend,
     Reason::EmptyPass,
@@ -38,7 +38,15 @@ const REJECTIONS: [Reason; 7] = [
     Reason::NoPort,
     Reason::NoSessionReset,
     Reason::NoSession,
+    Reason::LimitReset,
+    Reason::LimitDrop,
+    Reason::FaultReset,
+    Reason::FaultDrop,
 ];
+
+/// Ends of roads at which a client gets a RST of the balancer's own.
+const RESETS: [Reason; 5] =
+    [Reason::Reset, Reason::NoPortReset, Reason::NoSessionReset, Reason::LimitReset, Reason::FaultReset];
 
 pub(super) fn of(scrape: &Scrape) -> Vec<Family> {
     let all = Subjects::of(scrape);
@@ -213,7 +221,7 @@ fn handshakes(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
             sample(labels.and("origin", "backend"), early as f64)
         })
         .collect();
-    let ours = count_of(scrape, Reason::Reset);
+    let ours: f64 = RESETS.into_iter().map(|reason| count_of(scrape, reason)).sum();
     resets.push(sample(Labels::of(&[("origin", "balancer")]), ours));
     let times = |which: fn(&Handshakes) -> Value| -> Vec<Sample> {
         let each = all.pools.iter();
@@ -232,13 +240,14 @@ fn handshakes(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
             "lb_connection_resets_total",
             Kind::Counter,
             "Connections that a backend reset before its first byte (measured while a rollout is under way), and RSTs that the \
-             balancer sent for want of a backend.",
+             balancer sent: for want of a backend, a port or a session, beyond a limit, or for a fault that is injected.",
             resets,
         ),
         family(
             "lb_connections_rejected_total",
             Kind::Counter,
-            "Packets of flows that no backend may take, by what they got (`on_empty`).",
+            "Packets of flows that no backend may take, for want of one, beyond a limit or for a fault that is injected, by what \
+             they got (`on_empty`).",
             by(
                 &Labels::default(),
                 "reason",

@@ -21,12 +21,12 @@ use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Address, Backend, Device, FILTER_BITS, GuestKey, LAYOUT, Life, MAX_SOURCES, NextHop, Port, Replier,
-    Service, Settings, Slot, Split, VipKey,
+    Address, Backend, Device, FILTER_BITS, Fault, FlowKey, GuestKey, LAYOUT, Life, MAX_SOURCES, NextHop,
+    Port, Replier, Service, Settings, Slot, Split, VipKey,
 };
 use lb_common::abi::{Mode, OnEmpty};
 use lb_common::hash::{Keys, Purpose, Seed};
-use lb_common::limit::Limit;
+use lb_common::limit::{Limit, Open};
 use lb_common::retry::Budget;
 use lb_common::session::Session;
 use lb_common::settle::{self, SplitClock};
@@ -457,13 +457,17 @@ impl Publisher {
         let service = self.maps.services.read(index);
         let known = self.registry.guests.entry(index).or_default();
         if service.split().0 == 0 && service.home() == 0 && *known != wanted {
-            for gone in known.difference(&wanted) {
-                self.maps.guests.remove(gone).map_err(map_error("GUESTS"))?;
+            // Each is noted as it is made: whatever comes of the next one, this one is known.
+            let gone: Vec<GuestKey> = known.difference(&wanted).copied().collect();
+            for network in gone {
+                self.maps.guests.remove(&network).map_err(map_error("GUESTS"))?;
+                known.remove(&network);
             }
-            for new in wanted.difference(known) {
-                self.maps.guests.insert(new, &1).map_err(map_error("GUESTS"))?;
+            let new: Vec<GuestKey> = wanted.difference(known).copied().collect();
+            for network in new {
+                self.maps.guests.insert(&network, &1).map_err(map_error("GUESTS"))?;
+                known.insert(network);
             }
-            *known = wanted;
         }
         Ok(!known.is_empty())
     }
@@ -579,27 +583,85 @@ impl Publisher {
     pub fn remove(&mut self, key: &VipKey) -> Result<bool, PublishError> {
         let Some(index) = self.registry.service_index(key) else { return Ok(false) };
         self.maps.vips.remove(key).map_err(map_error("VIPS"))?;
-        for id in self.registry.backends_of(index).collect::<Vec<_>>() {
+        // None of it is for whoever has the index next.
+        self.forget_faults(|fault| fault.service == index);
+        self.forget_guests(index)?;
+        self.maps.budgets.write(index, &Budget::default());
+        let ids: Vec<u16> = self.registry.backends_of(index).collect();
+        for &id in &ids {
             self.forget_replies(id, key.protocol)?;
             self.switch_off(id);
-            self.registry.free_backend(&self.maps, id);
         }
+        self.free_ids(&ids)?;
         self.registry.free_service(index);
         self.rebuild_filters()?;
         Ok(true)
     }
 
-    /// Gives an id back that nothing refers to any more.
+    /// Gives ids back that nothing refers to any more.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn free_backend(&mut self, id: u16) -> Result<(), PublishError> {
-        let service = self.maps.services.read(self.maps.backends.read(id.into()).service);
-        self.forget_replies(id, service.protocol)?;
-        self.switch_off(id);
-        self.registry.free_backend(&self.maps, id);
+    pub fn free_backends(&mut self, ids: &[u16]) -> Result<(), PublishError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        for &id in ids {
+            let service = self.maps.services.read(self.maps.backends.read(id.into()).service);
+            self.forget_replies(id, service.protocol)?;
+            self.switch_off(id);
+        }
+        self.free_ids(ids)?;
         self.rebuild_filters()
+    }
+
+    /// Frees ids of backends that are switched off, and what names them: it is not for whoever has them next.
+    fn free_ids(&mut self, ids: &[u16]) -> Result<(), PublishError> {
+        self.forget_faults(|fault| ids.contains(&fault.backend));
+        self.forget_open(ids)?;
+        for &id in ids {
+            self.registry.free_backend(&self.maps, id);
+        }
+        Ok(())
+    }
+
+    /// Ends faults that are injected.
+    fn forget_faults(&self, theirs: impl Fn(&Fault) -> bool) {
+        let faults = self.maps.faults.read(0);
+        for (slot, _) in faults.iter().enumerate().filter(|(_, fault)| theirs(fault)) {
+            let end = slot * size_of::<Fault>() + offset_of!(Fault, until);
+            self.maps.faults.word(0, end).store(0, Ordering::Release);
+        }
+    }
+
+    fn forget_guests(&mut self, index: u32) -> Result<(), PublishError> {
+        let Some(known) = self.registry.guests.get_mut(&index) else { return Ok(()) };
+        while let Some(network) = known.first().copied() {
+            self.maps.guests.remove(&network).map_err(map_error("GUESTS"))?;
+            known.remove(&network);
+        }
+        self.registry.guests.remove(&index);
+        Ok(())
+    }
+
+    /// Forgets connections that are counted as those of backends. (Their pool is counted anew with the next sweep.)
+    fn forget_open(&self, ids: &[u16]) -> Result<(), PublishError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let ids: HashSet<u16> = ids.iter().copied().collect();
+        let mut theirs = Vec::new();
+        let note = |key: &FlowKey, open: &Open| {
+            if ids.contains(&open.backend) {
+                theirs.push(*key);
+            }
+        };
+        self.maps.open.for_each(note).map_err(map_error("OPEN"))?;
+        for key in theirs {
+            self.maps.open.remove(&key).map_err(map_error("OPEN"))?;
+        }
+        Ok(())
     }
 
     fn forget_replies(&self, id: u16, protocol: u8) -> Result<(), PublishError> {

@@ -95,13 +95,22 @@ async fn http(url: &str) -> Answer {
         Ok(StatusCode::ACCEPTED | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
             Answer::None
         }
-        Ok(status) => Answer::No(format!("{url}: {status}")),
+        Ok(status) => Answer::No(format!("{}: {status}", shown(url))),
         // Somebody who is away may come back; the gate's own timeout decides how long that is waited for.
         Err(error) => {
-            tracing::warn!("the gate {url} does not answer: {error}");
+            tracing::warn!("the gate {} does not answer: {error}", shown(url));
             Answer::None
         }
     }
+}
+
+/// A URL as it may be told: its query may hold a secret, and so may what stands before its host.
+fn shown(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
 }
 
 async fn status(url: &str) -> Result<StatusCode, String> {
@@ -169,7 +178,20 @@ mod tests {
             }
         });
         assert_eq!(answer(Gate::Http(url.clone())).await, Answer::Yes);
-        assert_eq!(answer(Gate::Http(url.clone())).await, Answer::No(format!("{url}: 403 Forbidden")));
+        let told = url.trim_end_matches("?really");
+        assert_eq!(answer(Gate::Http(url.clone())).await, Answer::No(format!("{told}: 403 Forbidden")));
+    }
+
+    #[test]
+    fn a_url_is_told_without_its_secrets() {
+        for (url, told) in [
+            ("https://gate.example/go?token=hunter2", "https://gate.example/go"),
+            ("https://ops:hunter2@gate.example:8443/go#x", "https://gate.example:8443/go"),
+            ("http://[2001:db8::1]:80?hunter2", "http://[2001:db8::1]:80"),
+            ("http://gate.example/a@b", "http://gate.example/a@b"),
+        ] {
+            assert_eq!(shown(url), told);
+        }
     }
 
     #[tokio::test]

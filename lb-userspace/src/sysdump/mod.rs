@@ -182,12 +182,13 @@ struct Parts {
 
 impl Parts {
     fn add(&mut self, name: &str, text: Result<String, String>) {
-        let text = text.unwrap_or_else(|why| format!("(not there: {why})\n"));
+        // First: what is cut in two is not known for a secret any more.
+        let text = self.redactor.text(&text.unwrap_or_else(|why| format!("(not there: {why})\n")));
         let mut from = text.len().saturating_sub(LONGEST);
         while !text.is_char_boundary(from) {
             from += 1;
         }
-        self.list.push(Part { name: name.to_owned(), text: self.redactor.text(&text[from..]) });
+        self.list.push(Part { name: name.to_owned(), text: text[from..].to_owned() });
     }
 
     fn json<E: ToString>(&mut self, name: &str, document: Result<&impl Serialize, &E>) {

@@ -67,7 +67,7 @@ fn page() -> Result<()> {
     let mut browser = Browser::start(scene.lab.balancer().namespace())?;
     browser.resize(1280, 900, false)?;
     browser.go(URL)?;
-    browser.wait_for("document.body.dataset.drawn > 2", SOON)?;
+    browser.wait_for("document.body?.dataset.drawn > 2", SOON)?;
     let revision = scene.json(&["status"])?["revision"].clone();
 
     // What the operator does, and what happens by itself, is seen without a reload.
@@ -100,7 +100,7 @@ fn page() -> Result<()> {
         for colours in ["light", "dark"] {
             browser.prefer("prefers-color-scheme", colours)?;
             let drawn = browser.evaluate("document.body.dataset.drawn")?;
-            browser.wait_for(&format!("document.body.dataset.drawn !== {drawn}"), SOON)?;
+            browser.wait_for(&format!("document.body?.dataset.drawn !== {drawn}"), SOON)?;
             let wide = browser.evaluate("document.documentElement.scrollWidth > innerWidth")?;
             ensure!(wide == false, "{name}: it has to be scrolled sideways");
             let worst = browser.evaluate(CONTRAST)?;

@@ -23,7 +23,7 @@ use lb_tests::{
 };
 use libtest_mimic::Trial;
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{SigHandler, Signal, kill, signal},
     unistd::Pid,
 };
 
@@ -107,11 +107,14 @@ struct Victim {
 impl Victim {
     fn start() -> Result<Self> {
         let witness = Namespace::new("witness")?;
-        let mut child = Command::new(env::current_exe()?)
-            .env(ROLE, "victim")
-            .stdin(witness.as_fd().try_clone_to_owned()?)
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut command = Command::new(env::current_exe()?);
+        command.env(ROLE, "victim").stdin(witness.as_fd().try_clone_to_owned()?).stdout(Stdio::piped());
+        // A shell that starts tests in the background has Ctrl-C ignored in them, and in whatever they start.
+        // SAFETY: one system call.
+        unsafe {
+            command.pre_exec(|| Ok(signal(Signal::SIGINT, SigHandler::SigDfl).map(drop)?));
+        }
+        let mut child = command.spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
         let program = line.trim().parse().context("the victim did not get ready")?;

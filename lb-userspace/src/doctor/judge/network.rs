@@ -20,20 +20,20 @@ pub(super) fn tunnel_mtu(facts: &Facts) -> Verdict {
         return Verdict::Skipped("no interface (LB1107)".to_owned());
     };
     let (mut found, mut tunnels) = (BTreeMap::new(), 0);
-    for (service, backend) in backends(config).filter(|(service, _)| service.mode == Mode::DsrIpip) {
+    for (service, backend) in backends(config).filter(|(service, _)| is_tunnel(service.mode)) {
         tunnels += 1;
         let Some(Way::Known { interface, mtu, .. }) = facts.ways.get(&backend.ip()) else { continue };
-        let needed = clients + outer_header(backend.ip());
+        let outer = outer_header(service.mode, backend.ip());
+        let needed = clients + outer;
         if *mtu >= needed {
             continue;
         }
-        let room = mtu - outer_header(backend.ip());
+        let room = mtu.saturating_sub(outer);
         found.entry((service.name.as_str(), interface)).or_insert_with(|| {
             error(
                 service.name.as_str(),
                 format!(
-                    "clients' packets of up to {clients} bytes get {} more on their way to {}, where {mtu} fit",
-                    outer_header(backend.ip()),
+                    "clients' packets of up to {clients} bytes get {outer} more on their way to {}, where {mtu} fit",
                     backend.ip(),
                 ),
                 format!(
@@ -53,9 +53,15 @@ pub(super) fn tunnel_mtu(facts: &Facts) -> Verdict {
 /// What comes from other networks is no longer than this (RFC 894), however long the frames of this segment may be.
 const FROM_AFAR: u32 = 1500;
 
+const fn is_tunnel(mode: Mode) -> bool {
+    matches!(mode, Mode::DsrIpip | Mode::DsrGue)
+}
+
 /// What a tunnel adds, in bytes.
-const fn outer_header(backend: IpAddr) -> u32 {
-    if backend.is_ipv4() { 20 } else { 40 }
+const fn outer_header(mode: Mode, backend: IpAddr) -> u32 {
+    // GUE is one more header, UDP's: variant 1 has none of its own.
+    let udp = if matches!(mode, Mode::DsrGue) { 8 } else { 0 };
+    udp + if backend.is_ipv4() { 20 } else { 40 }
 }
 
 const fn tcp_headers(vip: IpAddr) -> u32 {

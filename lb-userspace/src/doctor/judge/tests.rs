@@ -213,6 +213,7 @@ fn the_network_is_judged() {
         }
     };
     finds(ipip, "LB1112", Error, "ip link set dev eth1 mtu 1520", |_| {});
+    finds(Mode::DsrGue, "LB1112", Error, "ip link set dev eth1 mtu 1528", |_| {});
     finds(nat, "LB1113", Error, "sysctl -w net.ipv4.ip_forward=1", |facts| {
         facts.sysctl.insert("net/ipv4/conf/eth0/forwarding".to_owned(), "0".to_owned());
     });
