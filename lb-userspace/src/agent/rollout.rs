@@ -99,10 +99,16 @@ impl Agent {
         let Some(rollout) = self.rollout_of(name) else { return };
         let Ok(index) = self.index(name.as_str()) else { return };
         if let Some(lease) = rollout.plan.lease {
-            let until = clock::nanoseconds() + lease.as_nanos() as u64;
+            let now = clock::nanoseconds();
+            let until = now + lease.as_nanos() as u64;
             let word =
                 self.publisher.maps.services.word(index, offset_of!(lb_common::abi::Service, lease_until));
-            word.store(until, Ordering::Release);
+            // One that has run out is for the sweep to find: renewed before that, it would open the canary again.
+            let held = word.load(Ordering::Acquire);
+            let closed = self.publisher.maps.services.read(index).split().new() == 0;
+            if closed || held == 0 || held > now {
+                word.store(until, Ordering::Release);
+            }
         }
         let now = self.publisher.maps.services.read(index).split();
         let share = word(&rollout);

@@ -49,9 +49,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_opening",
-        verified_instructions: 29_600,
-        translated_bytes: 16_800,
-        jited_bytes: 10_100,
+        verified_instructions: 31_300,
+        translated_bytes: 19_000,
+        jited_bytes: 11_600,
     },
     Budget {
         program: "lb_begin",
