@@ -151,7 +151,7 @@ impl Services {
             measured: Spec {
                 mode: "nat",
                 pools: vec![equal(200..210), equal(210..220)],
-                ..Spec::new("measured", 6)
+                ..Spec::new("measured", 7)
             },
             moved: Spec { pools: fallow(40), ..Spec::new("moved", 4) },
             marked: Spec { pools: fallow(60), ..Spec::new("marked", 5) },
