@@ -71,7 +71,8 @@ fn kept_away<P: Packet>(
     network: &Network,
     transport: &Transport,
 ) -> Result<Verdict, Reason> {
-    if service.on_limit == OnEmpty::Reset as u8 {
+    let says = if service.on_limit == Service::SPILL { service.on_empty } else { service.on_limit };
+    if says == OnEmpty::Reset as u8 {
         let ifindex = packet.ifindex();
         packet.reset(network, transport)?;
         return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });

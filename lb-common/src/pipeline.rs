@@ -14,6 +14,7 @@ use crate::icmp::icmp;
 use crate::limit::{self, Limit, Open, Whose};
 use crate::measure::{Handshake, Reply};
 use crate::parse::{self, Family, Kind, Network, Transport};
+use crate::quic::{self, quic};
 use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
@@ -200,6 +201,17 @@ pub trait Tables {
     {
         peek(self, service, key)
     }
+    /// How connection ids are read.
+    fn quic_config(&self, key: &quic::ConfigKey) -> Option<&quic::Config>;
+    /// The server that a connection id names.
+    fn quic_server(&self, key: &quic::ServerKey) -> Option<quic::Server>;
+    /// [`quic::find`]; the kernel has it verified apart from everything else.
+    fn find_server(&self, query: &quic::Query) -> u32
+    where
+        Self: Sized,
+    {
+        quic::find(self, query)
+    }
     /// Where the first fragment of a packet went.
     fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry>;
     /// Notes where the first fragment of a packet went.
@@ -347,6 +359,7 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
             Ok(Step::Next(Stage::Fragment)) => fragment(packet, tables),
             Ok(Step::Next(Stage::FragmentReply)) => fragment_reply(packet, tables),
             Ok(Step::Next(Stage::TooBig)) => too_big(packet, tables),
+            Ok(Step::Next(Stage::Quic)) => quic(packet, tables),
             Ok(Step::End(verdict)) => return verdict,
             Err(reason) => return Verdict::of(reason),
         }
@@ -437,6 +450,8 @@ impl Service {
         // Sessions look after the rest themselves.
         if self.flags & (Self::SESSIONS | Self::CLAMPED) == Self::SESSIONS {
             Stage::Session
+        } else if self.has(Self::QUIC) {
+            Stage::Quic
         } else {
             Stage::Attend
         }

@@ -52,6 +52,8 @@ stages! {
     FragmentReply = "lb_fragment_reply",
     /// A packet that does not fit where it would leave: its sender is told. ([`too_big`](crate::too_big))
     TooBig = "lb_too_big",
+    /// To a service whose backends are named by connection ids. ([`quic`](crate::quic))
+    Quic = "lb_quic",
 }
 
 impl Stage {

@@ -19,6 +19,7 @@ use lb_common::decap::{Decapsulated, decapsulate};
 use lb_common::fragment::{fragment, fragment_reply};
 use lb_common::icmp::icmp;
 use lb_common::pipeline::{Packet, Step, enter};
+use lb_common::quic::quic;
 use lb_common::reply::reply;
 use lb_common::session::{begin, carry, opening, session, witness};
 use lb_common::too_big::too_big;
@@ -122,6 +123,14 @@ pub fn lb_fragment_reply(ctx: XdpContext) -> u32 {
 pub fn lb_too_big(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let step = too_big(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Quic`](lb_common::stage::Stage::Quic).
+#[xdp(frags)]
+pub fn lb_quic(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = quic(&mut frame, &Kernel);
     leave(&ctx, &frame, step)
 }
 

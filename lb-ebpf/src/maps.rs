@@ -10,6 +10,7 @@ use lb_common::abi::{
 use lb_common::decap;
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::{Handshake, Measure};
+use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::session::{Draft, Session, SessionKey};
 use lb_common::stage::Stage;
@@ -98,6 +99,12 @@ pub static OPEN: LruHashMap<FlowKey, Open> = LruHashMap::with_max_entries(1 << 1
 
 #[map]
 pub static GUESTS: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1024, 0);
+
+#[map]
+pub static QUIC_CONFIGS: HashMap<quic::ConfigKey, quic::Config> = HashMap::with_max_entries(1024, 0);
+
+#[map]
+pub static QUIC_SERVERS: HashMap<quic::ServerKey, quic::Server> = HashMap::with_max_entries(65_536, 0);
 
 #[map]
 pub static FAULTS: Array<[Fault; lb_common::abi::FAULTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);

@@ -23,6 +23,7 @@ pub fn jump(ctx: &XdpContext, stage: Stage) {
         Stage::Fragment => jump_to::<{ Stage::Fragment as u32 }>(ctx),
         Stage::FragmentReply => jump_to::<{ Stage::FragmentReply as u32 }>(ctx),
         Stage::TooBig => jump_to::<{ Stage::TooBig as u32 }>(ctx),
+        Stage::Quic => jump_to::<{ Stage::Quic as u32 }>(ctx),
     }
 }
 

@@ -499,17 +499,14 @@ fn limits(limits: &config::Limits) -> Limits {
     if counted {
         flags |= abi::Service::COUNTED;
     }
-    if limits.on_limit == OnTrip::Spill {
-        flags |= abi::Service::SPILLS;
-    }
     Limits {
         flags,
         backend: limit(limits.max_connections, limits.max_new_per_second),
         pool: limit(limits.pool_max_connections, limits.pool_max_new_per_second),
         on_limit: match limits.on_limit {
-            OnTrip::Spill => None,
-            OnTrip::Reset => Some(abi::OnEmpty::Reset),
-            OnTrip::Drop => Some(abi::OnEmpty::Drop),
+            OnTrip::Spill => abi::Service::SPILL,
+            OnTrip::Reset => abi::OnEmpty::Reset as u8,
+            OnTrip::Drop => abi::OnEmpty::Drop as u8,
         },
     }
 }

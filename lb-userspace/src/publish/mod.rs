@@ -79,8 +79,8 @@ pub struct Limits {
     pub backend: Limit,
     /// Of each pool.
     pub pool: Limit,
-    /// What a flow beyond gets; `None`: what it gets when no backend may take it.
-    pub on_limit: Option<OnEmpty>,
+    /// What a flow beyond gets, as [`Service::on_limit`] has it.
+    pub on_limit: u8,
 }
 
 /// What the maps should hold of one pool.
@@ -509,7 +509,7 @@ impl Publisher {
             stable_pool: pools[0],
             canary_pool: pools[1],
             measure,
-            on_limit: plan.limits.on_limit.unwrap_or(plan.on_empty) as u8,
+            on_limit: plan.limits.on_limit,
             clamp_mss: plan.clamp_mss,
             ..Service::default()
         };

@@ -175,12 +175,10 @@ fn flags(service: &mut Service, rng: &mut Rng) {
 fn limit(tables: &mut Tables, index: usize, rng: &mut Rng) {
     let service = &mut tables.services[index];
     service.flags |= Service::LIMITED;
-    for flag in [Service::COUNTED, Service::SPILLS] {
-        if rng.once_in(2) {
-            service.flags |= flag;
-        }
+    if rng.once_in(2) {
+        service.flags |= Service::COUNTED;
     }
-    service.on_limit = rng.pick(&[OnEmpty::Reset, OnEmpty::Drop]) as u8;
+    service.on_limit = rng.pick(&[OnEmpty::Reset as u8, OnEmpty::Drop as u8, Service::SPILL]);
     let pools = [service.stable_pool, service.canary_pool].map(Whose::Pool);
     let ids = 1..tables.backends.len() as u16;
     let own = ids.filter(|id| tables.backends[usize::from(*id)].service as usize == index);
