@@ -26,16 +26,17 @@ use lb_common::abi::{self, Address, NextHop, Port, VipKey};
 use lb_common::hash::{Keys, Purpose, Seed};
 use lb_common::limit::Limit;
 use lb_common::maglev::{self, Candidate};
+use lb_common::quic::Codec;
 use lb_common::retry::{Budget, ONE};
 use lb_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
 
 use crate::config::{
-    self, AdminState, BackendKey, Mode, OnEmpty, OnTrip, Pool, PoolName, Protocol, Service, SplitKey,
-    Tracking,
+    self, AdminState, BackendKey, Mode, OnEmpty, OnTrip, Pool, PoolName, Protocol, ServerId, Service,
+    SplitKey, Tracking,
 };
 use crate::health::Advice;
 use crate::outlier::{Gate, NEUTRAL};
-use crate::publish::{Limits, Member, PoolPlan, Registry, ServicePlan};
+use crate::publish::{Limits, Member, PoolPlan, QuicPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
 use priority::{Level, Taker};
@@ -149,6 +150,8 @@ pub struct BackendView {
     pub next_hop: NextHop,
     /// The address that this host would send from to it, while that is known.
     pub source: Option<IpAddr>,
+    /// What it calls itself in connection ids.
+    pub server_ids: Vec<ServerId>,
 }
 
 /// How long a backend may drain.
@@ -422,6 +425,10 @@ impl Compiler {
         if clamp_mss != 0 && service.protocol == Protocol::Tcp {
             flags |= abi::Service::CLAMPED;
         }
+        let quic = service.quic.as_ref().filter(|_| service.protocol == Protocol::Udp).map(quic);
+        if quic.is_some() {
+            flags |= abi::Service::QUIC;
+        }
         let gue_port = if service.mode == Mode::DsrGue {
             Port::new(service.gue_port.unwrap_or(GUE_PORT))
         } else {
@@ -454,6 +461,7 @@ impl Compiler {
                 most: ONE * u64::from(retry.burst),
                 ..Budget::default()
             }),
+            quic: quic.unwrap_or_default(),
             stable,
             canary,
         };
@@ -509,6 +517,17 @@ fn limits(limits: &config::Limits) -> Limits {
             OnTrip::Drop => abi::OnEmpty::Drop as u8,
         },
     }
+}
+
+/// Of a service, for the kernel.
+fn quic(quic: &config::Quic) -> QuicPlan {
+    let codec = |config: &config::QuicConfig| Codec {
+        config: config.id as u8,
+        server_id_length: config.server_id_length as u8,
+        nonce_length: config.nonce_length as u8,
+        key: config.key.map(|key| key.0),
+    };
+    QuicPlan { codecs: quic.configs.iter().map(codec).collect(), tells_length: quic.length_in_first_octet }
 }
 
 /// The table of those who take a pool's flows; the one that there is, if nothing has changed.
@@ -695,7 +714,8 @@ pub fn id_of(service: &Service, backend: SocketAddr, index: u32, registry: &Regi
 fn member(service: &Service, backend: &BackendView) -> Member {
     let (address, port) = place(service, backend.address);
     let source = backend.source.filter(|_| service.mode == Mode::FullNat).map(Address::from);
-    Member { address, port, usable: backend.usable, next_hop: backend.next_hop, source }
+    let server_ids = backend.server_ids.iter().map(|id| id.bytes().into()).collect();
+    Member { address, port, usable: backend.usable, next_hop: backend.next_hop, source, server_ids }
 }
 
 /// Address and port as the kernel has them: a service of every port keeps the client's.

@@ -8,6 +8,7 @@ mod discovery;
 mod health;
 mod keys;
 mod passive;
+mod quic;
 mod read;
 mod report;
 mod rollout;
@@ -26,6 +27,7 @@ pub use discovery::{Discovery, Dns, Http, Record, Source, SourceKind, WhenEmpty,
 pub use health::{AgentCheck, Exchange, GrpcRequest, Health, HealthCheck, HttpRequest, Probe, Question, Tls};
 pub use keys::{Backend, Config, Dataplane, Pool, Service, SlowStart};
 pub use passive::{Breaker, BreakerScope, Limits, OnTrip, Outlier, Retry, SteerBy, Steering};
+pub use quic::{Quic, QuicConfig};
 pub use read::Invalid;
 pub use report::{
     Code, Diagnostic, Diagnostics, Label, Position, Report, Severity, Spot, Style, UnknownCode,
@@ -35,7 +37,7 @@ pub use schema::json_schema;
 pub use value::{
     AdminState, Aggression, BackendKey, Check, CommandLine, Deviations, DnsName, FilePath, HttpHost,
     HttpPath, HttpUrl, InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase,
-    PoolName, Protocol, Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking,
+    PoolName, Protocol, QuicKey, Schema, Seed, ServerId, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking,
     Verify, Weight, XdpMode,
 };
 

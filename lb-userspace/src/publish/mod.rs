@@ -10,6 +10,7 @@
 //!
 //! Whoever dies in the middle leaves a table that works, and the next agent finds the rest of the difference.
 
+mod quic;
 mod registry;
 pub mod split;
 
@@ -35,6 +36,7 @@ use thiserror::Error;
 use crate::dataplane::Maps;
 use crate::dataplane::bpf::Mapped;
 
+pub use quic::{QuicPlan, QuicRecord};
 pub use registry::{Full, Registry, ServiceRecord, Table};
 
 /// What the maps should hold of one service.
@@ -64,6 +66,8 @@ pub struct ServicePlan {
     pub limits: Limits,
     /// How often connections may be tried again, if they may at all.
     pub budget: Option<Budget>,
+    /// How connection ids are read, if they are.
+    pub quic: QuicPlan,
     /// The pool of most clients.
     pub stable: PoolPlan,
     /// The pool of some.
@@ -109,6 +113,8 @@ pub struct Member {
     pub next_hop: NextHop,
     /// What stands for its clients (`full-nat`); `None`: nothing, or it is not known yet.
     pub source: Option<Address>,
+    /// What it calls itself in connection ids.
+    pub server_ids: Vec<Box<[u8]>>,
 }
 
 /// What stands for clients (`full-nat`).
@@ -282,6 +288,7 @@ impl Publisher {
         for id in dead {
             published.changed |= self.switch_off(id);
         }
+        published.changed |= self.quic(index, plan)?;
         published.changed |= self.budget(index, plan.budget);
         let guests = self.guests(index, plan)?;
         published.changed |= self.service(index, plan, indexes, guests, seed);
@@ -563,6 +570,7 @@ impl Publisher {
         let done = split::change(&self.maps.services, index, expected, share);
         if done {
             self.split_changed(index, now);
+            self.name_canary(index);
         }
         done
     }
@@ -586,6 +594,7 @@ impl Publisher {
         // None of it is for whoever has the index next.
         self.forget_faults(|fault| fault.service == index);
         self.forget_guests(index)?;
+        self.forget_quic(index)?;
         self.maps.budgets.write(index, &Budget::default());
         let ids: Vec<u16> = self.registry.backends_of(index).collect();
         for &id in &ids {
@@ -620,6 +629,7 @@ impl Publisher {
     fn free_ids(&mut self, ids: &[u16]) -> Result<(), PublishError> {
         self.forget_faults(|fault| ids.contains(&fault.backend));
         self.forget_open(ids)?;
+        self.forget_names(ids)?;
         for &id in ids {
             self.registry.free_backend(&self.maps, id);
         }

@@ -11,6 +11,7 @@ use lb_common::settle::{SplitClock, Takers};
 use lb_common::watch::Watch;
 use thiserror::Error;
 
+use super::quic::{self, QuicRecord};
 use super::PoolPlan;
 use crate::dataplane::Maps;
 
@@ -23,6 +24,12 @@ pub struct Full {
     what: &'static str,
     setting: &'static str,
     capacity: u32,
+}
+
+impl Full {
+    pub(super) const fn of(what: &'static str, setting: &'static str, capacity: u32) -> Self {
+        Self { what, setting, capacity }
+    }
 }
 
 /// Who has which index.
@@ -48,6 +55,8 @@ pub struct Registry {
     measures: HashMap<u32, u16>,
     /// Service -> the networks of its guests, as they are in the kernel.
     pub(super) guests: HashMap<u32, BTreeSet<GuestKey>>,
+    /// By service index.
+    pub(super) quic: HashMap<u32, QuicRecord>,
 }
 
 /// What a service has.
@@ -132,6 +141,7 @@ impl Registry {
             regions: BTreeMap::new(),
             measures: HashMap::new(),
             guests: HashMap::new(),
+            quic: quic::adopt(maps)?,
         };
         for (key, index) in maps.vips.entries()? {
             if index < maps.services.len() {

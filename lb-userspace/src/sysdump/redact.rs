@@ -22,6 +22,8 @@ static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     [
         // A name that says so, and its value: TOML, JSON, environment, queries. `send` is what a health check says.
         r#"(?i)((?:\b|_)["']?[\w.-]*(?:seed|secret|token|passw(?:or)?d|passphrase|api[_-]?key|private[_-]?key|credential)[\w.-]*["']?\s*[:=]\s*)(?:"[^"\n]*"|'[^'\n]*'|[^\s,}\]&"']+)"#,
+        // The key of connection ids.
+        r#"((?:\b|")key"?\s*[:=]\s*)["'][0-9A-Fa-f]{32}["']"#,
         r#"((?:\b|")send"?\s*[:=]\s*)(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"#,
         // The same as two words of a command.
         r#"(?i)(["']?--?[\w-]*(?:secret|token|passw(?:or)?d|passphrase|api-?key|private-?key|credential)[\w-]*["']?\s*,?\s+)(?:"[^"\n]*"|'[^'\n]*'|[^\s,\]]+)"#,

@@ -37,6 +37,7 @@ fn pool(name: &str, backends: &[u8]) -> PoolPlan {
         usable: true,
         next_hop: NextHop::of([2, 0, 0, 0, 0, *n], 0),
         source: None,
+        server_ids: Vec::new(),
     };
     let members: Vec<Member> = backends.iter().map(member).collect();
     let takers: Vec<_> = members.iter().map(|member| (member.address, member.port)).collect();
@@ -57,6 +58,7 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         salt: 0,
         limits: Default::default(),
         budget: None,
+        quic: Default::default(),
         table_size: SLOTS,
         stable,
         canary,
