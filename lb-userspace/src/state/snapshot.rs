@@ -182,6 +182,20 @@ mod tests {
     }
 
     #[test]
+    fn the_key_of_connection_ids_is_not_shown() {
+        let with = |digit: char| {
+            let key = digit.to_string().repeat(32);
+            let quic = format!(
+                "protocol = \"udp\"\n[service.quic]\n[[service.quic.config]]\nid = 0\nserver_id_length = 1\nnonce_length = 7\nkey = \"{key}\"\n"
+            );
+            Desired::of(config(&format!("{quic}{A}server_ids = [\"01\"]\n"))).snapshot("web")
+        };
+        let shown = shown(&with('a'), &with('b'));
+        assert!(matches!(&shown[..], [one] if one.starts_with("quic.config.0.key: secret (SHA-256 ")), "{shown:?}");
+        assert!(!shown[0].contains("aaaa") && !shown[0].contains("bbbb"), "{shown:?}");
+    }
+
+    #[test]
     fn the_hash_is_the_same_if_and_only_if_nothing_differs() {
         let snapshots = [
             Snapshot::default(),

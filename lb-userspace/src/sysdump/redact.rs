@@ -97,6 +97,9 @@ mod tests {
             let shown = redactor.text(text);
             assert!(!shown.contains("hunter2") && shown.contains(REDACTED), "{text} became {shown}");
         }
+        for text in [r#"key = "8f95f09245765f80256934e50c66207f""#, r#"{"key":"8f95f09245765f80256934e50c66207f"}"#] {
+            assert!(!redactor.text(text).contains("8f95"), "the key of connection ids: {text}");
+        }
         assert_eq!(
             redactor.text(r#"url = "https://ops:hunter2@registry.example/pools""#),
             r#"url = "https://REDACTED@registry.example/pools""#
@@ -114,6 +117,7 @@ mod tests {
             "198.51.100.7:40000 -> 203.0.113.10:443",
             "url = \"https://registry.example/pools\"",
             "user@host: no URL",
+            "key = \"q\"",
         ] {
             assert_eq!(redactor.text(text), text);
         }
