@@ -167,11 +167,16 @@ const fn masked(words: [u32; 3], mask: &[u32; 3]) -> [u32; 3] {
     [words[0] & mask[0], words[1] & mask[1], words[2] & mask[2]]
 }
 
+#[inline(always)]
+const fn pair(high: u32, low: u32) -> u64 {
+    (high as u64) << 32 | low as u64
+}
+
 /// The first 12 of the bytes from `bytes` on; at most 9.
 #[inline(always)]
 const fn moved_left(words: &[u32; 5], bytes: u32) -> [u32; 3] {
-    let pair = |a: u32, b: u32| -> u64 { (a as u64) << 32 | b as u64 };
-    let all = [pair(words[0], words[1]), pair(words[2], words[3]), pair(words[4], 0), 0];
+    let [v, w, x, y, z] = *words;
+    let all = [pair(v, w), pair(x, y), pair(z, 0), 0];
     let [a, b, c] = if bytes < 8 { [all[0], all[1], all[2]] } else { [all[1], all[2], all[3]] };
     let bits = bytes % 8 * 8;
     let (front, next) = (a << bits | b >> 1 >> (63 - bits), b << bits | c >> 1 >> (63 - bits));
@@ -181,7 +186,7 @@ const fn moved_left(words: &[u32; 5], bytes: u32) -> [u32; 3] {
 /// The same bytes behind `bytes` zeros; at most 9.
 #[inline(always)]
 const fn moved_right(words: [u32; 3], bytes: u32) -> Block {
-    let (front, next) = ((words[0] as u64) << 32 | words[1] as u64, (words[2] as u64) << 32);
+    let (front, next) = (pair(words[0], words[1]), pair(words[2], 0));
     let (a, b) = if bytes < 8 { (front, next) } else { (0, front) };
     let bits = bytes % 8 * 8;
     let (front, next) = (a >> bits, b >> bits | a << 1 << (63 - bits));
