@@ -108,6 +108,8 @@ impl Kernel {
         for key in &tables.guests {
             maps.guests.insert(key, &1)?;
         }
+        replace(&maps.quic_configs, tables.quic_configs.iter().map(|(key, config)| (*key, *config)))?;
+        replace(&maps.quic_servers, tables.quic_servers.iter().map(|(key, server)| (*key, *server)))?;
         maps.faults.write(0, &tables.faults);
         for offset in [offset_of!(Measure, cap_interval), offset_of!(Measure, cap_next)] {
             let word = lb_common::pipeline::Tables::word(tables, CAPPED.into(), offset);

@@ -2,6 +2,7 @@
 
 mod churn;
 mod discovery;
+mod dns;
 mod full_nat;
 mod health;
 mod lifecycle;
@@ -12,6 +13,7 @@ mod page;
 mod passive;
 mod paths;
 mod policy;
+mod quic;
 mod refusals;
 mod revisions;
 mod rollout;
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
         split::claims(),
         survival::claims(),
         full_nat::claims(),
+        dns::claims(),
+        quic::claims(),
         churn::claims(),
         trace::claims(),
         health::claims(),

@@ -3,6 +3,7 @@
 mod peer;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -57,12 +58,11 @@ impl Stage {
         scene.servers.clear();
         let mut peers = Peers::new()?;
         for i in 0..plan.stable + plan.canary {
-            let any: IpAddr = if plan.inner == Family::V4 || plan.mode == "nat" && plan.family == Family::V4 {
-                [0; 4].into()
-            } else {
-                [0_u16; 8].into()
+            // Whatever is around it, what arrives is of the VIP's family.
+            let any: IpAddr = match plan.family {
+                Family::V4 => [0_u8; 4].into(),
+                Family::V6 => [0_u16; 8].into(),
             };
-            let any = if plan.mode.starts_with("dsr") && plan.family == Family::V6 { [0_u16; 8].into() } else { any };
             let port = if plan.mode == "nat" { plan.port } else { PORT };
             let ids = server_id(&codec, i);
             peers.serve(scene.lab.backend(i), (any, port).into(), &plan.name_of(i), Some((codec, &ids)))?;
@@ -102,10 +102,13 @@ impl Stage {
 
     /// How often an event was counted.
     fn counted(&self, event: &str) -> Result<f64> {
-        let text = self.scene.agent.run("curl -fsS \"http://$LB_METRICS/metrics\"", &[], &[])?.done()?.stdout;
-        let sample = format!("{{event=\"{event}\"}} ");
-        let line = text.lines().find_map(|line| line.split_once(&sample)).context(text.clone())?;
-        Ok(line.1.parse()?)
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", &format!("http://{}/metrics", self.scene.agent.places().metrics)]);
+        let output = self.scene.lab.balancer().namespace().output(curl)?;
+        let text = String::from_utf8(output.stdout)?;
+        let sample = format!("lb_data_path_events_total{{event=\"{event}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&sample));
+        Ok(value.with_context(|| format!("no {sample}in {text}"))?.parse()?)
     }
 }
 
