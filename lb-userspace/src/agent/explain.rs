@@ -65,6 +65,10 @@ impl Agent {
         };
         let mut tables = self.copy(&service, &flow, protocol);
         let named = request.quic_id.as_ref().map(|id| self.named(&service, index, id, &mut tables));
+        if service.has(Service::QUIC) && named.is_none() {
+            let text = "a connection id that names a backend counts before all that follows: see --quic-id";
+            steps.push(step("quic", text.to_owned(), &[]));
+        }
         let by_id = named.as_ref().map_or(0, |named| named.backend);
         steps.extend(named.map(|named| named.step));
         if by_id != 0 {
