@@ -79,8 +79,9 @@ pub fn encryption(key: &[u8; 16]) -> Schedule {
     for i in 4..keys.len() {
         let mut word = keys[i - 1];
         if i % 4 == 0 {
-            word = word.rotate_left(8).to_be_bytes().iter().fold(0, |word, byte| word << 8 | substitute(*byte))
-                ^ u32::from(constant) << 24;
+            word =
+                word.rotate_left(8).to_be_bytes().iter().fold(0, |word, byte| word << 8 | substitute(*byte))
+                    ^ u32::from(constant) << 24;
             constant = double(constant);
         }
         keys[i] = keys[i - 4] ^ word;
@@ -97,9 +98,10 @@ pub fn decryption(key: &[u8; 16]) -> Schedule {
         let from = forward[(ROUNDS - i / 4) * 4 + i % 4];
         let is_inner = (4..40).contains(&i);
         *word = if is_inner {
-            from.to_be_bytes().iter().zip(&DECRYPT).fold(0, |word, (byte, column)| {
-                word ^ column[SBOX[usize::from(*byte)] as usize]
-            })
+            from.to_be_bytes()
+                .iter()
+                .zip(&DECRYPT)
+                .fold(0, |word, (byte, column)| word ^ column[SBOX[usize::from(*byte)] as usize])
         } else {
             from
         };

@@ -259,7 +259,13 @@ impl Tables {
     /// # Panics
     ///
     /// If no id could be read so, or a server id has another length.
-    pub fn add_quic(&mut self, service: u32, codec: &quic::Codec, tells_length: bool, servers: &[(&[u8], u16)]) {
+    pub fn add_quic(
+        &mut self,
+        service: u32,
+        codec: &quic::Codec,
+        tells_length: bool,
+        servers: &[(&[u8], u16)],
+    ) {
         self.services[service as usize].flags |= Service::QUIC;
         let config = u32::from(codec.config);
         let reader = codec.reader(tells_length).expect("a codec");

@@ -37,8 +37,8 @@ pub use schema::json_schema;
 pub use value::{
     AdminState, Aggression, BackendKey, Check, CommandLine, Deviations, DnsName, FilePath, HttpHost,
     HttpPath, HttpUrl, InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase,
-    PoolName, Protocol, QuicKey, Schema, Seed, ServerId, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking,
-    Verify, Weight, XdpMode,
+    PoolName, Protocol, QuicKey, Schema, Seed, ServerId, ServiceName, SplitKey, StatusRanges, TableSize,
+    TlsName, Tracking, Verify, Weight, XdpMode,
 };
 
 use keys::{ConfigDraft, ServiceDraft};

@@ -76,8 +76,14 @@ impl Publisher {
                 for codec in &plan.quic.codecs {
                     let config = u32::from(codec.config);
                     let of_length = |id: &&Box<[u8]>| id.len() == usize::from(codec.server_id_length);
-                    for server in member.server_ids.iter().filter(of_length).filter_map(|id| Codec::server_id(id)) {
-                        names.push(Name { key: ServerKey { service: index, config, server }, backend, canary });
+                    for server in
+                        member.server_ids.iter().filter(of_length).filter_map(|id| Codec::server_id(id))
+                    {
+                        names.push(Name {
+                            key: ServerKey { service: index, config, server },
+                            backend,
+                            canary,
+                        });
                     }
                 }
             }
@@ -95,9 +101,11 @@ impl Publisher {
             // What cannot be read at all, the configuration has refused.
             let Ok(reader) = codec.reader(plan.quic.tells_length) else { continue };
             if self.maps.quic_configs.get(&key).map_err(map_error("QUIC_CONFIGS"))? != Some(reader) {
-                let full =
-                    || Full::of("QUIC configurations", "services", self.maps.quic_configs.capacity());
-                self.maps.quic_configs.insert(&key, &reader).map_err(|error| room("QUIC_CONFIGS", error, full))?;
+                let full = || Full::of("QUIC configurations", "services", self.maps.quic_configs.capacity());
+                self.maps
+                    .quic_configs
+                    .insert(&key, &reader)
+                    .map_err(|error| room("QUIC_CONFIGS", error, full))?;
                 record.configs.insert(key);
                 changed = true;
             }

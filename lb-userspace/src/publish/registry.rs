@@ -11,8 +11,8 @@ use lb_common::settle::{SplitClock, Takers};
 use lb_common::watch::Watch;
 use thiserror::Error;
 
-use super::quic::{self, QuicRecord};
 use super::PoolPlan;
+use super::quic::{self, QuicRecord};
 use crate::dataplane::Maps;
 
 /// No room for more.

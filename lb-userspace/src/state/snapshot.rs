@@ -191,7 +191,10 @@ mod tests {
             Desired::of(config(&format!("{quic}{A}server_ids = [\"01\"]\n"))).snapshot("web")
         };
         let shown = shown(&with('a'), &with('b'));
-        assert!(matches!(&shown[..], [one] if one.starts_with("quic.config.0.key: secret (SHA-256 ")), "{shown:?}");
+        assert!(
+            matches!(&shown[..], [one] if one.starts_with("quic.config.0.key: secret (SHA-256 ")),
+            "{shown:?}"
+        );
         assert!(!shown[0].contains("aaaa") && !shown[0].contains("bbbb"), "{shown:?}");
     }
 

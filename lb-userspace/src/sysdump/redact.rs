@@ -97,7 +97,9 @@ mod tests {
             let shown = redactor.text(text);
             assert!(!shown.contains("hunter2") && shown.contains(REDACTED), "{text} became {shown}");
         }
-        for text in [r#"key = "8f95f09245765f80256934e50c66207f""#, r#"{"key":"8f95f09245765f80256934e50c66207f"}"#] {
+        for text in
+            [r#"key = "8f95f09245765f80256934e50c66207f""#, r#"{"key":"8f95f09245765f80256934e50c66207f"}"#]
+        {
             assert!(!redactor.text(text).contains("8f95"), "the key of connection ids: {text}");
         }
         assert_eq!(

@@ -153,7 +153,10 @@ fn reset_names() -> Result<()> {
     let mut publisher = publisher(ROOM)?;
     let plan = named(&[1], &[2]);
     publisher.publish(&plan, SEED, 0)?;
-    ensure!(name(&publisher, 1)? == Some((1, true)) && name(&publisher, 2)?.is_none(), "nobody is in the canary");
+    ensure!(
+        name(&publisher, 1)? == Some((1, true)) && name(&publisher, 2)?.is_none(),
+        "nobody is in the canary"
+    );
     let half = split::share(50.0);
     ensure!(publisher.set_split(0, Split::default(), half, 0));
     ensure!(name(&publisher, 2)? == Some((2, true)), "it is open");

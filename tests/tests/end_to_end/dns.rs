@@ -28,7 +28,10 @@ pub fn claims() -> Vec<Trial> {
         let plan = Plan { mode, family, inner: family, ..plan("flow") };
         claims.push(claim(&name, move || carries(&plan)));
     }
-    claims.push(claim("a resolver that goes on asking keeps its name server, one that was silent gets another", idles));
+    claims.push(claim(
+        "a resolver that goes on asking keeps its name server, one that was silent gets another",
+        idles,
+    ));
     claims.push(claim("no tracked UDP flow waits for a name server that was taken out", evicted));
     claims.push(claim("without tracking each question follows the tables of its moment", untracked));
     claims
@@ -62,7 +65,8 @@ impl Stage {
         for i in 0..plan.stable {
             let backend = scene.lab.backend(i);
             // It answers from the address that was asked: the VIP itself, where that is on its loopback.
-            let own = if plan.mode.starts_with("dsr") { scene.target().ip() } else { backend.ip(plan.family) };
+            let own =
+                if plan.mode.starts_with("dsr") { scene.target().ip() } else { backend.ip(plan.family) };
             let server = NameServer::start(backend, (own, port).into())?;
             let address = RData::A(A::new(192, 0, 2, i as u8));
             server.say(NAME, RecordType::A, Reply::Records(vec![address], 60))?;
@@ -103,7 +107,8 @@ impl Resolver {
                 continue;
             }
             let records = answer.answers.iter().map(|record| &record.data);
-            let said = records.filter_map(|data| if let RData::A(address) = data { Some(address.octets()) } else { None });
+            let said = records
+                .filter_map(|data| if let RData::A(address) = data { Some(address.octets()) } else { None });
             let [.., server] = said.last().context("an answer without an address")?;
             return Ok(server.into());
         }

@@ -33,8 +33,14 @@ pub fn claims() -> Vec<Trial> {
         claims.push(claim(&name, move || migrates(&plan, codec)));
     }
     claims.push(claim("without connection ids a QUIC client that moves loses its connection", is_lost));
-    claims.push(claim("QUIC connections survive a drain, a kill -9 and another configuration of ids", survives));
-    claims.push(claim("a rollback keeps QUIC connections of the canary or resets them, and opens none", rolls_back));
+    claims.push(claim(
+        "QUIC connections survive a drain, a kill -9 and another configuration of ids",
+        survives,
+    ));
+    claims.push(claim(
+        "a rollback keeps QUIC connections of the canary or resets them, and opens none",
+        rolls_back,
+    ));
     claims
 }
 
@@ -73,7 +79,8 @@ impl Stage {
     /// Has the agent read connection ids.
     fn read_ids(&self, codecs: &[Codec]) -> Result<()> {
         let quic: String = codecs.iter().map(table).collect();
-        let service = format!("{}\n[service.quic]\nlength_in_first_octet = true\n{quic}", self.scene.plan.service);
+        let service =
+            format!("{}\n[service.quic]\nlength_in_first_octet = true\n{quic}", self.scene.plan.service);
         let mut config = Plan { service, ..self.scene.plan.clone() }.config(&self.scene.lab);
         for i in 0..self.scene.plan.stable + self.scene.plan.canary {
             let path = self.scene.backend(i);
@@ -159,10 +166,12 @@ fn migrates(plan: &Plan, codec: Codec) -> Result<()> {
     ensure!(seen.len() > 1, "all six began with the same backend, {seen:?}");
 
     // The CLI reads ids as the program does.
-    let id = stage.codec.encode(&server_id(&codec, 2), &vec![9; codec.nonce_length.into()]).context("an id")?;
+    let id =
+        stage.codec.encode(&server_id(&codec, 2), &vec![9; codec.nonce_length.into()]).context("an id")?;
     let from = SocketAddr::new(stage.scene.lab.client(0).crowd().member(7, plan.family), 4433);
     let to = stage.scene.target().to_string();
-    let said = stage.scene.json(&["explain", "--from", &from.to_string(), "--to", &to, "--quic-id", &hex(&id)])?;
+    let said =
+        stage.scene.json(&["explain", "--from", &from.to_string(), "--to", &to, "--quic-id", &hex(&id)])?;
     ensure!(said["backend"].as_str().is_some_and(|name| stage.scene.backend(2).ends_with(name)), "{said:#}");
     let steps = said["steps"].as_array().context("steps")?;
     ensure!(steps.iter().any(|step| step["values"]["agrees"] == "true"), "{said:#}");
@@ -190,7 +199,10 @@ fn survives() -> Result<()> {
         let backend = stage.scene.backend(number);
         let stays = |addresses: std::ops::Range<u32>, when: &str| -> Result<()> {
             let names = moves(&stage, &client, addresses).with_context(|| when.to_owned())?;
-            ensure!(names.iter().all(|name| *name == first), "{when} it was with {names:?} instead of {first}");
+            ensure!(
+                names.iter().all(|name| *name == first),
+                "{when} it was with {names:?} instead of {first}"
+            );
             Ok(())
         };
         stage.scene.lbctl(&["set", "state", &backend, "drain"])?;

@@ -26,7 +26,13 @@ pub(super) fn padded(id: &ConnectionId) -> [u8; SHORT_HEADER_ID] {
 
 impl Agent {
     /// Reads a connection id, and copies what it is read by into `tables`, where the service is the first.
-    pub(super) fn named(&self, service: &Service, index: u32, id: &ConnectionId, tables: &mut Tables) -> Named {
+    pub(super) fn named(
+        &self,
+        service: &Service,
+        index: u32,
+        id: &ConnectionId,
+        tables: &mut Tables,
+    ) -> Named {
         let said = |text: String, backend| Named { step: step("quic", text, &[]), backend };
         if !service.has(Service::QUIC) {
             return said("the service reads no connection ids".to_owned(), 0);
@@ -35,10 +41,13 @@ impl Agent {
         let config = u32::from(bytes[0] >> 5);
         let maps = &self.publisher.maps;
         let Ok(Some(reader)) = maps.quic_configs.get(&ConfigKey { service: index, config }) else {
-            let text = format!("no configuration {config}, which the id {id} says: the ordinary rule decides");
+            let text =
+                format!("no configuration {config}, which the id {id} says: the ordinary rule decides");
             return said(text, 0);
         };
-        let word = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| bytes[1..].get(at + i).copied().unwrap_or(0)));
+        let word = |at: usize| {
+            u32::from_be_bytes(std::array::from_fn(|i| bytes[1..].get(at + i).copied().unwrap_or(0)))
+        };
         let query =
             Query { service: 0, first: bytes[0].into(), length: 0, words: [0, 4, 8, 12, 16].map(word) };
         let server = reader.server_id(&query.words);
@@ -50,7 +59,9 @@ impl Agent {
         let digits: String = server.map(|word| format!("{word:08x}")).concat()[..length * 2].to_owned();
         match find(tables, &query) {
             found::NOBODY => {
-                let text = format!("the id {id} names the server {digits}, which is nobody: the ordinary rule decides");
+                let text = format!(
+                    "the id {id} names the server {digits}, which is nobody: the ordinary rule decides"
+                );
                 said(text, 0)
             }
             backend if backend < found::VOID => {

@@ -49,7 +49,8 @@ fn reachable(service: &ServiceDraft, at: &Place, findings: &mut Findings) {
             Code::QuicNowhere,
             format!("mode `{mode}` cannot follow a client that changes its address"),
         );
-        let found = found.at(at, "has no effect on sessions").at(mode_at, "a session is one of two addresses");
+        let found =
+            found.at(at, "has no effect on sessions").at(mode_at, "a session is one of two addresses");
         findings.add(found.help("use mode `nat` or `dsr-…`"));
     }
 }
@@ -66,7 +67,8 @@ fn configs(quic: &QuicDraft, at: &Place, findings: &mut Findings) {
         {
             let found = Diagnostic::new(Code::QuicIncomplete, format!("two configurations have the id {id}"));
             let found = found.at(at, "again here").at(first, "first here");
-            findings.add(found.help("the id is what tells them apart: the first three bits of a connection id"));
+            findings
+                .add(found.help("the id is what tells them apart: the first three bits of a connection id"));
         }
         if let Some(length) = config.length()
             && length > ROOM
@@ -82,7 +84,8 @@ fn configs(quic: &QuicDraft, at: &Place, findings: &mut Findings) {
 }
 
 fn names(service: &ServiceDraft, quic: &QuicDraft, findings: &mut Findings) {
-    let lengths: Vec<u32> = quic.configs().iter().filter_map(|config| config.server_id_length.value).collect();
+    let lengths: Vec<u32> =
+        quic.configs().iter().filter_map(|config| config.server_id_length.value).collect();
     let all_known = quic.configs.value.is_some() && lengths.len() == quic.configs().len();
     let mut seen: HashMap<&ServerId, &Place> = HashMap::new();
     for (id, at) in server_ids(service) {
@@ -101,7 +104,9 @@ fn names(service: &ServiceDraft, quic: &QuicDraft, findings: &mut Findings) {
                 format!("no connection id has a server id of {length} bytes"),
             );
             let found = found.at(at, format!("expected {} bytes", expected.join(" or ")));
-            findings.add(found.help("a server has one id for each `server_id_length` of `[[service.quic.config]]`"));
+            findings.add(
+                found.help("a server has one id for each `server_id_length` of `[[service.quic.config]]`"),
+            );
         }
     }
     for backend in service.backends() {
@@ -112,7 +117,8 @@ fn names(service: &ServiceDraft, quic: &QuicDraft, findings: &mut Findings) {
                 None => "a backend".to_owned(),
             };
             let found = Diagnostic::new(Code::Unnamed, format!("no connection id names {title}"));
-            let found = found.at(backend.at(), "its clients lose their connections when their address changes");
+            let found =
+                found.at(backend.at(), "its clients lose their connections when their address changes");
             findings.add(found.help("give it `server_ids`, as its QUIC server has them"));
         }
     }

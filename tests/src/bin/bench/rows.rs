@@ -195,7 +195,8 @@ impl Services {
             moved_udp,
         } = self;
         let ordinary = [
-            tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, measured, moved, marked, moved_udp,
+            tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, measured, moved, marked,
+            moved_udp,
         ];
         ordinary.into_iter().chain(quic).cloned().collect()
     }

@@ -58,22 +58,28 @@ pub struct Peers {
 impl Peers {
     /// Without any server yet.
     pub fn new() -> Result<Self> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
         Ok(Self { runtime, certificate: made.cert.der().clone(), key, servers: Vec::new() })
     }
 
     /// A server that answers every stream with its name. It ends with this value.
-    pub fn serve(&mut self, host: &Namespace, at: SocketAddr, name: &str, ids: Option<(Codec, &[u8])>) -> Result<()> {
+    pub fn serve(
+        &mut self,
+        host: &Namespace,
+        at: SocketAddr,
+        name: &str,
+        ids: Option<(Codec, &[u8])>,
+    ) -> Result<()> {
         let socket = host.run(|| UdpSocket::bind(at)).with_context(|| format!("no QUIC server at {at}"))?;
         let mut config = EndpointConfig::default();
         if let Some((codec, server_id)) = ids {
             let server_id = server_id.to_vec();
             config.cid_generator(move || Box::new(Names { codec, server_id: server_id.clone() }));
         }
-        let server = ServerConfig::with_single_cert(vec![self.certificate.clone()], self.key.clone_key().into())?;
+        let server =
+            ServerConfig::with_single_cert(vec![self.certificate.clone()], self.key.clone_key().into())?;
         let _entered = self.runtime.enter();
         let endpoint = Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime))?;
         self.servers.push(endpoint.clone());
@@ -82,7 +88,12 @@ impl Peers {
     }
 
     /// A client with a connection. `first_id`: what it calls the server until that has named itself.
-    pub fn connect(&self, socket: UdpSocket, to: SocketAddr, first_id: Option<Vec<u8>>) -> Result<Client<'_>> {
+    pub fn connect(
+        &self,
+        socket: UdpSocket,
+        to: SocketAddr,
+        first_id: Option<Vec<u8>>,
+    ) -> Result<Client<'_>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone())?;
         let mut config = ClientConfig::with_root_certificates(Arc::new(roots))?;
