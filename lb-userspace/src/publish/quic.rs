@@ -185,8 +185,8 @@ fn names(registry: &Registry, index: u32, plan: &ServicePlan) -> Vec<Name> {
         let Some(backend) = registry.backend_id(index, member.address, member.port) else { continue };
         for codec in &plan.quic.codecs {
             let config = codec.config.into();
-            let of_length = |id: &[u8]| id.len() == usize::from(codec.server_id_length);
-            let ids = member.server_ids.iter().map(AsRef::as_ref).filter(|id| of_length(id));
+            let length = usize::from(codec.server_id_length);
+            let ids = member.server_ids.iter().map(|id| &id[..]).filter(|id| id.len() == length);
             names.extend(ids.filter_map(Codec::server_id).map(|server| Name {
                 key: ServerKey { service: index, config, server },
                 backend,
