@@ -184,7 +184,7 @@ fn names(registry: &Registry, index: u32, plan: &ServicePlan) -> Vec<Name> {
     for (member, canary) in members(plan) {
         let Some(backend) = registry.backend_id(index, member.address, member.port) else { continue };
         for codec in &plan.quic.codecs {
-            let config = codec.config.into();
+            let config = u32::from(codec.config);
             let length = usize::from(codec.server_id_length);
             let ids = member.server_ids.iter().map(|id| &id[..]).filter(|id| id.len() == length);
             names.extend(ids.filter_map(Codec::server_id).map(|server| Name {
