@@ -394,14 +394,15 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
             ));
         }
     }
-    if contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination) {
-        return Ok(Step::Next(Stage::Reply));
-    }
+    // Before replies of `nat`: a backend may serve both modes.
     if contains(&settings.stand_ins, network.destination)
         && let Ok(transport) = parse::transport(packet, network)
         && settings.is_source_port(transport.destination)
     {
         return Ok(Step::Next(Stage::Session));
+    }
+    if contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination) {
+        return Ok(Step::Next(Stage::Reply));
     }
     // Any router may have something to say about a flow of ours.
     elsewhere(network, Reason::NotOurs)

@@ -125,6 +125,20 @@ fn a_session_is_established_by_whoever_gets_the_backends_packets() {
 }
 
 #[test]
+fn a_backend_of_a_nat_service_too_answers_sessions() {
+    for v6 in [false, true] {
+        let mut lab = lab(false, v6);
+        let nat = lab.tables.add_service(&ServiceSpec::tcp(vip(v6), 80, Mode::Nat));
+        lab.tables.add_pool(nat, false, &[(backend(v6, 8080), 1)]);
+        let port = connect(&lab, client(v6));
+        let reply = segment(backend(v6, 8443), source(v6, port), "A", DRAWN.wrapping_add(1), ISN + 9);
+        let expected =
+            Packet { from: service(v6), to: client(v6), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+        reply.becomes(&lab.tables, Reason::Replied, &expected);
+    }
+}
+
+#[test]
 fn a_udp_flow_is_established_when_it_talks_again_after_an_answer() {
     for v6 in [false, true] {
         let lab = lab(true, v6);
