@@ -394,14 +394,14 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
             ));
         }
     }
-    // Before replies of `nat`: a backend may serve both modes.
+    // Before replies of `nat`: a backend may serve both modes, and `Stage::Opening` hands on what is in no session.
     if contains(&settings.stand_ins, network.destination)
         && let Ok(transport) = parse::transport(packet, network)
         && settings.is_source_port(transport.destination)
     {
         return Ok(Step::Next(Stage::Session));
     }
-    if contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination) {
+    if is_nats(settings, network) {
         return Ok(Step::Next(Stage::Reply));
     }
     // Any router may have something to say about a flow of ours.
@@ -636,6 +636,12 @@ pub(crate) fn find<R>(
         key.port = Port::ANY;
         look_up(&key)
     })
+}
+
+/// Whether a packet may be from or to a backend of mode `nat`.
+#[inline(always)]
+pub(crate) fn is_nats(settings: &Settings, network: &Network) -> bool {
+    contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination)
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use super::{Held, Session, SessionKey, after, flags, is_alive, is_closed, is_ove
 use crate::abi::{FlowKey, HANDSHAKE_WINDOW, Mode, Port, Service, Settings};
 use crate::hash::mix;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, contains, empty, find_service};
+use crate::pipeline::{Packet, Step, Tables, contains, empty, find_service, is_nats};
 use crate::rewrite;
 use crate::select;
 use crate::stage::Stage;
@@ -29,7 +29,11 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
     {
         return answer(packet, tables, &network, &transport, &key, found);
     }
-    let client = Client::of(tables, settings, &network, &transport, &key)?;
+    let client = match Client::of(tables, settings, &network, &transport, &key) {
+        // The port stands for nobody; or the address only looks like one that does, and is a client's.
+        Err(Reason::NotOurs) if is_nats(settings, &network) => return Ok(Step::Next(Stage::Reply)),
+        client => client?,
+    };
     let goes_on = if let Some(found) = opening {
         client.goes_on(packet, tables, &found)?
     } else if let Some(found) = tables.session(Held::Established, &key) {

@@ -139,6 +139,19 @@ fn a_backend_of_a_nat_service_too_answers_sessions() {
 }
 
 #[test]
+fn a_reply_of_nat_to_an_address_like_a_stand_ins_reaches_its_client() {
+    for v6 in [false, true] {
+        let mut lab = lab(false, v6);
+        let nat = lab.tables.add_service(&ServiceSpec::tcp(vip(v6), 80, Mode::Nat));
+        lab.tables.add_pool(nat, false, &[(backend(v6, 8080), 1)]);
+        // The filter takes other addresses for this one, now and then.
+        let reply = segment(backend(v6, 8080), source(v6, 2000), "A", 1, 1);
+        let expected = Packet { from: (vip(v6), 80).into(), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+        reply.becomes(&lab.tables, Reason::Replied, &expected);
+    }
+}
+
+#[test]
 fn a_udp_flow_is_established_when_it_talks_again_after_an_answer() {
     for v6 in [false, true] {
         let lab = lab(true, v6);
