@@ -56,9 +56,9 @@ struct Cost {
 
 /// What is changed settles as soon as it may, and not for the rest of the day.
 const SETTLING: &str =
-    "drain = \"1s\"\nsweep = \"1s\"\nudp_idle = \"1s\"\nsnat_ports = \"1024-65535\"\nsessions = 1048576";
+    "drain = \"1s\"\nsweep = \"1s\"\nudp_idle = \"1s\"\nsnat_ports = \"1024-65535\"\nsessions = 262144";
 const LASTING: &str =
-    "drain = \"1d\"\nsweep = \"1m\"\nudp_idle = \"1h\"\nsnat_ports = \"1024-65535\"\nsessions = 1048576";
+    "drain = \"1d\"\nsweep = \"1m\"\nudp_idle = \"1h\"\nsnat_ports = \"1024-65535\"\nsessions = 262144";
 
 /// How long tables and splits take to settle at most: a handshake, a sweep, and some.
 const PATIENCE: Duration = Duration::from_secs(100);
