@@ -787,7 +787,7 @@ pub struct FragmentKey {
 pub struct FragmentEntry {
     /// To or from this backend.
     pub backend: u16,
-    /// [`FragmentEntry::TO_BACKEND`] or [`FragmentEntry::TO_CLIENT`].
+    /// [`FragmentEntry::TO_BACKEND`] and the following.
     pub way: u16,
     /// The backend's generation then.
     pub generation: u32,
@@ -802,6 +802,8 @@ impl FragmentEntry {
     pub const TO_BACKEND: u16 = 0;
     /// A `nat` backend's reply.
     pub const TO_CLIENT: u16 = 1;
+    /// Either way in a session (`full-nat`): `spread` has the sender's port above the receiver's, as numbers.
+    pub const SESSION: u16 = 2;
 }
 
 /// Value of `POOL_TRAFFIC` and `BACKEND_TRAFFIC`, per CPU.

@@ -4,6 +4,7 @@
 
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::fault;
+use crate::handshake;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service};
 use crate::rewrite;
@@ -40,7 +41,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     if service.has(Service::HANDSHAKES)
         && let Kind::Syn(sequence) = transport.kind
     {
-        place = tables.begins(service, &key, sequence, place);
+        place = handshake::begins(tables, service, &key, sequence, place);
         if place.backend == 0 {
             return kept_away(packet, service, &network, &transport).map(Step::End);
         }
@@ -58,7 +59,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         return fault::strike(packet, tables, service, &network, &transport, &key, place.backend, action)
             .map(Step::End);
     }
-    let account = Account::of_request(&network, &place, target.backend);
+    let account = Account::of(place.backend, target.backend, &network, place.begins);
     let sent = tables.send(packet, index, place);
     ended(sent.map(|ifindex| Verdict { reason: Reason::Forwarded, ifindex, account }))
 }

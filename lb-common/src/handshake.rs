@@ -21,20 +21,31 @@ const SOONEST: u64 = 1 << 28;
 /// A SYN that would go to `place`. Returns where it goes.
 #[inline(always)]
 pub fn begins<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
-    match known(tables, key, sequence) {
-        Some(known) if repeats(tables, service, key, &known) => moves(tables, service, key, &known, place),
-        Some(_) => place,
-        None if service.has(Service::LIMITED) => {
-            let place = limit::admit(tables, service, key, sequence, place);
-            if place.backend == 0 { place } else { first(tables, service, key, sequence, place) }
-        }
-        None => first(tables, service, key, sequence, place),
+    if tables.is_known(key, sequence) {
+        return match tables.repeats(service, key, sequence) {
+            true => tables.moves(service, key, sequence, place),
+            false => place,
+        };
     }
+    let mut place = place;
+    if service.has(Service::LIMITED) {
+        place = limit::admit(tables, service, key, sequence, place);
+        if place.backend == 0 {
+            return place;
+        }
+    }
+    tables.first(service, key, sequence, place)
+}
+
+/// Whether a handshake began with this SYN before.
+#[inline(always)]
+pub fn is_known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32) -> bool {
+    known(tables, key, sequence).is_some()
 }
 
 /// The handshake that began with this SYN before.
 #[inline(always)]
-pub fn known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32) -> Option<Handshake> {
+fn known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32) -> Option<Handshake> {
     tables.handshake(key).filter(|known| known.sequence == sequence)
 }
 
@@ -66,7 +77,8 @@ pub fn first<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
 
 /// Its client asks again. Returns whether it may go elsewhere.
 #[inline(always)]
-pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> bool {
+pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32) -> bool {
+    let Some(known) = known(tables, key, sequence) else { return false };
     let refused = known.state == Handshake::REFUSED;
     let soon = tables.clock().wrapping_sub(known.at) < SOONEST;
     if known.is_answered() || soon && !refused {
@@ -75,10 +87,10 @@ pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &
     }
     if known.state == Handshake::WAITING {
         if service.has(Service::MEASURED) {
-            measure::repeats(tables, service, key, known);
+            measure::repeats(tables, service, key, &known);
         }
         if service.has(Service::WATCHED) {
-            watch::repeats(tables, known);
+            watch::repeats(tables, &known);
         }
         if !service.has(Service::RETRIED) {
             tables.note_state(key, Handshake::REPEATED);
@@ -89,20 +101,15 @@ pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &
 
 /// It goes elsewhere, if there is somebody and the budget allows it.
 #[inline(always)]
-pub fn moves<T: Tables>(
-    tables: &T,
-    service: &Service,
-    key: &FlowKey,
-    known: &Handshake,
-    place: Place,
-) -> Place {
-    if let Some(backend) = retry::elsewhere(tables, service, key, known, place.backend) {
+pub fn moves<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
+    let Some(known) = known(tables, key, sequence) else { return place };
+    if let Some(backend) = retry::elsewhere(tables, service, key, &known, place.backend) {
         if service.has(Service::WATCHED) {
             watch::begins(tables, backend);
         }
         let retries = known.retries.wrapping_add(1);
         let handshake =
-            Handshake { at: tables.clock(), backend, state: Handshake::WAITING, retries, ..*known };
+            Handshake { at: tables.clock(), backend, state: Handshake::WAITING, retries, ..known };
         tables.keep_handshake(key, &handshake);
         return Place { backend, begins: false, ..place };
     }

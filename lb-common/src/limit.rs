@@ -79,14 +79,27 @@ pub enum Admission {
     Spills = 2,
 }
 
+impl Admission {
+    /// That of a number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        match number {
+            0 => Self::Goes,
+            2 => Self::Spills,
+            _ => Self::KeptAway,
+        }
+    }
+}
+
 /// Where a new connection goes that would go to `place`: there, or to another backend of the pool, or (backend 0) nowhere.
 #[inline(always)]
 pub fn admit<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
-    match judge(tables, service, key, place.backend) {
+    match tables.judge(service, key, place.backend) {
         Admission::Goes => place,
         Admission::KeptAway => Place { backend: 0, ..place },
         Admission::Spills => {
-            Place { backend: spill(tables, service, key, sequence, place.backend).unwrap_or(0), ..place }
+            Place { backend: tables.spill(service, key, sequence, place.backend), ..place }
         }
     }
 }

@@ -11,14 +11,17 @@ use crate::fault;
 use crate::fragment::{fragment, fragment_reply};
 use crate::handshake;
 use crate::icmp::icmp;
-use crate::limit::{self, Limit, Open, Whose};
+use crate::limit::{self, Admission, Limit, Open, Whose};
 use crate::measure::{Handshake, Reply};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
 use crate::select::{Place, peek, select, select_bare};
-use crate::session::{Draft, Held, Session, SessionKey, begin, carry, opening, ports, session, witness};
+use crate::session::{
+    Draft, Held, Session, SessionKey, begin, carry, opening, ports, session, session_fragment, session_icmp,
+    witness,
+};
 use crate::stage::Stage;
 use crate::too_big::too_big;
 use crate::verdict::{Account, Event, Reason, Verdict};
@@ -217,12 +220,47 @@ pub trait Tables {
     {
         fault::injected(self, service, key, pool, backend)
     }
-    /// [`handshake::begins`], likewise.
-    fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
+    /// [`handshake::is_known`], likewise; so are the following, which are a part of [`handshake::begins`] each.
+    fn is_known(&self, key: &FlowKey, sequence: u32) -> bool
     where
         Self: Sized,
     {
-        handshake::begins(self, service, key, sequence, place)
+        handshake::is_known(self, key, sequence)
+    }
+    /// [`handshake::first`].
+    fn first(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
+    where
+        Self: Sized,
+    {
+        handshake::first(self, service, key, sequence, place)
+    }
+    /// [`handshake::repeats`].
+    fn repeats(&self, service: &Service, key: &FlowKey, sequence: u32) -> bool
+    where
+        Self: Sized,
+    {
+        handshake::repeats(self, service, key, sequence)
+    }
+    /// [`handshake::moves`].
+    fn moves(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
+    where
+        Self: Sized,
+    {
+        handshake::moves(self, service, key, sequence, place)
+    }
+    /// [`limit::judge`].
+    fn judge(&self, service: &Service, key: &FlowKey, backend: u16) -> Admission
+    where
+        Self: Sized,
+    {
+        limit::judge(self, service, key, backend)
+    }
+    /// [`limit::spill`].
+    fn spill(&self, service: &Service, key: &FlowKey, sequence: u32, backend: u16) -> u16
+    where
+        Self: Sized,
+    {
+        limit::spill(self, service, key, sequence, backend).unwrap_or(0)
     }
     /// [`handshake::replies`], likewise.
     ///
@@ -319,6 +357,36 @@ pub enum Route {
     None,
 }
 
+/// An interface, and the hardware addresses of a packet that leaves by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The interface.
+    pub ifindex: u32,
+    /// Its hardware address.
+    pub source: Mac,
+    /// The next hop's.
+    pub destination: Mac,
+}
+
+impl Route {
+    /// How a packet leaves; `None`: by the host, which knows how to find a neighbour, and keeps the packet meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not leave.
+    #[inline(always)]
+    pub const fn exit(self) -> Result<Option<Exit>, Reason> {
+        match self {
+            Self::Out { ifindex, source, destination } => Ok(Some(Exit { ifindex, source, destination })),
+            Self::Unresolved => Ok(None),
+            Self::Local => Err(Reason::Local),
+            Self::TooBig => Err(Reason::TooBig),
+            Self::ForwardingOff => Err(Reason::ForwardingOff),
+            Self::None => Err(Reason::NoRoute),
+        }
+    }
+}
+
 /// Where a packet's road leads from a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -347,6 +415,8 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
             Ok(Step::Next(Stage::Fragment)) => fragment(packet, tables),
             Ok(Step::Next(Stage::FragmentReply)) => fragment_reply(packet, tables),
             Ok(Step::Next(Stage::TooBig)) => too_big(packet, tables),
+            Ok(Step::Next(Stage::SessionIcmp)) => session_icmp(packet, tables),
+            Ok(Step::Next(Stage::SessionFragment)) => session_fragment(packet, tables),
             Ok(Step::End(verdict)) => return verdict,
             Err(reason) => return Verdict::of(reason),
         }
@@ -395,11 +465,14 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
         }
     }
     // Before replies of `nat`: a backend may serve both modes, and `Stage::Opening` hands on what is in no session.
-    if contains(&settings.stand_ins, network.destination)
-        && let Ok(transport) = parse::transport(packet, network)
-        && settings.is_source_port(transport.destination)
-    {
-        return Ok(Step::Next(Stage::Session));
+    if contains(&settings.stand_ins, network.destination) {
+        match parse::transport(packet, network) {
+            Ok(transport) if settings.is_source_port(transport.destination) => {
+                return Ok(Step::Next(Stage::Session));
+            }
+            Ok(_) => {}
+            Err(reason) => return elsewhere(network, reason),
+        }
     }
     if is_nats(settings, network) {
         return Ok(Step::Next(Stage::Reply));
@@ -550,7 +623,7 @@ pub(crate) fn forward<T: Tables>(
     place: &Place,
     target: &Target<'_>,
 ) -> Result<Verdict, Reason> {
-    let account = Account::of_request(network, place, target.backend);
+    let account = Account::of(place.backend, target.backend, network, place.begins);
     if !target.fits(service, network) {
         return Err(Reason::TooBig);
     }
@@ -588,19 +661,6 @@ pub fn send<T: Tables>(
     let service = tables.service(service).ok_or(Reason::NoTable)?;
     let target = Target::of(tables, place)?;
     forward(packet, tables, settings, service, &network, &transport, &key, place, &target)
-}
-
-impl Account {
-    /// A client's packet on its way to a backend.
-    #[inline(always)]
-    pub(crate) fn of_request(network: &Network, place: &Place, backend: &Backend) -> Self {
-        Self {
-            backend: place.backend,
-            pool: backend.pool,
-            bytes: network.end as u32,
-            begins: place.begins.into(),
-        }
-    }
 }
 
 /// No backend may take it.
@@ -642,6 +702,12 @@ pub(crate) fn find<R>(
 #[inline(always)]
 pub(crate) fn is_nats(settings: &Settings, network: &Network) -> bool {
     contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination)
+}
+
+/// Whether a port of one of this host's addresses may stand for a client (`full-nat`).
+#[inline(always)]
+pub(crate) fn stands_in(settings: &Settings, address: Address, port: Port) -> bool {
+    contains(&settings.stand_ins, address) && settings.is_source_port(port)
 }
 
 #[inline(always)]

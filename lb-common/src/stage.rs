@@ -52,6 +52,10 @@ stages! {
     FragmentReply = "lb_fragment_reply",
     /// A packet that does not fit where it would leave: its sender is told. ([`too_big`](crate::too_big))
     TooBig = "lb_too_big",
+    /// An ICMP error about a session. ([`session::session_icmp`](crate::session::session_icmp))
+    SessionIcmp = "lb_session_icmp",
+    /// A fragment of a session's packet. ([`session::session_fragment`](crate::session::session_fragment))
+    SessionFragment = "lb_session_fragment",
 }
 
 impl Stage {

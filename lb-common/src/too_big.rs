@@ -9,13 +9,14 @@
 //! Nobody can make us shout: a message is never longer than the packet that it answers, at most one goes out for each, and
 //! all of a CPU's keep to a rate ([`admit`]). Beyond that, packets are dropped in silence.
 
-use crate::abi::{Address, FlowKey, Settings};
+use crate::abi::{FlowKey, Service, Settings};
 use crate::checksum;
 use crate::fragment;
 use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, UNREACHABLE};
 use crate::parse::{self, Family, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service};
+use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service, stands_in};
 use crate::rewrite::{self, End};
+use crate::session::{self, Session, SessionKey};
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{
     Chunk, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_ICMP, IPPROTO_ICMPV6, Icmp, Ipv4, Ipv6, Ports,
@@ -60,13 +61,23 @@ pub fn too_big<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
 fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let transport = fragment::first_transport(packet, &network)?;
-    let mtu = if contains(&settings.vips, network.destination)
-        && let Some(index) = find_service(tables, &network, &transport)
-    {
-        to_backend(tables, &network, &transport, index)?
-    } else {
-        to_client(packet, tables, settings, &network, &transport)?
+    let (transport, _) = fragment::leading(packet, &network)?;
+    let index = match contains(&settings.vips, network.destination) {
+        true => find_service(tables, &network, &transport),
+        false => None,
+    };
+    let service = match index {
+        Some(index) => Some((index, tables.service(index).ok_or(Reason::NoTable)?)),
+        None => None,
+    };
+    let mtu = match service {
+        Some((index, service)) if !service.has(Service::SESSIONS) => {
+            to_backend(tables, &network, &transport, index, service)?
+        }
+        None if !stands_in(settings, network.destination, transport.destination) => {
+            to_client(packet, tables, settings, &network, &transport)?
+        }
+        _ => in_session(packet, tables, &network, &transport)?,
     };
     let length = network.end - network.l3;
     if length <= mtu || !can_be_told(&network) || !tables.admits_message(settings.message_interval) {
@@ -84,12 +95,33 @@ fn to_backend<T: Tables>(
     network: &Network,
     transport: &Transport,
     index: u32,
+    service: &Service,
 ) -> Result<usize, Reason> {
-    let service = tables.service(index).ok_or(Reason::NoTable)?;
     let place = tables.peek(service, &FlowKey::of_request(network, transport, index))?;
     let target = Target::of(tables, &place)?;
-    let mtu = usize::from(target.device.mtu).saturating_sub(target.overhead(service));
-    Ok(if network.family == Family::V6 && mtu < MTU_V6 { MTU_V6 } else { mtu })
+    Ok(told(network, usize::from(target.device.mtu).saturating_sub(target.overhead(service))))
+}
+
+/// How long a packet of a session may be.
+#[inline(always)]
+fn in_session<T: Tables>(
+    packet: &T::Packet,
+    tables: &T,
+    network: &Network,
+    transport: &Transport,
+) -> Result<usize, Reason> {
+    let session = session::held(tables, &SessionKey::of(network, transport)).ok_or(Reason::NoSession)?;
+    if session.has(Session::REPLY) {
+        let towards = Network { source: session.source, destination: session.destination, ..*network };
+        return on_path(packet, tables, &towards);
+    }
+    Ok(told(network, session::target(tables, &session)?.device.mtu.into()))
+}
+
+/// What the sender is told of an interface that takes `mtu` bytes.
+#[inline(always)]
+const fn told(network: &Network, mtu: usize) -> usize {
+    if matches!(network.family, Family::V6) && mtu < MTU_V6 { MTU_V6 } else { mtu }
 }
 
 /// How long a `nat` backend's packet may be.
@@ -105,6 +137,12 @@ fn to_client<T: Tables>(
         return Err(Reason::NotOurs);
     }
     find(network.source, transport, End::Source, |key| tables.replier(key)).ok_or(Reason::NotOurs)?;
+    on_path(packet, tables, network)
+}
+
+/// How long a packet may be on its route.
+#[inline(always)]
+fn on_path<T: Tables>(packet: &T::Packet, tables: &T, network: &Network) -> Result<usize, Reason> {
     match tables.path_mtu(packet, network) {
         0 => Err(Reason::TooBig),
         mtu => Ok(mtu.into()),
@@ -157,7 +195,7 @@ fn tell<P: Packet>(
     };
     let mut sum = packet.sum(network.l3 + headers, quoted)?;
     if network.family == Family::V6 {
-        sum += pseudo(network.source) + pseudo(network.destination);
+        sum += checksum::of_address(network.source) + checksum::of_address(network.destination);
         sum += u64::from((message as u32).to_be()) + u64::from(u32::from(IPPROTO_ICMPV6).to_be());
     }
     icmp.checksum = checksum::of_words::<2>(bytemuck::cast_ref(&icmp), sum);
@@ -212,13 +250,6 @@ pub fn sum<P: Packet>(packet: &P, start: usize, length: usize) -> Result<u64, Re
         at += Chunk::SIZE;
     }
     Ok(sum)
-}
-
-/// An address's part of the pseudo header.
-#[inline(always)]
-fn pseudo(address: Address) -> u64 {
-    let [a, b, c, d] = address.wire_words();
-    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! Why a packet's road ended where it did, and the only table from reasons to actions.
 
+use crate::abi::Backend;
+use crate::parse::Network;
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -275,6 +278,13 @@ pub struct Account {
 impl Account {
     /// Nobody's.
     pub const NONE: Self = Self { backend: 0, pool: 0, bytes: 0, begins: 0 };
+
+    /// That of a backend with this id.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(id: u16, backend: &Backend, network: &Network, begins: bool) -> Self {
+        Self { backend: id, pool: backend.pool, bytes: network.end as u32, begins: begins as u32 }
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use lb_common::fragment::{fragment, fragment_reply};
 use lb_common::icmp::icmp;
 use lb_common::pipeline::{Packet, Step, enter};
 use lb_common::reply::reply;
-use lb_common::session::{begin, carry, opening, session, witness};
+use lb_common::session::{begin, carry, opening, session, session_fragment, session_icmp, witness};
 use lb_common::too_big::too_big;
 use lb_common::verdict::{Action, Reason, Verdict};
 
@@ -122,6 +122,22 @@ pub fn lb_fragment_reply(ctx: XdpContext) -> u32 {
 pub fn lb_too_big(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let step = too_big(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::SessionIcmp`](lb_common::stage::Stage::SessionIcmp).
+#[xdp(frags)]
+pub fn lb_session_icmp(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = session_icmp(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::SessionFragment`](lb_common::stage::Stage::SessionFragment).
+#[xdp(frags)]
+pub fn lb_session_fragment(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = session_fragment(&mut frame, &Kernel);
     leave(&ctx, &frame, step)
 }
 

@@ -23,6 +23,8 @@ pub fn jump(ctx: &XdpContext, stage: Stage) {
         Stage::Fragment => jump_to::<{ Stage::Fragment as u32 }>(ctx),
         Stage::FragmentReply => jump_to::<{ Stage::FragmentReply as u32 }>(ctx),
         Stage::TooBig => jump_to::<{ Stage::TooBig as u32 }>(ctx),
+        Stage::SessionIcmp => jump_to::<{ Stage::SessionIcmp as u32 }>(ctx),
+        Stage::SessionFragment => jump_to::<{ Stage::SessionFragment as u32 }>(ctx),
     }
 }
 

@@ -17,7 +17,7 @@ use lb_common::abi::{
 };
 use lb_common::fault;
 use lb_common::handshake;
-use lb_common::limit::{self, Limit, Open, Whose};
+use lb_common::limit::{self, Admission, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
@@ -196,7 +196,7 @@ extern "C" fn lb_peek(key: *const FlowKey) -> u64 {
 #[inline(never)]
 extern "C" fn lb_known(key: *const FlowKey, sequence: u32) -> u32 {
     let Some(key) = copied(key) else { return 0 };
-    handshake::known(&Kernel, &key, sequence).is_some().into()
+    handshake::is_known(&Kernel, &key, sequence).into()
 }
 
 /// [`handshake::first`]; it takes and returns a packed [`Place`], and so do those below.
@@ -214,8 +214,7 @@ extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
 extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
     let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let known = handshake::known(&Kernel, &key, sequence);
-    known.is_some_and(|known| handshake::repeats(&Kernel, service, &key, &known)).into()
+    handshake::repeats(&Kernel, service, &key, sequence).into()
 }
 
 /// [`handshake::moves`], of a packed [`Place`].
@@ -224,10 +223,7 @@ extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
 extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
     let Some(key) = copied(key) else { return place };
     let Some(service) = maps::SERVICES.get(key.owner) else { return place };
-    match handshake::known(&Kernel, &key, sequence) {
-        Some(known) => handshake::moves(&Kernel, service, &key, &known, Place::unpack(place)).pack(),
-        None => place,
-    }
+    handshake::moves(&Kernel, service, &key, sequence, Place::unpack(place)).pack()
 }
 
 /// [`limit::judge`], of a backend's id.
@@ -719,25 +715,33 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
-        let mut place = place;
-        if lb_known(key, sequence) != 0 {
-            return match lb_repeats(key, sequence) {
-                0 => place,
-                _ => Place::unpack(lb_moves(key, sequence, place.pack())),
-            };
-        }
-        if service.has(Service::LIMITED) {
-            match lb_judge(key, place.backend.into()) {
-                0 => {}
-                2 => place.backend = lb_spill(key, sequence, place.backend.into()) as u16,
-                _ => place.backend = 0,
-            }
-            if place.backend == 0 {
-                return place;
-            }
-        }
+    fn is_known(&self, key: &FlowKey, sequence: u32) -> bool {
+        lb_known(key, sequence) != 0
+    }
+
+    #[inline(always)]
+    fn first(&self, _: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
         Place::unpack(lb_first(key, sequence, place.pack()))
+    }
+
+    #[inline(always)]
+    fn repeats(&self, _: &Service, key: &FlowKey, sequence: u32) -> bool {
+        lb_repeats(key, sequence) != 0
+    }
+
+    #[inline(always)]
+    fn moves(&self, _: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
+        Place::unpack(lb_moves(key, sequence, place.pack()))
+    }
+
+    #[inline(always)]
+    fn judge(&self, _: &Service, key: &FlowKey, backend: u16) -> Admission {
+        Admission::of(lb_judge(key, backend.into()))
+    }
+
+    #[inline(always)]
+    fn spill(&self, _: &Service, key: &FlowKey, sequence: u32, backend: u16) -> u16 {
+        lb_spill(key, sequence, backend.into()) as u16
     }
 
     #[inline(always)]

@@ -82,12 +82,17 @@ pub struct Tables {
     pub path_mtu: u16,
     /// Where all others leave.
     pub default_route: Route,
+    /// Who is asked instead, if anybody.
+    pub router: Option<Router>,
     /// Monotonic nanoseconds.
     pub clock: Cell<u64>,
     /// How often each [`Event`] happened.
     pub events: [Cell<u64>; Event::COUNT],
     seed: Seed,
 }
+
+/// Says where a packet leaves, by the index of the interface that it came in by and by its addresses.
+pub type Router = Box<dyn Fn(u32, &Network) -> Route + Send + Sync>;
 
 /// What a service is made from.
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +187,7 @@ impl Tables {
                 source: Self::MAC,
                 destination: Self::ROUTER,
             },
+            router: None,
             clock: Cell::new(1_000_000_000_000),
             events: Default::default(),
             seed: *b"a seed of tables",
@@ -472,7 +478,10 @@ impl pipeline::Tables for Tables {
         0
     }
 
-    fn route(&self, _packet: &Frame, network: &Network) -> Route {
+    fn route(&self, packet: &Frame, network: &Network) -> Route {
+        if let Some(router) = &self.router {
+            return router(pipeline::Packet::ifindex(packet), network);
+        }
         *self.routes.get(&network.destination).unwrap_or(&self.default_route)
     }
 

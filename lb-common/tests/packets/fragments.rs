@@ -15,7 +15,7 @@ fn service(v6: bool) -> SocketAddr {
 }
 
 /// The frames of a packet that is cut up: 48 bytes of what it carries in each but the last.
-fn pieces(packet: &Packet, id: u32) -> Vec<Vec<u8>> {
+pub fn pieces(packet: &Packet, id: u32) -> Vec<Vec<u8>> {
     const PIECE: usize = 48;
     let whole = packet.ip();
     let v6 = packet.from.is_ipv6();

@@ -1,14 +1,13 @@
 //! How many connections backends and pools may have.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 
-use lb_common::abi::{Mode, OnEmpty, Service};
-use lb_common::host::{ServiceSpec, Tables};
+use lb_common::abi::{OnEmpty, Service};
+use lb_common::host::Tables;
 use lb_common::limit::{Limit, Whose};
 use lb_common::verdict::{Event, Reason};
 
-use crate::lab::{Packet, backend, client, vip};
+use crate::lab::{Packet, Three, client, vip};
 
 /// One `nat` service with three backends.
 struct Bench {
@@ -21,12 +20,8 @@ struct Bench {
 
 impl Bench {
     fn new(flags: u16) -> Self {
-        let mut tables = Tables::new();
-        let index = tables.add_service(&ServiceSpec::tcp(vip(false), 443, Mode::Nat));
-        let backends: Vec<(SocketAddr, u16)> = (0..3).map(|n| (at(n), 100)).collect();
-        let ids = tables.add_pool(index, false, &backends);
-        let service = &mut tables.services[index as usize];
-        service.flags |= flags | Service::LIMITED;
+        let Three { mut tables, service, ids } = Three::new(flags | Service::LIMITED);
+        let service = &mut tables.services[service as usize];
         service.on_limit = OnEmpty::Drop as u8;
         let pool = service.stable_pool;
         Self { tables, ids, pool, sequence: Cell::new(1000) }
@@ -68,12 +63,6 @@ impl Bench {
     fn pass(&self, nanoseconds: u64) {
         self.tables.clock.set(self.tables.clock.get() + nanoseconds);
     }
-}
-
-fn at(n: u8) -> SocketAddr {
-    let mut at = backend(false, 443);
-    at.set_ip(std::net::Ipv4Addr::new(10, 0, 7, n + 1).into());
-    at
 }
 
 const SECOND: u64 = 1_000_000_000;

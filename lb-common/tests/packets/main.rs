@@ -12,5 +12,6 @@ mod parsing;
 mod reset;
 mod retry;
 mod session;
+mod session_odd;
 mod too_big;
 mod trace;

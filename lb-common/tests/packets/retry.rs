@@ -1,14 +1,12 @@
 //! What becomes of connections by backend, and which are tried again elsewhere.
 
-use std::net::SocketAddr;
-
 use lb_common::abi::{Mode, Service};
 use lb_common::host::{ServiceSpec, Tables};
 use lb_common::retry::{Budget, ONE};
 use lb_common::verdict::{Event, Reason};
 use lb_common::watch::Word;
 
-use crate::lab::{Packet, backend, client, vip};
+use crate::lab::{Packet, Three, client, vip};
 
 const SEQUENCE: u32 = 4_000_000_000;
 
@@ -20,13 +18,9 @@ struct Bench {
 
 impl Bench {
     fn new(flags: u16) -> Self {
-        let mut tables = Tables::new();
-        let index = tables.add_service(&ServiceSpec::tcp(vip(false), 443, Mode::Nat));
-        let backends: Vec<(SocketAddr, u16)> = (0..3).map(|n| (at(n), 100)).collect();
-        let ids = tables.add_pool(index, false, &backends);
-        tables.services[index as usize].flags |= flags;
+        let Three { mut tables, service, ids } = Three::new(flags);
         let budget = Budget { earned: ONE.div_ceil(5), most: 3 * ONE, left: 2 * ONE, reserved: 0 };
-        tables.budgets.get_mut().insert(index, budget);
+        tables.budgets.get_mut().insert(service, budget);
         Self { tables, ids }
     }
 
@@ -56,19 +50,13 @@ impl Bench {
 
     /// A reply of a backend to the client.
     fn reply(&self, from: usize, flags: &str, bytes: usize) -> Reason {
-        let packet = Self::packet(flags, 1, bytes, Packet::tcp(at(from as u8), client(false)));
+        let packet = Self::packet(flags, 1, bytes, Packet::tcp(Three::at(from as u8), client(false)));
         packet.through(&self.tables).0.reason
     }
 
     fn word(&self, backend: usize, word: Word) -> u64 {
         self.tables.watched(self.ids[backend], word)
     }
-}
-
-fn at(n: u8) -> SocketAddr {
-    let mut at = backend(false, 443);
-    at.set_ip(std::net::Ipv4Addr::new(10, 0, 7, n + 1).into());
-    at
 }
 
 #[test]
@@ -165,7 +153,7 @@ fn what_the_budget_does_not_allow_is_refused_as_ever() {
 fn the_only_backend_is_not_tried_twice() {
     let mut tables = Tables::new();
     let index = tables.add_service(&ServiceSpec::tcp(vip(false), 443, Mode::Nat));
-    let ids = tables.add_pool(index, false, &[(at(0), 1)]);
+    let ids = tables.add_pool(index, false, &[(Three::at(0), 1)]);
     tables.services[index as usize].flags |= Service::RETRIED;
     tables.budgets.get_mut().insert(index, Budget { earned: ONE, most: ONE, left: ONE, reserved: 0 });
     let bench = Bench { tables, ids };

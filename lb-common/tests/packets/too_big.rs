@@ -16,12 +16,12 @@ fn service(v6: bool) -> SocketAddr {
     (vip(v6), 443).into()
 }
 
-fn full(udp: bool, v6: bool, tags: &'static [u16]) -> Packet {
+pub fn full(udp: bool, v6: bool, tags: &'static [u16]) -> Packet {
     Packet { tags, payload: vec![0x5a; 1420], ..Packet::of(udp, client(v6), service(v6)) }
 }
 
 /// The message that tells `mtu` to the sender, about the packet as it came.
-fn message(packet: &Packet, mtu: u16) -> Vec<u8> {
+pub fn message(packet: &Packet, mtu: u16) -> Vec<u8> {
     let v6 = packet.from.is_ipv6();
     let [high, low] = mtu.to_be_bytes();
     let error = Error {

@@ -6,7 +6,6 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{FlowKey, Mode, NextHop, Port};
 use lb_common::host::{self, ServiceSpec, Tables};
-use lb_common::parse;
 use lb_common::pipeline::process;
 use lb_common::select::peek;
 use lb_common::verdict::Reason;
@@ -106,6 +105,8 @@ impl Bed {
         let backend = SocketAddr::new(address(outer_v6, "10.7.0.11", "fd07::11"), port);
         let mut tables = Tables::new();
         tables.devices = network.devices().to_vec();
+        let routes = network.routes();
+        tables.router = Some(Box::new(move |arrival, header| routes.route(arrival, header)));
         let protocol = if udp { IPPROTO_UDP } else { IPPROTO_TCP };
         let service = tables.add_service(&ServiceSpec { protocol, ..ServiceSpec::tcp(vip.ip(), 443, mode) });
         let id = tables.add_pool(service, false, &[(backend, 1)])[0];
@@ -125,13 +126,10 @@ impl Bed {
 
     /// Sends the packets of a case through both.
     fn check(&self, kernel: &Kernel, network: &Network, case: &Case) -> Result<()> {
-        let mut tables = Self::new(network, self.mode, self.v6, self.udp, self.outer_v6).tables;
+        let tables = Self::new(network, self.mode, self.v6, self.udp, self.outer_v6).tables;
         kernel.fill(&tables, &network.egress())?;
-        let mut send = |bytes: &[u8]| -> Result<(Reason, Vec<u8>)> {
+        let send = |bytes: &[u8]| -> Result<(Reason, Vec<u8>)> {
             let mut frame = host::Frame::new(bytes, network.port());
-            if let Ok(header) = parse::network(&frame) {
-                tables.default_route = network.route(network.port(), &header);
-            }
             let verdict = process(&mut frame, &tables);
             let outcome = kernel.run(bytes, network.port())?;
             ensure!(outcome.frame == frame.bytes(), "kernel and host make different frames");

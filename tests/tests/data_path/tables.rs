@@ -6,7 +6,6 @@ use lb_common::abi::{Address, Fault, GuestKey, Life, Mode, NextHop, OnEmpty, Por
 use lb_common::host::{Tables, fuzz};
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure::Measure;
-use lb_common::pipeline::Route;
 use lb_common::session::{Session, SessionKey};
 use lb_common::wire::IPPROTO_TCP;
 use lb_userspace::clock;
@@ -21,8 +20,8 @@ pub const CAPPED: u8 = 1;
 pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     let mut tables = fuzz::tables();
     tables.devices = network.devices().to_vec();
-    tables.routes.clear();
-    tables.default_route = Route::None;
+    let routes = network.routes();
+    tables.router = Some(Box::new(move |arrival, header| routes.route(arrival, header)));
     let settled = rng.once_in(3);
     if rng.once_in(2) {
         // Few enough to run out.
