@@ -85,6 +85,6 @@ pub fn strike<T: Tables>(
         tables.replies(service, key, reply)?;
     }
     let ifindex = packet.ifindex();
-    packet.reset(network, transport)?;
+    tables.reset(packet, network, transport)?;
     Ok(Verdict { reason: Reason::FaultReset, ifindex, account: Account::NONE })
 }

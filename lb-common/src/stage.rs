@@ -52,6 +52,10 @@ stages! {
     FragmentReply = "lb_fragment_reply",
     /// A packet that does not fit where it would leave: its sender is told. ([`too_big`](crate::too_big))
     TooBig = "lb_too_big",
+    /// To a service that has lists or rates. ([`guard`](crate::guard))
+    Guard = "lb_guard",
+    /// To a VIP, but to none of its services: the host's, if it may have it. ([`guard::host`](crate::guard::host))
+    Host = "lb_host",
 }
 
 impl Stage {

@@ -12,6 +12,7 @@
 use crate::abi::{Address, FlowKey, Settings};
 use crate::checksum;
 use crate::fragment;
+use crate::guard::{self, Message};
 use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, UNREACHABLE};
 use crate::parse::{self, Family, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service};
@@ -69,7 +70,10 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
         to_client(packet, tables, settings, &network, &transport)?
     };
     let length = network.end - network.l3;
-    if length <= mtu || !can_be_told(&network) || !tables.admits_message(settings.message_interval) {
+    if length <= mtu
+        || guard::can_be_answered(packet, &network).is_err()
+        || !tables.admits_message(Message::TooBig, settings.message_interval)
+    {
         return Err(Reason::TooBig);
     }
     let ifindex = packet.ifindex();
@@ -108,18 +112,6 @@ fn to_client<T: Tables>(
     match tables.path_mtu(packet, network) {
         0 => Err(Reason::TooBig),
         mtu => Ok(mtu.into()),
-    }
-}
-
-/// Whether the sender is somebody (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
-#[inline(always)]
-const fn can_be_told(network: &Network) -> bool {
-    let [a, b, c, d] = network.source.words();
-    match network.family {
-        // Not "this network", the loopback, multicast or what is beyond.
-        Family::V4 => !matches!(d >> 24, 0 | 127 | 224..),
-        // Not unspecified, the loopback, or multicast.
-        Family::V6 => a >> 24 != 0xff && (a | b | c != 0 || d > 1),
     }
 }
 

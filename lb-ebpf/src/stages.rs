@@ -23,6 +23,8 @@ pub fn jump(ctx: &XdpContext, stage: Stage) {
         Stage::Fragment => jump_to::<{ Stage::Fragment as u32 }>(ctx),
         Stage::FragmentReply => jump_to::<{ Stage::FragmentReply as u32 }>(ctx),
         Stage::TooBig => jump_to::<{ Stage::TooBig as u32 }>(ctx),
+        Stage::Guard => jump_to::<{ Stage::Guard as u32 }>(ctx),
+        Stage::Host => jump_to::<{ Stage::Host as u32 }>(ctx),
     }
 }
 
