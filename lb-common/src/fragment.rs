@@ -13,7 +13,7 @@
 use crate::abi::{
     Address, FRAGMENT_TICKS, FlowKey, FragmentEntry, FragmentKey, Mode, Port, Service, Settings,
 };
-use crate::guard::{self, Asked};
+use crate::guard::Asked;
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::pipeline::{Packet, Route, Step, Tables, Target, contains, ended, find, find_service};
 use crate::reply::{is_direct, past_vip};
@@ -68,7 +68,6 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         let transport = transport(packet, &network, piece.protocol, piece.l4)?;
         let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
         let service = tables.service(index).ok_or(Reason::NoTable)?;
-        guard::sender(&network)?;
         let key = FlowKey::of_request(&network, &transport, index);
         if service.has(Service::GUARDED) {
             // Who is not let through leaves no note for the others, either.
@@ -259,11 +258,12 @@ struct Piece {
     l4: usize,
 }
 
-/// What a packet is to the host that may have it: [`Reason::OtherProtocol`] if it is whole, else [`Reason::Fragment`] or, where
-/// a first one would have led it, [`Reason::FragmentUnknown`].
+/// What a packet is to the host that may have it: [`Reason::NotOurs`] or [`Reason::OtherProtocol`] if it is whole, else
+/// [`Reason::Fragment`] or, where a first one would have led it, [`Reason::FragmentUnknown`].
 #[inline(always)]
 pub(crate) fn for_host<P: Packet>(packet: &P, network: &Network) -> Result<Reason, Reason> {
     Ok(match Piece::of(packet, network)? {
+        None if matches!(network.protocol, IPPROTO_TCP | IPPROTO_UDP) => Reason::NotOurs,
         None => Reason::OtherProtocol,
         Some(piece) if piece.has_ports() => Reason::FragmentUnknown,
         Some(_) => Reason::Fragment,

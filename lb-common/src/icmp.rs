@@ -21,7 +21,7 @@
 
 use crate::abi::{Address, FlowKey, Mode, Port, Replier, Service, Settings};
 use crate::checksum::Delta;
-use crate::guard::{self, Asked, asks_host};
+use crate::guard::{Asked, asks_host};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::pipeline::{Packet, Route, Step, Tables, Target, contains, find};
 use crate::reply::is_direct;
@@ -55,11 +55,8 @@ pub fn icmp<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reaso
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     let to_vip = contains(&settings.vips, network.destination);
-    if to_vip {
-        if asks_host(packet, &network) {
-            return Ok(Step::Next(Stage::Host));
-        }
-        guard::sender(&network)?;
+    if to_vip && asks_host(packet, &network) {
+        return Ok(Step::Next(Stage::Host));
     }
     // Of whom no table speaks.
     let nobodys = if to_vip { Reason::OtherProtocol } else { Reason::NotOurs };

@@ -224,7 +224,7 @@ pub trait Tables {
     fn guard(&self, service: u32) -> Option<&Guard>;
     /// What the longest prefix says of a client, if any does.
     fn rule(&self, client: &GuestKey) -> Option<Rule>;
-    /// Whose rules hold for what asks the host as the owner of a VIP, if any do.
+    /// Whose rules hold for what is the host's behind a VIP; 0: nobody's. `None`: it is no VIP.
     fn vip_rules(&self, vip: &Address) -> Option<u32>;
     /// When somebody's next are due.
     type Dues<'a>: Copy
@@ -408,6 +408,10 @@ pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
 fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Result<Step, Reason> {
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     if contains(&settings.vips, network.destination) {
+        // So early for the verifier, which comes by here least often.
+        if guard::is_nobody(network) {
+            return Ok(Step::Next(Stage::Host));
+        }
         let transport = match parse::transport(packet, network) {
             Ok(transport) => transport,
             Err(reason) => return elsewhere(network, reason),
@@ -415,13 +419,10 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
         if let Some(index) = find_service(tables, network, &transport) {
             let service = tables.service(index).ok_or(Reason::NoTable)?;
             if service.has(Service::ATTENDED) {
-                guard::sender(network)?;
                 return Ok(Step::Next(service.stage()));
             }
             let key = FlowKey::of_request(network, &transport, index);
-            let mut place = tables.place(service, &key, transport.kind)?;
-            // Nobody's packets go where those go that no backend may take: there is one branch for both.
-            place.backend &= guard::everybody(network);
+            let place = tables.place(service, &key, transport.kind)?;
             if place.backend == 0 {
                 return empty(packet, tables, service, network, &transport).map(Step::End);
             }
@@ -643,7 +644,6 @@ pub(crate) fn empty<T: Tables>(
     network: &Network,
     transport: &Transport,
 ) -> Result<Verdict, Reason> {
-    guard::sender(network)?;
     if rewrite::answers_with_reset(service, transport.kind) {
         let ifindex = packet.ifindex();
         tables.reset(packet, network, transport)?;

@@ -54,7 +54,7 @@ stages! {
     TooBig = "lb_too_big",
     /// To a service that has lists or rates. ([`guard`](crate::guard))
     Guard = "lb_guard",
-    /// To a VIP, but to none of its services: the host's, if it may have it. ([`guard::host`](crate::guard::host))
+    /// To a VIP, from nobody; or for the host behind it, if it may have it. ([`guard::host`](crate::guard::host))
     Host = "lb_host",
 }
 

@@ -236,6 +236,7 @@ impl Tables {
         };
         self.services.push(service);
         self.vips.insert(key, index);
+        self.vip_rules.entry(key.address).or_insert(0);
         put(&mut self.settings.vips, key.address);
         index
     }

@@ -194,6 +194,8 @@ impl Agent {
 
     /// What the loaded program does with the flow, beside what the rule says.
     fn run_step(&self, key: &VipKey, mut tables: Tables, request: &Explain, protocol: u8) -> Option<Step> {
+        // Here only nobody's packets are asked for it.
+        tables.vip_rules.insert(key.address, 0);
         let ifindex = self.kernel.attached.first()?.ifindex;
         tables.vips.insert(*key, 0);
         let directory = crate::dataplane::maps::directory(&self.places.pin_dir);

@@ -77,7 +77,7 @@ pub struct Maps {
     pub guards: Mapped<Guard>,
     /// Networks that are allowed or denied -> [`Rule`](lb_common::guard::Rule). A trie, as `guests`.
     pub rules: Hash<GuestKey, u32>,
-    /// VIP -> whose rules hold for what asks its host.
+    /// Every VIP -> whose rules hold for what is its host's; 0: nobody's.
     pub vip_rules: Hash<Address, u32>,
     /// Sources -> when their next packets are due.
     pub sources: Hash<SourceKey, Source>,

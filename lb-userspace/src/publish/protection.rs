@@ -114,8 +114,9 @@ impl Publisher {
         let of = |index: &u32| self.registry.rules.get(index).unwrap_or(&none);
         let owner = theirs.first().map_or(HOST, |first| HOST | first);
         let wanted = for_host(owner, &theirs.iter().map(of).collect::<Vec<_>>());
-        let after = (!wanted.is_empty()).then_some(owner);
-        if after.is_some() {
+        // Every VIP is listed: 0 says that nobody is denied.
+        let after = (!theirs.is_empty()).then_some(if wanted.is_empty() { 0 } else { owner });
+        if !wanted.is_empty() {
             self.write_rules(owner, wanted)?;
         }
         if after != before {
@@ -127,7 +128,9 @@ impl Publisher {
         }
         // Nobody asks for them any more.
         match before {
-            Some(before) if after != Some(before) => self.write_rules(before, Rules::new()).map(drop),
+            Some(before) if before != 0 && after != Some(before) => {
+                self.write_rules(before, Rules::new()).map(drop)
+            }
             _ => Ok(()),
         }
     }
