@@ -221,13 +221,13 @@ impl VipKey {
     }
 }
 
-/// Key of `GUESTS`, a trie of longest prefixes (the kernel takes `bits` for how much of what follows counts).
+/// Key of `GUESTS` and `RULES`, tries of longest prefixes (the kernel takes `bits` for how much of what follows counts).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct GuestKey {
     /// Bits of service and address that count.
     pub bits: u32,
-    /// Index of the service.
+    /// Index of the service; in `RULES` perhaps a VIP's ([`HOST`](crate::guard::HOST)).
     pub service: u32,
     /// The network; the bits that do not count are zero.
     pub network: Address,
@@ -298,7 +298,7 @@ pub struct Settings {
     pub udp_idle: u32,
     /// Outer source of IPv4 tunnels: the upper 16 bits; the flow gives the rest.
     pub tunnel_v4: [u8; 4],
-    /// Nanoseconds between messages of [`too_big`](crate::too_big) per CPU, beyond a burst; 0: as many as there are.
+    /// Nanoseconds between messages of each kind ([`Message`](crate::guard::Message)) per CPU, beyond a burst; 0: as many as there are.
     pub message_interval: u32,
     /// Outer source of IPv6 tunnels: the upper 96 bits; the flow gives the rest.
     pub tunnel_v6: [u8; 16],
@@ -466,6 +466,8 @@ impl Service {
     pub const CAPPED: u16 = 1 << 7;
     /// Faults are injected: `FAULTS` says which.
     pub const FAULTS: u16 = 1 << 8;
+    /// It has lists or rates ([`guard`](crate::guard)).
+    pub const GUARDED: u16 = 1 << 10;
 
     /// Flags that need more than the bare rule: packets to such a service go through
     /// [`Stage::Attend`](crate::stage::Stage::Attend), and those to all others pay nothing for it.
@@ -475,7 +477,8 @@ impl Service {
         | Self::CAPPED
         | Self::FAULTS
         | Self::CLAMPED
-        | Self::SESSIONS;
+        | Self::SESSIONS
+        | Self::GUARDED;
 
     /// Whether a flag is set.
     #[must_use]

@@ -36,14 +36,14 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     let key = FlowKey::of_request(&network, &transport, index);
     let mut place = tables.place_attended(service, &key, transport.kind)?;
     if place.backend == 0 {
-        return empty(packet, service, &network, &transport).map(Step::End);
+        return empty(packet, tables, service, &network, &transport).map(Step::End);
     }
     if service.has(Service::HANDSHAKES)
         && let Kind::Syn(sequence) = transport.kind
     {
         place = handshake::begins(tables, service, &key, sequence, place);
         if place.backend == 0 {
-            return kept_away(packet, service, &network, &transport).map(Step::End);
+            return kept_away(packet, tables, service, &network).map(Step::End);
         }
     }
     let target = Target::of(tables, &place)?;
@@ -56,7 +56,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         && matches!(transport.kind, Kind::Syn(_))
         && let Some(action) = tables.injected(service, &key, target.backend.pool, place.backend)
     {
-        return fault::strike(packet, tables, service, &network, &transport, &key, place.backend, action)
+        return fault::strike(packet, tables, service, &network, &key, place.backend, action)
             .map(Step::End);
     }
     let account = Account::of(place.backend, target.backend, &network, place.begins);
@@ -66,15 +66,15 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
 
 /// A limit keeps it away.
 #[inline(always)]
-fn kept_away<P: Packet>(
-    packet: &mut P,
+fn kept_away<T: Tables>(
+    packet: &mut T::Packet,
+    tables: &T,
     service: &Service,
     network: &Network,
-    transport: &Transport,
 ) -> Result<Verdict, Reason> {
     if service.on_limit == OnEmpty::Reset as u8 {
         let ifindex = packet.ifindex();
-        packet.reset(network, transport)?;
+        tables.reset(packet, network)?;
         return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });
     }
     Err(Reason::LimitDrop)

@@ -13,6 +13,7 @@ pub mod checksum;
 pub mod decap;
 pub mod fault;
 pub mod fragment;
+pub mod guard;
 pub mod handshake;
 pub mod hash;
 pub mod icmp;

@@ -9,6 +9,7 @@ use crate::abi::{
 use crate::attend::attend;
 use crate::fault;
 use crate::fragment::{fragment, fragment_reply};
+use crate::guard::{self, Asked, Guard, Message, Rule, SourceKey, guard};
 use crate::handshake;
 use crate::icmp::icmp;
 use crate::limit::{self, Admission, Limit, Open, Whose};
@@ -46,17 +47,6 @@ pub trait Packet {
         Self: Sized,
     {
         parse::extensions(self, protocol, offset)
-    }
-    /// [`rewrite::reset`], likewise.
-    ///
-    /// # Errors
-    ///
-    /// As [`rewrite::reset`].
-    fn reset(&mut self, network: &Network, transport: &Transport) -> Result<(), Reason>
-    where
-        Self: Sized,
-    {
-        rewrite::reset(self, network, transport)
     }
     /// [`too_big::sum`](crate::too_big::sum), likewise.
     fn sum(&self, start: usize, length: usize) -> Result<u64, Reason>
@@ -207,8 +197,51 @@ pub trait Tables {
     fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry>;
     /// Notes where the first fragment of a packet went.
     fn note_fragments(&self, key: &FragmentKey, entry: &FragmentEntry);
-    /// Whether one more message may go out ([`too_big::admit`](crate::too_big::admit)).
-    fn admits_message(&self, interval: u32) -> bool;
+    /// Whether one more message of its kind may go out ([`too_big::admit`](crate::too_big::admit)).
+    fn admits_message(&self, message: Message, interval: u32) -> bool;
+    /// Makes a segment the RST that answers it ([`rewrite::reset`]), if it may be answered; the kernel has it verified apart from
+    /// everything else.
+    ///
+    /// # Errors
+    ///
+    /// As [`guard::may_reset`]; [`Reason::Malformed`] for what is no segment, and a fragment is none.
+    fn reset(&self, packet: &mut Self::Packet, network: &Network) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        let transport = parse::transport(packet, network).map_err(|_| Reason::Malformed)?;
+        guard::may_reset(packet, self, network)?;
+        rewrite::reset(packet, network, &transport)
+    }
+    /// [`guard::admits`], likewise.
+    ///
+    /// # Errors
+    ///
+    /// As it says.
+    fn admits(&self, key: &FlowKey, asked: Asked) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        guard::admits(self, key, asked)
+    }
+    /// The lists and rates of a service.
+    fn guard(&self, service: u32) -> Option<&Guard>;
+    /// What the longest prefix says of a client, if any does.
+    fn rule(&self, client: &GuestKey) -> Option<Rule>;
+    /// Whose rules hold for what is the host's behind a VIP; 0: nobody's. `None`: it is no VIP.
+    fn vip_rules(&self, vip: &Address) -> Option<u32>;
+    /// When somebody's next are due.
+    type Dues<'a>: Copy
+    where
+        Self: 'a;
+    /// Of all clients of a service.
+    fn dues(&self, service: u32) -> Option<Self::Dues<'_>>;
+    /// Of a source, which is remembered from now on; being asked for keeps it young. `None`: there is no room.
+    fn source(&self, key: &SourceKey) -> Option<Self::Dues<'_>>;
+    /// One of them, in monotonic nanoseconds.
+    fn due(&self, dues: Self::Dues<'_>, word: guard::Word) -> u64;
+    /// Sets one of them to `new` if it still is `old`. Returns whether it was.
+    fn swap_due(&self, dues: Self::Dues<'_>, word: guard::Word, old: u64, new: u64) -> bool;
     /// Whether a client is a guest of its service's canary.
     fn guest(&self, client: &GuestKey) -> bool;
     /// The faults that are injected.
@@ -417,6 +450,8 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
             Ok(Step::Next(Stage::TooBig)) => too_big(packet, tables),
             Ok(Step::Next(Stage::SessionIcmp)) => session_icmp(packet, tables),
             Ok(Step::Next(Stage::SessionFragment)) => session_fragment(packet, tables),
+            Ok(Step::Next(Stage::Guard)) => guard(packet, tables),
+            Ok(Step::Next(Stage::Host)) => guard::host(packet, tables),
             Ok(Step::End(verdict)) => return verdict,
             Err(reason) => return Verdict::of(reason),
         }
@@ -444,6 +479,10 @@ pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
 fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Result<Step, Reason> {
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     if contains(&settings.vips, network.destination) {
+        // So early for the verifier, which comes by here least often.
+        if guard::is_nobody(network) {
+            return Ok(Step::Next(Stage::Host));
+        }
         let transport = match parse::transport(packet, network) {
             Ok(transport) => transport,
             Err(reason) => return elsewhere(network, reason),
@@ -456,7 +495,7 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
             let key = FlowKey::of_request(network, &transport, index);
             let place = tables.place(service, &key, transport.kind)?;
             if place.backend == 0 {
-                return empty(packet, service, network, &transport).map(Step::End);
+                return empty(packet, tables, service, network, &transport).map(Step::End);
             }
             let target = Target::of(tables, &place)?;
             return ended(forward(
@@ -508,12 +547,7 @@ impl Service {
     /// Where packets to an attended service go on.
     #[inline(always)]
     const fn stage(&self) -> Stage {
-        // Sessions look after the rest themselves.
-        if self.flags & (Self::SESSIONS | Self::CLAMPED) == Self::SESSIONS {
-            Stage::Session
-        } else {
-            Stage::Attend
-        }
+        if self.has(Self::GUARDED) { Stage::Guard } else { self.attended_by() }
     }
 }
 
@@ -665,15 +699,20 @@ pub fn send<T: Tables>(
 
 /// No backend may take it.
 #[inline(always)]
-pub(crate) fn empty<P: Packet>(
-    packet: &mut P,
+pub(crate) fn empty<T: Tables>(
+    packet: &mut T::Packet,
+    tables: &T,
     service: &Service,
     network: &Network,
     transport: &Transport,
 ) -> Result<Verdict, Reason> {
     if rewrite::answers_with_reset(service, transport.kind) {
         let ifindex = packet.ifindex();
-        packet.reset(network, transport)?;
+        tables.reset(packet, network).map_err(|reason| match reason {
+            // A fragment is not answered, nor left to the host, which would answer all of them.
+            Reason::Malformed => Reason::NoBackend,
+            reason => reason,
+        })?;
         return Ok(Verdict { reason: Reason::Reset, ifindex, account: Account::NONE });
     }
     Err(if service.on_empty == OnEmpty::Pass as u8 { Reason::EmptyPass } else { Reason::NoBackend })

@@ -3,9 +3,8 @@
 use crate::abi::{Address, FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
 use crate::measure::Reply;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, contains, elsewhere, ended, find, stands_in};
+use crate::pipeline::{Packet, Step, Tables, contains, elsewhere, ended, find};
 use crate::rewrite::{self, End};
-use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
 

@@ -152,6 +152,25 @@ reasons! {
     NoTable = Drop "no_table",
     /// A fault that was injected (`lbctl fault`).
     FaultDrop = Drop "fault_drop",
+    /// Its sender's network is denied by the service, or not among those that it allows.
+    Denied = Drop "denied",
+    /// A new connection beyond what its source may begin.
+    SourceConnections = Drop "rate_limited_source_connections",
+    /// A packet beyond what its source may send.
+    SourcePackets = Drop "rate_limited_source_packets",
+    /// A new connection beyond what the service takes.
+    ServiceConnections = Drop "rate_limited_service_connections",
+    /// A packet beyond what the service takes.
+    ServicePackets = Drop "rate_limited_service_packets",
+    /// To a VIP, from an address that no host has, or in a frame from or to many where it would be answered; to anybody, from a
+    /// v4-mapped address in IPv6.
+    Martian = Drop "martian",
+    /// To a VIP, from the VIP itself.
+    Land = Drop "land",
+    /// A RST would answer it, but too many were sent already.
+    ResetSuppressed = Drop "reset_suppressed",
+    /// The host would answer it in the name of a VIP, but it was asked too often already.
+    EchoSuppressed = Drop "echo_suppressed",
 }
 
 impl Reason {

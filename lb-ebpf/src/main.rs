@@ -17,6 +17,7 @@ use aya_log_ebpf::debug;
 use lb_common::attend::attend;
 use lb_common::decap::{Decapsulated, decapsulate};
 use lb_common::fragment::{fragment, fragment_reply};
+use lb_common::guard::{guard, host};
 use lb_common::icmp::icmp;
 use lb_common::pipeline::{Packet, Step, enter};
 use lb_common::reply::reply;
@@ -138,6 +139,22 @@ pub fn lb_session_icmp(ctx: XdpContext) -> u32 {
 pub fn lb_session_fragment(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let step = session_fragment(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Guard`](lb_common::stage::Stage::Guard).
+#[xdp(frags)]
+pub fn lb_guard(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = guard(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Host`](lb_common::stage::Stage::Host).
+#[xdp(frags)]
+pub fn lb_host(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = host(&mut frame, &Kernel);
     leave(&ctx, &frame, step)
 }
 

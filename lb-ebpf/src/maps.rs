@@ -4,10 +4,11 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_fib_lookup as FibLookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
-    Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
+    Address, Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
     Settings, Traffic, VipKey,
 };
 use lb_common::decap;
+use lb_common::guard;
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::{Handshake, Measure};
 use lb_common::retry::Budget;
@@ -47,9 +48,9 @@ pub static DIRECT: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(65_53
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::with_max_entries(16_384, 0);
 
-/// The bucket of `too_big::admit`.
+/// The buckets of `too_big::admit`.
 #[map]
-pub static MESSAGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub static MESSAGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(guard::Message::COUNT as u32, 0);
 
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(1 << 20, 0);
@@ -101,6 +102,18 @@ pub static GUESTS: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1024, 0);
 
 #[map]
 pub static FAULTS: Array<[Fault; lb_common::abi::FAULTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static GUARDS: Array<guard::Guard> = Array::with_max_entries(4096, BPF_F_MMAPABLE);
+
+#[map]
+pub static RULES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(16_384, 0);
+
+#[map]
+pub static VIP_RULES: HashMap<Address, u32> = HashMap::with_max_entries(4096, 0);
+
+#[map]
+pub static SOURCES: LruHashMap<guard::SourceKey, guard::Source> = LruHashMap::with_max_entries(1 << 16, 0);
 
 #[map]
 pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);

@@ -16,10 +16,11 @@ use lb_common::abi::{
     HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
 };
 use lb_common::fault;
+use lb_common::guard::{self, Asked, Guard, Message, Rule, Source, SourceKey};
 use lb_common::handshake;
 use lb_common::limit::{self, Admission, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
-use lb_common::parse::{Family, Kind, Network};
+use lb_common::parse::{Family, Kind, Network, Transport};
 use lb_common::pipeline::{Packet, Route, Tables, send};
 use lb_common::retry::Budget;
 use lb_common::select::{Place, peek, select, select_bare, settled};
@@ -94,6 +95,26 @@ macro_rules! flows {
     ($udp:expr) => {
         if $udp { &maps::UDP_FLOWS } else { &maps::FLOWS }
     };
+}
+
+/// Sets a word to `new` if it is `old`. Returns whether it was. (rustc knows no compare-and-swap for BPF.)
+///
+/// # Safety
+///
+/// An aligned word of a map's living element.
+#[inline(always)]
+unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> bool {
+    let found: u64;
+    // SAFETY: the caller's; the instruction takes what is expected in r0, and leaves what it found there.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inout("r0") old => found,
+        );
+    }
+    found == old
 }
 
 /// A word of a measure.
@@ -273,6 +294,18 @@ extern "C" fn lb_passes(key: *const FlowKey, place: u64) -> u32 {
     let Some(key) = copied(key) else { return 0 };
     limit::passes(&Kernel, &key, place as u16, (place >> 16) as u16, place >> 32 != 0);
     0
+}
+
+/// [`guard::admits`], as a function of its own in the kernel's eyes ("global"): verified once, for any client and service, and
+/// with a stack of its own. Returns the reason: forwarded, if it may go on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_admits(key: *const FlowKey, asked: u32) -> u64 {
+    let Some(key) = copied(key) else { return Reason::NoTable as u64 };
+    match guard::admits(&Kernel, &key, Asked(asked)) {
+        Ok(()) => Reason::Forwarded as u64,
+        Err(reason) => reason as u64,
+    }
 }
 
 /// The element of whoever is limited.
@@ -506,13 +539,81 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn admits_message(&self, interval: u32) -> bool {
-        let Some(bucket) = maps::MESSAGES.get_ptr_mut(0) else { return false };
+    fn admits_message(&self, message: Message, interval: u32) -> bool {
+        let Some(bucket) = maps::MESSAGES.get_ptr_mut(message as u32) else { return false };
         // SAFETY: a per-CPU element, and a program is not preempted by itself.
         let bucket = unsafe { &mut *bucket };
         let Some(next) = admit(*bucket, self.clock(), interval) else { return false };
         *bucket = next;
         true
+    }
+
+    #[inline(always)]
+    fn reset(&self, frame: &mut Frame, _: &Network) -> Result<(), Reason> {
+        frame.reset()
+    }
+
+    #[inline(always)]
+    fn admits(&self, key: &FlowKey, asked: Asked) -> Result<(), Reason> {
+        match Reason::of(lb_admits(key, asked.0)) {
+            Reason::Forwarded => Ok(()),
+            reason => Err(reason),
+        }
+    }
+
+    #[inline(always)]
+    fn guard(&self, service: u32) -> Option<&Guard> {
+        maps::GUARDS.get(service)
+    }
+
+    #[inline(always)]
+    fn rule(&self, client: &GuestKey) -> Option<Rule> {
+        // SAFETY: as for guests.
+        let key = unsafe { &*(&raw const *client).cast::<Key<[u32; 5]>>() };
+        maps::RULES.get(key).map(|value| Rule::of(*value))
+    }
+
+    #[inline(always)]
+    fn vip_rules(&self, vip: &Address) -> Option<u32> {
+        // SAFETY: the value is one word.
+        unsafe { maps::VIP_RULES.get(vip) }.copied()
+    }
+
+    /// New connections, then packets.
+    type Dues<'a> = *mut u64;
+
+    #[inline(always)]
+    fn dues(&self, service: u32) -> Option<*mut u64> {
+        let guard = maps::GUARDS.get_ptr_mut(service)?;
+        // SAFETY: within the element, as the verifier checks.
+        Some(unsafe { &raw mut (*guard).connections_due })
+    }
+
+    #[inline(always)]
+    fn source(&self, key: &SourceKey) -> Option<*mut u64> {
+        let known = maps::SOURCES.get_ptr_mut(key);
+        let source = match known {
+            Some(source) => source,
+            None => {
+                // If another CPU was faster, it is there all the same.
+                let _ = maps::SOURCES.insert(key, Source::default(), BPF_NOEXIST.into());
+                maps::SOURCES.get_ptr_mut(key)?
+            }
+        };
+        // SAFETY: as above.
+        Some(unsafe { &raw mut (*source).connections_due })
+    }
+
+    #[inline(always)]
+    fn due(&self, dues: *mut u64, word: guard::Word) -> u64 {
+        // SAFETY: an aligned word of an element, which lives until the program ends.
+        unsafe { dues.add(word as usize).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn swap_due(&self, dues: *mut u64, word: guard::Word, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { compare_and_swap(dues.add(word as usize), old, new) }
     }
 
     #[inline(always)]
@@ -804,18 +905,8 @@ impl Tables for Kernel {
     #[inline(always)]
     fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
         let Some(word) = measure_word(measure, offset) else { return false };
-        let found: u64;
-        // rustc knows no compare-and-swap for BPF.
-        // SAFETY: an aligned word of the map; the instruction takes what is expected in r0, and leaves what it found there.
-        unsafe {
-            asm!(
-                "r0 = cmpxchg_64({word} + 0, r0, {new})",
-                word = in(reg) word,
-                new = in(reg) new,
-                inout("r0") old => found,
-            );
-        }
-        found == old
+        // SAFETY: an aligned word of the map.
+        unsafe { compare_and_swap(word, old, new) }
     }
 
     #[inline(always)]

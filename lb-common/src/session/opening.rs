@@ -49,7 +49,7 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         _ if goes_on => Ok(Step::Next(Stage::Carry)),
         Kind::Syn(_) | Kind::Udp => Ok(Step::Next(Stage::Begin)),
         Kind::Tcp(_) | Kind::Rst => {
-            client.refused(packet, Reason::NoSession, Reason::NoSessionReset).map(Step::End)
+            client.refused(packet, tables, Reason::NoSession, Reason::NoSessionReset).map(Step::End)
         }
     }
 }
@@ -255,7 +255,7 @@ impl<'a> Client<'a> {
             if !self.whole {
                 return Err(Reason::NoBackend);
             }
-            return empty(packet, self.service, self.network, self.transport).map(Step::End);
+            return empty(packet, tables, self.service, self.network, self.transport).map(Step::End);
         }
         let backend = tables.backend(choice.backend).ok_or(Reason::NoTable)?;
         let life = backend.life();
@@ -308,16 +308,17 @@ impl<'a> Client<'a> {
             true
         });
         if !fresh.ok_or(Reason::NoTable)? {
-            return self.refused(packet, Reason::NoPort, Reason::NoPortReset).map(Step::End);
+            return self.refused(packet, tables, Reason::NoPort, Reason::NoPortReset).map(Step::End);
         }
         Ok(Step::Next(if self.whole { after(self.service) } else { Stage::SessionFragment }))
     }
 
     /// A RST where that is what the service gives.
     #[inline(always)]
-    fn refused<P: Packet>(
+    fn refused<T: Tables>(
         &self,
-        packet: &mut P,
+        packet: &mut T::Packet,
+        tables: &T,
         silently: Reason,
         with_reset: Reason,
     ) -> Result<Verdict, Reason> {
@@ -325,7 +326,7 @@ impl<'a> Client<'a> {
             return Err(silently);
         }
         let ifindex = packet.ifindex();
-        packet.reset(self.network, self.transport)?;
+        tables.reset(packet, self.network)?;
         Ok(Verdict { ifindex, ..Verdict::of(with_reset) })
     }
 }

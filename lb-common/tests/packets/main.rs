@@ -4,6 +4,7 @@ mod attend;
 mod dsr;
 mod errors;
 mod fragments;
+mod guard;
 mod lab;
 mod limit;
 mod measure;

@@ -313,6 +313,8 @@ fn options(places: &Places, dataplane: &Dataplane, log_level: u8) -> Options {
             slots: dataplane.slots,
             backends: dataplane.backends,
             services: dataplane.services,
+            prefixes: dataplane.prefixes,
+            sources: dataplane.rate_limited_sources,
         },
         log_level,
     }

@@ -14,12 +14,12 @@ use crate::api::{
     Answer, Api, ApiError, BackendPath, BackendStatus, BreakerStatus, ConnectionCount, DataplaneStatus,
     DrainStatus, EjectionStatus, Finding, FlowInfo, FlowKind, FlowQuery, Flows, HealthState, HealthStatus,
     InterfaceStatus, KeepOrReset, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    ProgramStatus, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status, SteeringStatus, Traffic,
-    XdpMode,
+    ProgramStatus, ProtectionStatus, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status,
+    SteeringStatus, Traffic, XdpMode,
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
-use crate::config::{self, Service};
+use crate::config::{self, Protection, Service};
 use crate::dataplane::bpf::Mapped;
 use crate::dataplane::{Maps, Native, maps};
 use crate::health::{Advice, Miss};
@@ -115,6 +115,7 @@ impl Agent {
             canary,
             pools,
             overrides: intent.map(|intent| overrides(service, &intent.backends)).unwrap_or_default(),
+            protection: service.protection.as_ref().map(protection),
         }
     }
 
@@ -770,6 +771,17 @@ fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overri
         }
     }
     list
+}
+
+fn protection(of: &Protection) -> ProtectionStatus {
+    ProtectionStatus {
+        allowed_networks: of.allow.len() as u32,
+        denied_networks: of.deny.len() as u32,
+        max_new_per_second: of.max_new_per_second,
+        max_packets_per_second: of.max_packets_per_second,
+        source_max_new_per_second: of.source_max_new_per_second,
+        source_max_packets_per_second: of.source_max_packets_per_second,
+    }
 }
 
 fn connections(service: &Service, map: &Mapped<Limit>, index: u16) -> Option<ConnectionCount> {

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use lb_common::abi::{self, Address, NextHop, Port, VipKey};
+use lb_common::guard::{Guard, Rate};
 use lb_common::hash::{Keys, Purpose, Seed};
 use lb_common::limit::Limit;
 use lb_common::maglev::{self, Candidate};
@@ -35,7 +36,7 @@ use crate::config::{
 };
 use crate::health::Advice;
 use crate::outlier::{Gate, NEUTRAL};
-use crate::publish::{Limits, Member, PoolPlan, Registry, ServicePlan};
+use crate::publish::{Limits, Member, PoolPlan, Protection, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
 use priority::{Level, Taker};
@@ -454,6 +455,10 @@ impl Compiler {
                 most: ONE * u64::from(retry.burst),
                 ..Budget::default()
             }),
+            protection: service
+                .protection
+                .as_ref()
+                .map_or_else(Protection::default, |it| protection(it, service)),
             stable,
             canary,
         };
@@ -510,6 +515,34 @@ fn limits(limits: &config::Limits) -> Limits {
             OnTrip::Spill => None,
             OnTrip::Reset => Some(abi::OnEmpty::Reset),
             OnTrip::Drop => Some(abi::OnEmpty::Drop),
+        },
+    }
+}
+
+/// Of a service, for the kernel.
+fn protection(protection: &config::Protection, service: &Service) -> Protection {
+    let rate = |per_second: Option<u32>, burst: Option<u32>| match per_second {
+        Some(per_second) => Rate::per_second(per_second, burst.unwrap_or(per_second)),
+        None => Rate::default(),
+    };
+    // Addresses are 16 bytes, IPv4's at the end.
+    let bits =
+        if service.vip.is_ipv4() { 96 + protection.source_prefix_v4 } else { protection.source_prefix_v6 };
+    let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+    let tcp = service.protocol == Protocol::Tcp;
+    Protection {
+        allow: protection.allow.clone(),
+        deny: protection.deny.clone(),
+        rates: Guard {
+            connections: rate(protection.max_new_per_second.filter(|_| tcp), protection.new_burst),
+            packets: rate(protection.max_packets_per_second, protection.packet_burst),
+            source_connections: rate(
+                protection.source_max_new_per_second.filter(|_| tcp),
+                protection.source_new_burst,
+            ),
+            source_packets: rate(protection.source_max_packets_per_second, protection.source_packet_burst),
+            source_mask: Address::v6(&mask.to_be_bytes()),
+            ..Guard::default()
         },
     }
 }

@@ -14,6 +14,7 @@ use super::passive::{
     Breaker, BreakerDraft, Limits, LimitsDraft, Outlier, OutlierDraft, Retry, RetryDraft, Steering,
     SteeringDraft,
 };
+use super::protection::{Protection, ProtectionDraft};
 use super::read::{Field, List, Maybe, Place, Table, Tables, draft, table};
 use super::rollout::Rollout;
 use super::value::*;
@@ -56,6 +57,11 @@ table! {
         backends: u32 as Count<1, 65_535> = 16_384,
         /// Room for services.
         services: u32 as Count<1, 65_535> = 4_096,
+        /// Room for the networks that services allow and deny: each once for the service, and once for its VIP.
+        prefixes: u32 as Count<1, ROOM> = 16_384,
+        /// Room for sources of clients whose services have rates for each. The least recently used one goes when it is full,
+        /// and begins anew.
+        rate_limited_sources: u32 as Count<1, ROOM> = 65_536,
         /// Secret of the hashes, 32 hexadecimal digits; the same on every balancer of a fleet. Drawn at random and kept
         /// if there is none.
         hash_seed: Option<Seed> as Maybe<Seed> = None,
@@ -134,6 +140,8 @@ table! {
         steering: Option<Steering> as Maybe<Steering> = None,
         /// How a new version takes over.
         rollout: Option<Rollout> as Maybe<Rollout> = None,
+        /// Who may talk to it, and how much. Without it, everybody, and as much as comes.
+        protection: Option<Protection> as Maybe<Protection> = None,
         /// The backends of one version each; the first one is the stable pool at first start.
         pools @ "pool": Vec<Pool> as Tables<Pool>,
     }
@@ -344,4 +352,5 @@ pub(super) fn table_with(key: &str) -> Option<&'static str> {
         .or_else(|| has::<RetryDraft>(key))
         .or_else(|| has::<SteeringDraft>(key))
         .or_else(|| has::<LimitsDraft>(key))
+        .or_else(|| has::<ProtectionDraft>(key))
 }

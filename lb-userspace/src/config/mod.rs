@@ -8,6 +8,7 @@ mod discovery;
 mod health;
 mod keys;
 mod passive;
+mod protection;
 mod read;
 mod report;
 mod rollout;
@@ -26,6 +27,7 @@ pub use discovery::{Discovery, Dns, Http, Record, Source, SourceKind, WhenEmpty,
 pub use health::{AgentCheck, Exchange, GrpcRequest, Health, HealthCheck, HttpRequest, Probe, Question, Tls};
 pub use keys::{Backend, Config, Dataplane, Pool, Service, SlowStart};
 pub use passive::{Breaker, BreakerScope, Limits, OnTrip, Outlier, Retry, SteerBy, Steering};
+pub use protection::Protection;
 pub use read::Invalid;
 pub use report::{
     Code, Diagnostic, Diagnostics, Label, Position, Report, Severity, Spot, Style, UnknownCode,

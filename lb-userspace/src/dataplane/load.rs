@@ -77,6 +77,10 @@ pub struct Capacities {
     pub backends: u32,
     /// `SERVICES`.
     pub services: u32,
+    /// `RULES`.
+    pub prefixes: u32,
+    /// `SOURCES`.
+    pub sources: u32,
 }
 
 /// Where on an interface's receive path the program runs.
@@ -346,7 +350,11 @@ pub(super) fn load_object(
         .map_max_entries("SERVICES", room.services)
         .map_max_entries("BUDGETS", room.services)
         .map_max_entries("VIPS", room.services)
-        .map_max_entries("POOL_TRAFFIC", room.services * 2 + 1);
+        .map_max_entries("POOL_TRAFFIC", room.services * 2 + 1)
+        .map_max_entries("GUARDS", room.services)
+        .map_max_entries("VIP_RULES", room.services)
+        .map_max_entries("RULES", room.prefixes)
+        .map_max_entries("SOURCES", room.sources);
     for name in maps::NAMES {
         loader.map_pin_path(name, directory.join(name));
     }

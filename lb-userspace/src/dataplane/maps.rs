@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use lb_common::abi::{
-    Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey, HalfOpen,
-    LAYOUT, Replier, Service, Settings, Traffic, VipKey,
+    Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
+    HalfOpen, LAYOUT, Replier, Service, Settings, Traffic, VipKey,
 };
+use lb_common::guard::{Guard, Source, SourceKey};
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::Measure;
 use lb_common::retry::Budget;
@@ -72,6 +73,14 @@ pub struct Maps {
     pub guests: Hash<GuestKey, u32>,
     /// One element.
     pub faults: Mapped<[Fault; FAULTS]>,
+    /// By service index.
+    pub guards: Mapped<Guard>,
+    /// Networks that are allowed or denied -> [`Rule`](lb_common::guard::Rule). A trie, as `guests`.
+    pub rules: Hash<GuestKey, u32>,
+    /// Every VIP -> whose rules hold for what is its host's; 0: nobody's.
+    pub vip_rules: Hash<Address, u32>,
+    /// Sources -> when their next packets are due.
+    pub sources: Hash<SourceKey, Source>,
     /// One element.
     pub counters: PerCpu<Counters>,
     /// By pool index.
@@ -123,6 +132,10 @@ pub const NAMES: &[&str] = &[
     "COUNTERS",
     "POOL_TRAFFIC",
     "BACKEND_TRAFFIC",
+    "GUARDS",
+    "RULES",
+    "VIP_RULES",
+    "SOURCES",
 ];
 
 impl Maps {
@@ -164,6 +177,10 @@ impl Maps {
             open: at(directory, "OPEN", Hash::open)?,
             guests: at(directory, "GUESTS", Hash::open)?,
             faults: at(directory, "FAULTS", Mapped::open)?,
+            guards: at(directory, "GUARDS", Mapped::open)?,
+            rules: at(directory, "RULES", Hash::open)?,
+            vip_rules: at(directory, "VIP_RULES", Hash::open)?,
+            sources: at(directory, "SOURCES", Hash::open)?,
             counters: at(directory, "COUNTERS", PerCpu::open)?,
             pool_traffic: at(directory, "POOL_TRAFFIC", PerCpu::open)?,
             backend_traffic: at(directory, "BACKEND_TRAFFIC", PerCpu::open)?,

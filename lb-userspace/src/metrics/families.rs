@@ -30,7 +30,7 @@ const fn state_of(backend: &BackendStatus) -> &'static str {
 const ANALYSES: [&str; 2] = ["clients_that_fared_badly", "clients_that_waited_long"];
 
 /// Ends of roads at which a flow that wants to begin is turned away.
-const REJECTIONS: [Reason; 11] = [
+const REJECTIONS: [Reason; 15] = [
     Reason::Reset,
     Reason::NoBackend,
     Reason::EmptyPass,
@@ -42,6 +42,10 @@ const REJECTIONS: [Reason; 11] = [
     Reason::LimitDrop,
     Reason::FaultReset,
     Reason::FaultDrop,
+    Reason::Denied,
+    Reason::SourceConnections,
+    Reason::ServiceConnections,
+    Reason::ResetSuppressed,
 ];
 
 /// Ends of roads at which a client gets a RST of the balancer's own.
@@ -246,8 +250,8 @@ fn handshakes(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
         family(
             "lb_connections_rejected_total",
             Kind::Counter,
-            "Packets of flows that no backend may take, for want of one, beyond a limit or for a fault that is injected, by what \
-             they got (`on_empty`).",
+            "Packets of flows that no backend may take, for want of one, beyond a limit, for a fault that is injected or for \
+             their sender (`[service.protection]`), by what they got (`on_empty`).",
             by(
                 &Labels::default(),
                 "reason",

@@ -10,6 +10,7 @@
 //!
 //! Whoever dies in the middle leaves a table that works, and the next agent finds the rest of the difference.
 
+mod protection;
 mod registry;
 pub mod split;
 
@@ -34,7 +35,9 @@ use thiserror::Error;
 
 use crate::dataplane::Maps;
 use crate::dataplane::bpf::Mapped;
+use protection::network_key;
 
+pub use protection::Protection;
 pub use registry::{Full, Registry, ServiceRecord, Table};
 
 /// What the maps should hold of one service.
@@ -64,6 +67,8 @@ pub struct ServicePlan {
     pub limits: Limits,
     /// How often connections may be tried again, if they may at all.
     pub budget: Option<Budget>,
+    /// Who may talk to it, and how much.
+    pub protection: Protection,
     /// The pool of most clients.
     pub stable: PoolPlan,
     /// The pool of some.
@@ -283,6 +288,7 @@ impl Publisher {
             published.changed |= self.switch_off(id);
         }
         published.changed |= self.budget(index, plan.budget);
+        published.changed |= self.protect(index, &plan.protection)?;
         let guests = self.guests(index, plan)?;
         published.changed |= self.service(index, plan, indexes, guests, seed);
         if plan.canary.is_none() {
@@ -453,7 +459,8 @@ impl Publisher {
     /// Writes the networks of guests, and returns whether there are any. While some flow may be in the canary they stay as
     /// they are: its clients would change sides.
     fn guests(&mut self, index: u32, plan: &ServicePlan) -> Result<bool, PublishError> {
-        let wanted: BTreeSet<GuestKey> = plan.guests.iter().map(|network| guest(index, *network)).collect();
+        let wanted: BTreeSet<GuestKey> =
+            plan.guests.iter().map(|network| network_key(index, *network)).collect();
         let service = self.maps.services.read(index);
         let known = self.registry.guests.entry(index).or_default();
         if service.split().0 == 0 && service.home() == 0 && *known != wanted {
@@ -488,6 +495,9 @@ impl Publisher {
         }
         if guests {
             flags |= Service::GUESTS;
+        }
+        if plan.protection.guards() {
+            flags |= Service::GUARDED;
         }
         let Some(record) = self.registry.services.get(&index) else { return false };
         let stable_slots = record.stable.as_ref().map_or(0, |table| table.first);
@@ -586,6 +596,7 @@ impl Publisher {
         // None of it is for whoever has the index next.
         self.forget_faults(|fault| fault.service == index);
         self.forget_guests(index)?;
+        self.protect(index, &Protection::default())?;
         self.maps.budgets.write(index, &Budget::default());
         let ids: Vec<u16> = self.registry.backends_of(index).collect();
         for &id in &ids {
@@ -594,6 +605,8 @@ impl Publisher {
         }
         self.free_ids(&ids)?;
         self.registry.free_service(index);
+        self.registry.hosted.remove(&index);
+        self.protect_host(key.address)?;
         self.rebuild_filters()?;
         Ok(true)
     }
@@ -733,9 +746,4 @@ fn set_filter(maps: &Maps, filter: usize, address: Address) {
 
 fn map_error(map: &'static str) -> impl Fn(io::Error) -> PublishError {
     move |source| PublishError::Map { map, source }
-}
-/// The key of a network of guests.
-fn guest(service: u32, network: IpNet) -> GuestKey {
-    let bits = u32::from(network.prefix_len()) + if network.addr().is_ipv4() { 96 } else { 0 };
-    GuestKey::network(service, network.network().into(), bits)
 }

@@ -1,17 +1,19 @@
 //! What is where in the maps. The maps are the truth: everything here is read back from them when an agent starts.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::Ordering;
 
 use bytemuck::Zeroable;
 use lb_common::abi::{Address, Backend, Device, GuestKey, Life, Port, Service, Slot, VipKey};
+use lb_common::guard::Rule;
 use lb_common::limit::Limit;
 use lb_common::settle::{SplitClock, Takers};
 use lb_common::watch::Watch;
 use thiserror::Error;
 
 use super::PoolPlan;
+use super::protection::Rules;
 use crate::dataplane::Maps;
 
 /// No room for more.
@@ -48,6 +50,10 @@ pub struct Registry {
     measures: HashMap<u32, u16>,
     /// Service -> the networks of its guests, as they are in the kernel.
     pub(super) guests: HashMap<u32, BTreeSet<GuestKey>>,
+    /// Owner (a service, or the host of a VIP) -> what networks may, as it is in the kernel.
+    pub(super) rules: HashMap<u32, Rules>,
+    /// Services whose rules are in those of their VIP's host.
+    pub(super) hosted: HashSet<u32>,
 }
 
 /// What a service has.
@@ -132,6 +138,8 @@ impl Registry {
             regions: BTreeMap::new(),
             measures: HashMap::new(),
             guests: HashMap::new(),
+            rules: HashMap::new(),
+            hosted: HashSet::new(),
         };
         for (key, index) in maps.vips.entries()? {
             if index < maps.services.len() {
@@ -152,6 +160,11 @@ impl Registry {
         }
         for key in maps.guests.keys()? {
             registry.guests.entry(key.service).or_default().insert(key);
+        }
+        for key in maps.rules.keys()? {
+            if let Some(rule) = maps.rules.get(&key)? {
+                registry.rules.entry(key.service).or_default().insert(key, Rule::of(rule));
+            }
         }
         for index in 0..maps.devices.len() as u16 {
             let device = maps.devices.read(index.into());

@@ -158,6 +158,11 @@ impl Agent {
                 since: "2026-11-21T03:58:00.5Z".to_owned(),
                 actor: "alice".to_owned(),
             }],
+            protection: Some(ProtectionStatus {
+                denied_networks: 2,
+                source_max_new_per_second: Some(50),
+                ..ProtectionStatus::default()
+            }),
         }
     }
 }
@@ -186,6 +191,7 @@ fn dns() -> ServiceStatus {
             )
         }],
         overrides: Vec::new(),
+        protection: None,
     }
 }
 

@@ -174,12 +174,45 @@ impl Bed {
             cases.push(followed);
             cases.push(self.stays(&format!("fragment before the {name}"), &later, Reason::FragmentUnknown));
         }
+        self.nobody(&mut cases);
         self.too_big(&mut cases);
         self.errors(&mut cases);
         if self.mode == Mode::Nat {
             self.replies(&mut cases);
         }
         cases
+    }
+
+    /// From addresses that no host has, and from the VIP itself.
+    fn nobody(&self, cases: &mut Vec<Case>) {
+        let martians: &[&str] = if self.v6 {
+            &["::", "::1", "ff02::1"]
+        } else {
+            &["0.0.0.0", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"]
+        };
+        let mut add = |from: IpAddr, packet: &Packet, reason| {
+            let source = SocketAddr::new(from, 40_000);
+            let frame = packet.frame(source, self.vip, self.udp, STATION, self.own, 64);
+            cases.push(Case {
+                name: format!("from {from}"),
+                before: Vec::new(),
+                frame,
+                reason,
+                becomes: None,
+            });
+        };
+        for source in martians {
+            add(source.parse().expect("an address"), &Packet::default(), Reason::Martian);
+        }
+        add(
+            martians[1].parse().expect("an address"),
+            &Packet { tags: &[7], ..Packet::default() },
+            Reason::Martian,
+        );
+        let piece = Packet { piece: Some((0, true, 9)), data: vec![3; 64], ..Packet::default() };
+        add(martians[2].parse().expect("an address"), &piece, Reason::Martian);
+        add(self.vip.ip(), &Packet::default(), Reason::Land);
+        add(self.vip.ip(), &piece, Reason::Land);
     }
 
     /// Bytes of data in the longest packet that fits.

@@ -57,6 +57,7 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         salt: 0,
         limits: Default::default(),
         budget: None,
+        protection: Default::default(),
         table_size: SLOTS,
         stable,
         canary,

@@ -12,6 +12,7 @@ mod page;
 mod passive;
 mod paths;
 mod policy;
+mod protection;
 mod refusals;
 mod revisions;
 mod rollout;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         page::claims(),
         passive::claims(),
         policy::claims(),
+        protection::claims(),
         refusals::claims(),
         revisions::claims(),
         rollout::claims(),

@@ -37,7 +37,7 @@ pub use rollout::{
 pub use service::{
     BackendRow, BackendStatus, Backends, BreakerStatus, ConnectionCount, DrainStatus, EjectionStatus,
     HealthState, HealthStatus, HealthWord, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    Rate, ServiceStatus, Services, SplitStatus, SteeringStatus, Traffic,
+    ProtectionStatus, Rate, ServiceStatus, Services, SplitStatus, SteeringStatus, Traffic,
 };
 pub use share::{Share, ShareError};
 pub use status::{

@@ -43,6 +43,30 @@ pub struct ServiceStatus {
     pub pools: Vec<PoolStatus>,
     /// What was changed at run time and differs from the file.
     pub overrides: Vec<Override>,
+    /// Who may talk to it, and how much, if that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<ProtectionStatus>,
+}
+
+/// Who may talk to a service, and how much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProtectionStatus {
+    /// How many networks are allowed; 0: everybody who is not denied.
+    pub allowed_networks: u32,
+    /// How many networks are denied.
+    pub denied_networks: u32,
+    /// New connections a second of all clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_new_per_second: Option<u32>,
+    /// Packets a second of all clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_packets_per_second: Option<u32>,
+    /// New connections a second of each source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_max_new_per_second: Option<u32>,
+    /// Packets a second of each source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_max_packets_per_second: Option<u32>,
 }
 
 /// How clients are divided between stable and canary.

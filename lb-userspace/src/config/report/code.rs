@@ -165,6 +165,10 @@ codes! {
         "Limits of connections and retries need a connection that can still be sent elsewhere. In mode `full-nat` its session stands with its first SYN.";
     Error ToaWithoutNeed = "LB0358", "an option that tells of the client where it cannot or need not",
         "`toa` tells a backend of the client in an option of TCP, in mode `full-nat`. In all other modes the backend sees the client's address in every packet.";
+    Error NetworkTwice = "LB0370", "a network that is listed twice",
+        "In `allow` and `deny` the smallest network that a client is in says whether it may talk to the service. A network that is in both, or in one of them twice, says nothing clear. A part of it may be in the other list.";
+    Error NewOfUdp = "LB0371", "a limit of new connections in a UDP service",
+        "UDP has no connections: no datagram says that it is the first one. Datagrams can be limited: `max_packets_per_second`, `source_max_packets_per_second`.";
     Error DuplicateService = "LB0401", "two services of one name",
         "Commands, metrics and revisions name a service by its name.";
     Error DuplicateVip = "LB0402", "two services at one address, port and protocol",
@@ -179,6 +183,8 @@ codes! {
         "Backends have numbers of 16 bits in the kernel's tables; `dataplane.backends` says for how many there is room.";
     Error ServicesExhausted = "LB0407", "more services than there is room for",
         "`dataplane.services` says for how many there is room.";
+    Error PrefixesExhausted = "LB0410", "more networks than there is room for",
+        "Each network of `allow` and `deny` takes a place for its service and one for its VIP, whose host answers ICMP. `dataplane.prefixes` says how many there are.";
     Warning FewSlots = "LB0901", "a table that is small for its number of backends",
         "With fewer than 100 slots a backend, weights are kept coarsely and a change moves more flows than it needs to.";
     Warning EmptyPool = "LB0902", "a pool without backends",

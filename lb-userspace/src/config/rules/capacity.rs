@@ -7,6 +7,7 @@ use lb_common::abi::MAX_SOURCES;
 use crate::config::keys::{DataplaneDraft, ServiceDraft};
 use crate::config::read::{Field, Findings, Place};
 use crate::config::report::{Code, Diagnostic};
+use crate::config::rules::protection::networks;
 use crate::config::slots_of;
 
 pub(super) fn interfaces(dataplane: &DataplaneDraft, findings: &mut Findings) {
@@ -60,6 +61,10 @@ pub(super) fn check(dataplane: &DataplaneDraft, services: &[ServiceDraft], findi
     });
     let backends = services.iter().map(|service| service.backends().count()).sum::<usize>();
 
+    let prefixes = services.iter().filter_map(|service| service.protection.value.as_ref()?.as_ref());
+    // Two more of each service: what holds for all others, for the service and for its VIP.
+    let prefixes = prefixes.map(|protection| 2 * (networks(protection).count() as u64 + 1)).sum();
+
     let mut fits = |code, key, what, needed: u64, most, room: &Field<u32>| {
         let Some((&room_for, at)) = room.get() else {
             return;
@@ -85,4 +90,5 @@ pub(super) fn check(dataplane: &DataplaneDraft, services: &[ServiceDraft], findi
     fits(Code::SlotsExhausted, "slots", "slots", slots.sum(), 1 << 27, &dataplane.slots);
     fits(Code::BackendsExhausted, "backends", "backends", backends as u64, 65_535, &dataplane.backends);
     fits(Code::ServicesExhausted, "services", "services", services.len() as u64, 65_535, &dataplane.services);
+    fits(Code::PrefixesExhausted, "prefixes", "networks", prefixes, 1 << 27, &dataplane.prefixes);
 }

@@ -76,6 +76,7 @@ fn scrape() -> Scrape {
         canary: Some("v2".to_owned()),
         pools: vec![pool("v1", PoolRole::Stable, up_and_down), pool("v2", PoolRole::Canary, vec![draining])],
         overrides: Vec::new(),
+        protection: None,
     };
     let dataplane = DataplaneStatus {
         program: None,

@@ -40,6 +40,8 @@ pub struct Spec {
     pub slots: u32,
     /// The pools `stable` and `canary`: the numbers of their backends, with their weights.
     pub pools: Vec<Vec<(u16, u16)>>,
+    /// Lines of `[service.protection]`, if there are any.
+    pub protection: String,
 }
 
 impl Spec {
@@ -53,6 +55,7 @@ impl Spec {
             mode: "dsr-ipip",
             slots: 16_381,
             pools: vec![equal(0..10)],
+            protection: String::new(),
         }
     }
 }
@@ -245,6 +248,9 @@ fn config(lab: &Lab, specs: &[Spec], dataplane: &str) -> String {
             "[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {PORT}\nprotocol = \"{protocol}\"\n\
              mode = \"{mode}\"\ntable_size = {slots}\n"
         );
+        if !spec.protection.is_empty() {
+            let _ = writeln!(text, "[service.protection]\n{}", spec.protection);
+        }
         for (pool, backends) in ["stable", "canary"].into_iter().zip(&spec.pools) {
             let _ = writeln!(text, "[[service.pool]]\nname = \"{pool}\"");
             for &(number, weight) in backends {

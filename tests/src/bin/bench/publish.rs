@@ -132,6 +132,8 @@ fn direct(spec: &Spec, rounds: u32) -> Result<Direct> {
             slots: spec.slots,
             backends: 4096,
             services: 16,
+            prefixes: 1024,
+            sources: 1024,
         },
         log_level: 0,
     })?;
