@@ -420,7 +420,7 @@ pub struct Service {
     pub measure: u16,
     /// IP protocol number.
     pub protocol: u8,
-    /// [`OnEmpty`]: what a new flow gets that a limit keeps away.
+    /// [`OnEmpty`] or [`Service::SPILL`]: what a new flow gets that a limit keeps away.
     pub on_limit: u8,
     /// The largest segment that a SYN may say its sender takes ([`Service::CLAMPED`]).
     pub clamp_mss: u16,
@@ -447,8 +447,8 @@ impl Service {
     pub const LIMITED: u16 = 1 << 12;
     /// Connections are counted.
     pub const COUNTED: u16 = 1 << 13;
-    /// Another backend takes what one may not have.
-    pub const SPILLS: u16 = 1 << 14;
+    /// Connection ids name backends ([`quic`](crate::quic)).
+    pub const QUIC: u16 = 1 << 14;
     /// SYNs say that their sender takes segments of [`Service::clamp_mss`] at most.
     pub const CLAMPED: u16 = 1 << 9;
     /// Flags that need entries of `HANDSHAKES`.
@@ -478,7 +478,12 @@ impl Service {
         | Self::FAULTS
         | Self::CLAMPED
         | Self::SESSIONS
-        | Self::GUARDED;
+        | Self::GUARDED
+        | Self::QUIC;
+
+    /// A value of [`on_limit`](Self::on_limit), beside those of [`OnEmpty`]: another backend takes what one may not have. Where
+    /// none may, the flow gets what [`on_empty`](Self::on_empty) says.
+    pub const SPILL: u8 = 4;
 
     /// Whether a flag is set.
     #[must_use]

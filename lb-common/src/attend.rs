@@ -72,7 +72,8 @@ fn kept_away<T: Tables>(
     service: &Service,
     network: &Network,
 ) -> Result<Verdict, Reason> {
-    if service.on_limit == OnEmpty::Reset as u8 {
+    let says = if service.on_limit == Service::SPILL { service.on_empty } else { service.on_limit };
+    if says == OnEmpty::Reset as u8 {
         let ifindex = packet.ifindex();
         tables.reset(packet, network)?;
         return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });

@@ -244,6 +244,8 @@ impl Service {
         // Sessions look after the rest themselves.
         if self.flags & (Self::SESSIONS | Self::CLAMPED) == Self::SESSIONS {
             Stage::Session
+        } else if self.has(Self::QUIC) {
+            Stage::Quic
         } else {
             Stage::Attend
         }

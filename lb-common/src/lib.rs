@@ -8,6 +8,7 @@
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
 pub mod abi;
+pub mod aes;
 pub mod attend;
 pub mod checksum;
 pub mod decap;
@@ -21,6 +22,7 @@ pub mod limit;
 pub mod measure;
 pub mod parse;
 pub mod pipeline;
+pub mod quic;
 pub mod reply;
 pub mod retry;
 pub mod rewrite;

@@ -122,7 +122,7 @@ pub fn judge<T: Tables>(tables: &T, service: &Service, key: &FlowKey, id: u16) -
         return Admission::Goes;
     }
     tables.keep_away(Whose::Backend(id));
-    if service.has(Service::SPILLS) { Admission::Spills } else { Admission::KeptAway }
+    if service.on_limit == Service::SPILL { Admission::Spills } else { Admission::KeptAway }
 }
 
 /// Another backend that may have what `id` may not.

@@ -15,6 +15,7 @@ use crate::icmp::icmp;
 use crate::limit::{self, Admission, Limit, Open, Whose};
 use crate::measure::{Handshake, Reply};
 use crate::parse::{self, Family, Kind, Network, Transport};
+use crate::quic::{self, quic};
 use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
@@ -192,6 +193,17 @@ pub trait Tables {
         Self: Sized,
     {
         peek(self, service, key)
+    }
+    /// How connection ids are read.
+    fn quic_config(&self, key: &quic::ConfigKey) -> Option<&quic::Config>;
+    /// The server that a connection id names.
+    fn quic_server(&self, key: &quic::ServerKey) -> Option<quic::Server>;
+    /// [`quic::find`]; the kernel has it verified apart from everything else.
+    fn find_server(&self, query: &quic::Query) -> u32
+    where
+        Self: Sized,
+    {
+        quic::find(self, query)
     }
     /// Where the first fragment of a packet went.
     fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry>;
@@ -452,6 +464,7 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
             Ok(Step::Next(Stage::SessionFragment)) => session_fragment(packet, tables),
             Ok(Step::Next(Stage::Guard)) => guard(packet, tables),
             Ok(Step::Next(Stage::Host)) => guard::host(packet, tables),
+            Ok(Step::Next(Stage::Quic)) => quic(packet, tables),
             Ok(Step::End(verdict)) => return verdict,
             Err(reason) => return Verdict::of(reason),
         }

@@ -60,6 +60,8 @@ stages! {
     Guard = "lb_guard",
     /// To a VIP, from nobody; or for the host behind it, if it may have it. ([`guard::host`](crate::guard::host))
     Host = "lb_host",
+    /// To a service whose backends are named by connection ids. ([`quic`](crate::quic))
+    Quic = "lb_quic",
 }
 
 impl Stage {

@@ -225,6 +225,14 @@ events! {
     RetryDenied = "retry_denied",
     /// A new flow of the canary went to the stable pool, since the canary had as many as it may.
     Capped = "capped",
+    /// A datagram went to the backend that its connection id names.
+    QuicById = "quic_by_id",
+    /// A datagram that opens a QUIC connection went by the ordinary rule: its id is the client's own.
+    QuicOpening = "quic_opening",
+    /// A connection id named nobody: its datagram went by the ordinary rule.
+    QuicUnknown = "quic_unknown",
+    /// A connection id named a backend that takes no datagram by it any more: it went by the ordinary rule.
+    QuicVoid = "quic_void",
 }
 
 impl Event {

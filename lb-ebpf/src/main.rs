@@ -20,6 +20,7 @@ use lb_common::fragment::{fragment, fragment_reply};
 use lb_common::guard::{guard, host};
 use lb_common::icmp::icmp;
 use lb_common::pipeline::{Packet, Step, enter};
+use lb_common::quic::quic;
 use lb_common::reply::reply;
 use lb_common::session::{begin, carry, opening, session, session_fragment, session_icmp, witness};
 use lb_common::too_big::too_big;
@@ -155,6 +156,14 @@ pub fn lb_guard(ctx: XdpContext) -> u32 {
 pub fn lb_host(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let step = host(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Quic`](lb_common::stage::Stage::Quic).
+#[xdp(frags)]
+pub fn lb_quic(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = quic(&mut frame, &Kernel);
     leave(&ctx, &frame, step)
 }
 

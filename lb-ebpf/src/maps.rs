@@ -1,6 +1,6 @@
 //! The maps. Sizes are defaults: the agent sets those that the configuration names before it loads the program.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_fib_lookup as FibLookup};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup as FibLookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
@@ -11,6 +11,7 @@ use lb_common::decap;
 use lb_common::guard;
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::{Handshake, Measure};
+use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::session::{Draft, Session, SessionKey};
 use lb_common::stage::Stage;
@@ -99,6 +100,15 @@ pub static OPEN: LruHashMap<FlowKey, Open> = LruHashMap::with_max_entries(1 << 1
 
 #[map]
 pub static GUESTS: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1024, 0);
+
+// Few services have any: memory comes with the entries, which the agent alone makes.
+#[map]
+pub static QUIC_CONFIGS: HashMap<quic::ConfigKey, quic::Config> =
+    HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static QUIC_SERVERS: HashMap<quic::ServerKey, quic::Server> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static FAULTS: Array<[Fault; lb_common::abi::FAULTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);

@@ -27,6 +27,7 @@ pub fn jump(ctx: &XdpContext, stage: Stage) {
         Stage::SessionFragment => jump_to::<{ Stage::SessionFragment as u32 }>(ctx),
         Stage::Guard => jump_to::<{ Stage::Guard as u32 }>(ctx),
         Stage::Host => jump_to::<{ Stage::Host as u32 }>(ctx),
+        Stage::Quic => jump_to::<{ Stage::Quic as u32 }>(ctx),
     }
 }
 

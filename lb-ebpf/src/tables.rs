@@ -22,6 +22,7 @@ use lb_common::limit::{self, Admission, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network, Transport};
 use lb_common::pipeline::{Packet, Route, Tables, send};
+use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
@@ -198,6 +199,15 @@ extern "C" fn lb_send(ctx: *mut xdp_md, service: u32, place: u64) -> u64 {
         Ok(verdict) => u64::from(verdict.ifindex) << 32 | verdict.reason as u64,
         Err(reason) => reason as u64,
     }
+}
+
+/// Whom a connection id names, likewise: a word of [`quic::find`]. Its loops, which decrypt, are verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_server(query: *const quic::Query) -> u32 {
+    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
+    let Some(query) = (unsafe { query.as_ref() }) else { return quic::found::NOBODY };
+    quic::find(&Kernel, query)
 }
 
 /// The rule for what is about a flow, likewise.
@@ -520,6 +530,23 @@ impl Tables for Kernel {
     fn forget_half_open(&self, key: &FlowKey) {
         // Gone already is as good.
         let _ = maps::HALF_OPEN.remove(key);
+    }
+
+    #[inline(always)]
+    fn quic_config(&self, key: &quic::ConfigKey) -> Option<&quic::Config> {
+        // SAFETY: an element lives until the program ends. One that changes meanwhile names nobody, or whom it named before.
+        unsafe { maps::QUIC_CONFIGS.get(key) }
+    }
+
+    #[inline(always)]
+    fn quic_server(&self, key: &quic::ServerKey) -> Option<quic::Server> {
+        // SAFETY: as for flows: it is judged by its generation.
+        unsafe { maps::QUIC_SERVERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn find_server(&self, query: &quic::Query) -> u32 {
+        lb_server(query)
     }
 
     #[inline(always)]

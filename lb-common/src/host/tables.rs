@@ -18,6 +18,7 @@ use crate::maglev::{self, Candidate};
 use crate::measure::{Handshake, Measure};
 use crate::parse::Network;
 use crate::pipeline::{self, Route};
+use crate::quic;
 use crate::retry::Budget;
 use crate::session::{Draft, Held, Session, SessionKey};
 use crate::too_big;
@@ -67,6 +68,10 @@ pub struct Tables {
     pub messages: [Cell<u64>; Message::COUNT],
     /// `GUESTS`.
     pub guests: Vec<GuestKey>,
+    /// `QUIC_CONFIGS`.
+    pub quic_configs: HashMap<quic::ConfigKey, quic::Config>,
+    /// `QUIC_SERVERS`.
+    pub quic_servers: HashMap<quic::ServerKey, quic::Server>,
     /// `FAULTS`.
     pub faults: [Fault; FAULTS],
     /// `DIRECT`.
@@ -195,6 +200,8 @@ impl Tables {
             fragments: RefCell::new(Lru::new(1 << 14)),
             messages: Default::default(),
             guests: Vec::new(),
+            quic_configs: HashMap::new(),
+            quic_servers: HashMap::new(),
             faults: [Fault::default(); FAULTS],
             direct: RefCell::new(Lru::new(1 << 16)),
             opening: RefCell::new(Lru::new(1 << 20)),
@@ -277,6 +284,31 @@ impl Tables {
             slot.set(Slot::of(id, id, 0));
         }
         ids
+    }
+
+    /// Lets connection ids name backends of a service, and turns that on.
+    ///
+    /// # Panics
+    ///
+    /// If no id could be read so, or a server id has another length.
+    pub fn add_quic(
+        &mut self,
+        service: u32,
+        codec: &quic::Codec,
+        tells_length: bool,
+        servers: &[(&[u8], u16)],
+    ) {
+        self.services[service as usize].flags |= Service::QUIC;
+        let config = u32::from(codec.config);
+        let reader = codec.reader(tells_length).expect("a codec");
+        self.quic_configs.insert(quic::ConfigKey { service, config }, reader);
+        for &(id, backend) in servers {
+            assert_eq!(id.len(), usize::from(codec.server_id_length), "a server id");
+            let server = quic::Codec::server_id(id).expect("a server id");
+            let generation = self.backends[usize::from(backend)].life().generation();
+            let target = quic::Server { backend, pad: 0, generation };
+            self.quic_servers.insert(quic::ServerKey { service, config, server }, target);
+        }
     }
 
     /// Adds a backend of one pool of a service, and returns its id.
@@ -413,6 +445,14 @@ impl pipeline::Tables for Tables {
 
     fn forget_half_open(&self, key: &FlowKey) {
         self.half_open.borrow_mut().remove(key);
+    }
+
+    fn quic_config(&self, key: &quic::ConfigKey) -> Option<&quic::Config> {
+        self.quic_configs.get(key)
+    }
+
+    fn quic_server(&self, key: &quic::ServerKey) -> Option<quic::Server> {
+        self.quic_servers.get(key).copied()
     }
 
     fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry> {

@@ -125,7 +125,8 @@ fn connections_are_counted_from_their_first_segment_to_their_first_fin_or_rst() 
 
 #[test]
 fn what_one_backend_may_not_have_another_takes_and_keeps() {
-    let mut bench = Bench::new(Service::COUNTED | Service::SPILLS);
+    let mut bench = Bench::new(Service::COUNTED);
+    bench.tables.services[0].on_limit = Service::SPILL;
     bench.each(Limit { most: 20, ..Limit::default() });
     let mut places = Vec::new();
     for n in 0..60 {
@@ -155,4 +156,10 @@ fn a_limit_may_answer_with_a_reset() {
     bench.tables.services[0].on_limit = OnEmpty::Reset as u8;
     assert!(bench.send(1, "S").is_ok());
     assert_eq!(bench.send(2, "S"), Err(Reason::LimitReset));
+    // Where another backend should take it and none may, it fares as if there were none.
+    bench.tables.services[0].on_limit = Service::SPILL;
+    for (on_empty, reason) in [(OnEmpty::Reset, Reason::LimitReset), (OnEmpty::Drop, Reason::LimitDrop)] {
+        bench.tables.services[0].on_empty = on_empty as u8;
+        assert_eq!(bench.send(3, "S"), Err(reason));
+    }
 }

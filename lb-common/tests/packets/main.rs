@@ -10,6 +10,7 @@ mod limit;
 mod measure;
 mod nat;
 mod parsing;
+mod quic;
 mod reset;
 mod retry;
 mod session;

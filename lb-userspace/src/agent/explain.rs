@@ -11,12 +11,14 @@ use lb_common::select::{Choice, Why, select};
 use lb_common::session::{Session, SessionKey};
 use lb_common::verdict::Reason;
 
+mod quic;
 mod run;
 
 use super::Agent;
 use crate::api::{ApiError, Explain, Explanation, Step};
 use crate::clock;
 use crate::config::Protocol;
+use crate::craft::Content;
 use crate::publish::{Publisher, split};
 
 impl Agent {
@@ -63,11 +65,11 @@ impl Agent {
             port: Port::new(request.to.port()),
             owner: index,
         };
-        let tables = self.copy(&service, &flow, protocol);
+        let mut tables = self.copy(&service, &flow, protocol);
         let (guard, kept_away) = guard_step(&self.publisher, &service, &flow, request);
         steps.extend(guard);
         if let Some(reason) = kept_away {
-            steps.extend(self.run_step(&key, tables, request, protocol));
+            steps.extend(self.run_step(&key, tables, request, run::content(protocol)));
             return Ok(Explanation {
                 steps,
                 verdict: "drop".to_owned(),
@@ -75,6 +77,18 @@ impl Agent {
                 service: name,
                 ..Explanation::default()
             });
+        }
+        let named = request.quic_id.as_ref().map(|id| self.named(&service, index, id, &mut tables));
+        if service.has(Service::QUIC) && named.is_none() {
+            let text = "a connection id that names a backend counts before all that follows: see --quic-id";
+            steps.push(step("quic", text.to_owned(), &[]));
+        }
+        let by_id = named.as_ref().map_or(0, |named| named.backend);
+        steps.extend(named.map(|named| named.step));
+        if by_id != 0 {
+            let content = request.quic_id.as_ref().map(|id| Content::Quic(quic::padded(id)));
+            steps.extend(content.and_then(|content| self.run_step(&key, tables, request, content)));
+            return Ok(self.placed(steps, name, by_id));
         }
         let membership = service.attended_membership(&tables, &flow);
         let guest = service.has(Service::GUESTS) && !tables.guests.is_empty();
@@ -133,9 +147,23 @@ impl Agent {
                 last.backend = session.backend;
             }
         }
-        let backend = self.publisher.maps.backends.read(last.backend.into());
+        // A datagram of a flow that is not tracked yet would be, and that would be news.
+        let is_udp = protocol == lb_common::wire::IPPROTO_UDP;
+        if service.has(Service::SESSIONS) {
+            // A packet begins a session, and a RST ends one.
+            steps.push(step("program", "not run: it would change the flow's session".to_owned(), &[]));
+        } else if !is_udp || settled || tracked.is_some() || !service.has(Service::TRACK_UDP) {
+            let tables = self.copy(&service, &flow, protocol);
+            steps.extend(self.run_step(&key, tables, request, run::content(protocol)));
+        }
+        Ok(self.placed(steps, name, last.backend))
+    }
+
+    /// What becomes of a packet that goes to this backend; 0: to none.
+    fn placed(&self, steps: Vec<Step>, service: Option<String>, id: u16) -> Explanation {
+        let backend = self.publisher.maps.backends.read(id.into());
         let pool = self.publisher.registry.pool_name(backend.pool).map(str::to_owned);
-        let (verdict, reason) = if last.backend == 0 {
+        let (verdict, reason) = if id == 0 {
             ("drop", Reason::NoBackend)
         } else if !backend.life().is_usable() {
             ("drop", Reason::BackendGone)
@@ -144,23 +172,15 @@ impl Agent {
         } else {
             ("transmit", Reason::Forwarded)
         };
-        // A datagram of a flow that is not tracked yet would be, and that would be news.
-        let is_udp = protocol == lb_common::wire::IPPROTO_UDP;
-        if service.has(Service::SESSIONS) {
-            // A packet begins a session, and a RST ends one.
-            steps.push(step("program", "not run: it would change the flow's session".to_owned(), &[]));
-        } else if !is_udp || settled || tracked.is_some() || !service.has(Service::TRACK_UDP) {
-            steps.extend(self.run_step(&key, self.copy(&service, &flow, protocol), request, protocol));
-        }
-        Ok(Explanation {
+        Explanation {
             steps,
             verdict: verdict.to_owned(),
             reason: reason.name().to_owned(),
-            service: name,
-            pool: if last.backend == 0 { None } else { pool },
-            backend: (last.backend != 0).then(|| self.name_of(last.backend)),
+            service,
+            pool: if id == 0 { None } else { pool },
+            backend: (id != 0).then(|| self.name_of(id)),
             ..Explanation::default()
-        })
+        }
     }
 
     /// The session of a flow, and what there is to say about it.
@@ -193,14 +213,20 @@ impl Agent {
     }
 
     /// What the loaded program does with the flow, beside what the rule says.
-    fn run_step(&self, key: &VipKey, mut tables: Tables, request: &Explain, protocol: u8) -> Option<Step> {
+    fn run_step(
+        &self,
+        key: &VipKey,
+        mut tables: Tables,
+        request: &Explain,
+        content: Content,
+    ) -> Option<Step> {
         // Here only nobody's packets are asked for it.
         tables.vip_rules.insert(key.address, 0);
         let ifindex = self.kernel.attached.first()?.ifindex;
         tables.vips.insert(*key, 0);
         let directory = crate::dataplane::maps::directory(&self.places.pin_dir);
         let ran = crate::dataplane::bpf::open_pin(&directory.join(crate::dataplane::PROGRAM))
-            .and_then(|program| run::run(program, &tables, ifindex, request.from, request.to, protocol));
+            .and_then(|program| run::run(program, &tables, ifindex, request.from, request.to, content));
         Some(match ran {
             Ok(ran) => step("program", ran.text, &[("agrees", ran.agree.to_string())]),
             Err(error) => step("program", format!("the loaded program cannot be run: {error}"), &[]),

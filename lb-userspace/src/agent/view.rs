@@ -223,6 +223,7 @@ impl Agent {
             ejection: self.ejection_status(service, view),
             breaker: breaker_status(view.gate),
             outcomes: self.outcomes(service, id),
+            server_ids: view.server_ids.iter().map(ToString::to_string).collect(),
             steering: service.steering.as_ref().map(|_| SteeringStatus {
                 latency_ms: self.passive.takes(service, view.address).map(|time| time.as_secs_f64() * 1e3),
                 weight_percent: view.steer,
@@ -279,6 +280,7 @@ impl Agent {
             ejection: None,
             breaker: None,
             outcomes: None,
+            server_ids: Vec::new(),
             steering: None,
             connections: None,
             health: HealthStatus {

@@ -150,6 +150,7 @@ mod tests {
             ejection: None,
             breaker: None,
             outcomes: None,
+            server_ids: Vec::new(),
             steering: None,
             connections: None,
             health: HealthStatus {

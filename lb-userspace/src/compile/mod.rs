@@ -27,16 +27,17 @@ use lb_common::guard::{Guard, Rate};
 use lb_common::hash::{Keys, Purpose, Seed};
 use lb_common::limit::Limit;
 use lb_common::maglev::{self, Candidate};
+use lb_common::quic::Codec;
 use lb_common::retry::{Budget, ONE};
 use lb_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
 
 use crate::config::{
-    self, AdminState, BackendKey, Mode, OnEmpty, OnTrip, Pool, PoolName, Protocol, Service, SplitKey,
-    Tracking,
+    self, AdminState, BackendKey, Mode, OnEmpty, OnTrip, Pool, PoolName, Protocol, ServerId, Service,
+    SplitKey, Tracking,
 };
 use crate::health::Advice;
 use crate::outlier::{Gate, NEUTRAL};
-use crate::publish::{Limits, Member, PoolPlan, Protection, Registry, ServicePlan};
+use crate::publish::{Limits, Member, PoolPlan, Protection, QuicPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
 use priority::{Level, Taker};
@@ -150,6 +151,8 @@ pub struct BackendView {
     pub next_hop: NextHop,
     /// The address that this host would send from to it, while that is known.
     pub source: Option<IpAddr>,
+    /// What it calls itself in connection ids.
+    pub server_ids: Vec<ServerId>,
 }
 
 /// How long a backend may drain.
@@ -423,6 +426,10 @@ impl Compiler {
         if clamp_mss != 0 && service.protocol == Protocol::Tcp {
             flags |= abi::Service::CLAMPED;
         }
+        let quic = service.quic.as_ref().filter(|_| service.protocol == Protocol::Udp).map(quic);
+        if quic.is_some() {
+            flags |= abi::Service::QUIC;
+        }
         let gue_port = if service.mode == Mode::DsrGue {
             Port::new(service.gue_port.unwrap_or(GUE_PORT))
         } else {
@@ -459,6 +466,7 @@ impl Compiler {
                 .protection
                 .as_ref()
                 .map_or_else(Protection::default, |it| protection(it, service)),
+            quic: quic.unwrap_or_default(),
             stable,
             canary,
         };
@@ -504,17 +512,14 @@ fn limits(limits: &config::Limits) -> Limits {
     if counted {
         flags |= abi::Service::COUNTED;
     }
-    if limits.on_limit == OnTrip::Spill {
-        flags |= abi::Service::SPILLS;
-    }
     Limits {
         flags,
         backend: limit(limits.max_connections, limits.max_new_per_second),
         pool: limit(limits.pool_max_connections, limits.pool_max_new_per_second),
         on_limit: match limits.on_limit {
-            OnTrip::Spill => None,
-            OnTrip::Reset => Some(abi::OnEmpty::Reset),
-            OnTrip::Drop => Some(abi::OnEmpty::Drop),
+            OnTrip::Spill => abi::Service::SPILL,
+            OnTrip::Reset => abi::OnEmpty::Reset as u8,
+            OnTrip::Drop => abi::OnEmpty::Drop as u8,
         },
     }
 }
@@ -545,6 +550,15 @@ fn protection(protection: &config::Protection, service: &Service) -> Protection 
             ..Guard::default()
         },
     }
+
+fn quic(quic: &config::Quic) -> QuicPlan {
+    let codec = |config: &config::QuicConfig| Codec {
+        config: config.id as u8,
+        server_id_length: config.server_id_length as u8,
+        nonce_length: config.nonce_length as u8,
+        key: config.key.map(|key| key.0),
+    };
+    QuicPlan { codecs: quic.configs.iter().map(codec).collect(), tells_length: quic.length_in_first_octet }
 }
 
 /// The table of those who take a pool's flows; the one that there is, if nothing has changed.
@@ -731,7 +745,8 @@ pub fn id_of(service: &Service, backend: SocketAddr, index: u32, registry: &Regi
 fn member(service: &Service, backend: &BackendView) -> Member {
     let (address, port) = place(service, backend.address);
     let source = backend.source.filter(|_| service.mode == Mode::FullNat).map(Address::from);
-    Member { address, port, usable: backend.usable, next_hop: backend.next_hop, source }
+    let server_ids = backend.server_ids.iter().map(|id| id.bytes().into()).collect();
+    Member { address, port, usable: backend.usable, next_hop: backend.next_hop, source, server_ids }
 }
 
 /// Address and port as the kernel has them: a service of every port keeps the client's.

@@ -15,6 +15,7 @@ use super::passive::{
     SteeringDraft,
 };
 use super::protection::{Protection, ProtectionDraft};
+use super::quic::{Quic, QuicConfigDraft, QuicDraft};
 use super::read::{Field, List, Maybe, Place, Table, Tables, draft, table};
 use super::rollout::Rollout;
 use super::value::*;
@@ -138,6 +139,8 @@ table! {
         limits: Option<Limits> as Maybe<Limits> = None,
         /// Whether backends that answer sooner get more new connections. Without it, weights alone count.
         steering: Option<Steering> as Maybe<Steering> = None,
+        /// How connection ids name backends, if the clients speak QUIC. Without it, addresses and ports alone count.
+        quic: Option<Quic> as Maybe<Quic> = None,
         /// How a new version takes over.
         rollout: Option<Rollout> as Maybe<Rollout> = None,
         /// Who may talk to it, and how much. Without it, everybody, and as much as comes.
@@ -179,6 +182,8 @@ table! {
         health_port: Option<u16> as Maybe<Port<1>> = None,
         /// Port of its agent check, if not the one of the others.
         agent_port: Option<u16> as Maybe<Port<1>> = None,
+        /// What it calls itself in the connection ids of QUIC, in hexadecimal digits: one for each `server_id_length`, or several.
+        server_ids: Option<Vec<ServerId>> as Maybe<List<ServerId>> = None,
     }
 }
 
@@ -353,4 +358,6 @@ pub(super) fn table_with(key: &str) -> Option<&'static str> {
         .or_else(|| has::<SteeringDraft>(key))
         .or_else(|| has::<LimitsDraft>(key))
         .or_else(|| has::<ProtectionDraft>(key))
+        .or_else(|| has::<QuicDraft>(key))
+        .or_else(|| has::<QuicConfigDraft>(key))
 }

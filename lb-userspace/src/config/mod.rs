@@ -9,6 +9,7 @@ mod health;
 mod keys;
 mod passive;
 mod protection;
+mod quic;
 mod read;
 mod report;
 mod rollout;
@@ -28,6 +29,7 @@ pub use health::{AgentCheck, Exchange, GrpcRequest, Health, HealthCheck, HttpReq
 pub use keys::{Backend, Config, Dataplane, Pool, Service, SlowStart};
 pub use passive::{Breaker, BreakerScope, Limits, OnTrip, Outlier, Retry, SteerBy, Steering};
 pub use protection::Protection;
+pub use quic::{Quic, QuicConfig};
 pub use read::Invalid;
 pub use report::{
     Code, Diagnostic, Diagnostics, Label, Position, Report, Severity, Spot, Style, UnknownCode,
@@ -37,8 +39,8 @@ pub use schema::json_schema;
 pub use value::{
     AdminState, Aggression, BackendKey, Check, CommandLine, Deviations, DnsName, FilePath, HttpHost,
     HttpPath, HttpUrl, InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase,
-    PoolName, Protocol, Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking,
-    Verify, Weight, XdpMode,
+    PoolName, Protocol, QuicKey, Schema, Seed, ServerId, ServiceName, SplitKey, StatusRanges, TableSize,
+    TlsName, Tracking, Verify, Weight, XdpMode,
 };
 
 use keys::{ConfigDraft, ServiceDraft};

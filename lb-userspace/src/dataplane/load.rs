@@ -349,6 +349,8 @@ pub(super) fn load_object(
         .map_max_entries("REPLIES", room.backends)
         .map_max_entries("SERVICES", room.services)
         .map_max_entries("BUDGETS", room.services)
+        .map_max_entries("QUIC_CONFIGS", room.services)
+        .map_max_entries("QUIC_SERVERS", room.backends.saturating_mul(4))
         .map_max_entries("VIPS", room.services)
         .map_max_entries("POOL_TRAFFIC", room.services * 2 + 1)
         .map_max_entries("GUARDS", room.services)

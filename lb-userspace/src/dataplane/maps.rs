@@ -11,6 +11,7 @@ use lb_common::abi::{
 use lb_common::guard::{Guard, Source, SourceKey};
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::Measure;
+use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::session::{Session, SessionKey};
 use lb_common::verdict::Counters;
@@ -71,6 +72,10 @@ pub struct Maps {
     pub open: Hash<FlowKey, Open>,
     /// Networks of guests -> 1. A trie: a look-up finds the longest prefix, and it cannot be read in batches.
     pub guests: Hash<GuestKey, u32>,
+    /// Service and configuration -> how connection ids are read.
+    pub quic_configs: Hash<quic::ConfigKey, quic::Config>,
+    /// Service, configuration and server id -> backend.
+    pub quic_servers: Hash<quic::ServerKey, quic::Server>,
     /// One element.
     pub faults: Mapped<[Fault; FAULTS]>,
     /// By service index.
@@ -127,6 +132,8 @@ pub const NAMES: &[&str] = &[
     "POOL_LIMITS",
     "OPEN",
     "GUESTS",
+    "QUIC_CONFIGS",
+    "QUIC_SERVERS",
     "FAULTS",
     "WANTED",
     "COUNTERS",
@@ -176,6 +183,8 @@ impl Maps {
             pool_limits: at(directory, "POOL_LIMITS", Mapped::open)?,
             open: at(directory, "OPEN", Hash::open)?,
             guests: at(directory, "GUESTS", Hash::open)?,
+            quic_configs: at(directory, "QUIC_CONFIGS", Hash::open)?,
+            quic_servers: at(directory, "QUIC_SERVERS", Hash::open)?,
             faults: at(directory, "FAULTS", Mapped::open)?,
             guards: at(directory, "GUARDS", Mapped::open)?,
             rules: at(directory, "RULES", Hash::open)?,

@@ -11,6 +11,7 @@
 //! Whoever dies in the middle leaves a table that works, and the next agent finds the rest of the difference.
 
 mod protection;
+mod quic;
 mod registry;
 pub mod split;
 
@@ -38,6 +39,7 @@ use crate::dataplane::bpf::Mapped;
 use protection::network_key;
 
 pub use protection::Protection;
+pub use quic::{QuicPlan, QuicRecord};
 pub use registry::{Full, Registry, ServiceRecord, Table};
 
 /// What the maps should hold of one service.
@@ -69,6 +71,8 @@ pub struct ServicePlan {
     pub budget: Option<Budget>,
     /// Who may talk to it, and how much.
     pub protection: Protection,
+    /// How connection ids are read, if they are.
+    pub quic: QuicPlan,
     /// The pool of most clients.
     pub stable: PoolPlan,
     /// The pool of some.
@@ -84,8 +88,8 @@ pub struct Limits {
     pub backend: Limit,
     /// Of each pool.
     pub pool: Limit,
-    /// What a flow beyond gets; `None`: what it gets when no backend may take it.
-    pub on_limit: Option<OnEmpty>,
+    /// What a flow beyond gets, as [`Service::on_limit`] has it.
+    pub on_limit: u8,
 }
 
 /// What the maps should hold of one pool.
@@ -114,6 +118,8 @@ pub struct Member {
     pub next_hop: NextHop,
     /// What stands for its clients (`full-nat`); `None`: nothing, or it is not known yet.
     pub source: Option<Address>,
+    /// What it calls itself in connection ids.
+    pub server_ids: Vec<Box<[u8]>>,
 }
 
 /// What stands for clients (`full-nat`).
@@ -287,6 +293,7 @@ impl Publisher {
         for id in dead {
             published.changed |= self.switch_off(id);
         }
+        published.changed |= self.quic(index, plan)?;
         published.changed |= self.budget(index, plan.budget);
         published.changed |= self.protect(index, &plan.protection)?;
         let guests = self.guests(index, plan)?;
@@ -519,7 +526,7 @@ impl Publisher {
             stable_pool: pools[0],
             canary_pool: pools[1],
             measure,
-            on_limit: plan.limits.on_limit.unwrap_or(plan.on_empty) as u8,
+            on_limit: plan.limits.on_limit,
             clamp_mss: plan.clamp_mss,
             ..Service::default()
         };
@@ -573,6 +580,7 @@ impl Publisher {
         let done = split::change(&self.maps.services, index, expected, share);
         if done {
             self.split_changed(index, now);
+            self.name_canary(index);
         }
         done
     }
@@ -597,6 +605,7 @@ impl Publisher {
         self.forget_faults(|fault| fault.service == index);
         self.forget_guests(index)?;
         self.protect(index, &Protection::default())?;
+        self.forget_quic(index)?;
         self.maps.budgets.write(index, &Budget::default());
         let ids: Vec<u16> = self.registry.backends_of(index).collect();
         for &id in &ids {
@@ -633,6 +642,7 @@ impl Publisher {
     fn free_ids(&mut self, ids: &[u16]) -> Result<(), PublishError> {
         self.forget_faults(|fault| ids.contains(&fault.backend));
         self.forget_open(ids)?;
+        self.forget_names(ids)?;
         for &id in ids {
             self.registry.free_backend(&self.maps, id);
         }

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use super::PoolPlan;
 use super::protection::Rules;
+use super::quic::{self, QuicRecord};
 use crate::dataplane::Maps;
 
 /// No room for more.
@@ -25,6 +26,12 @@ pub struct Full {
     what: &'static str,
     setting: &'static str,
     capacity: u32,
+}
+
+impl Full {
+    pub(super) const fn of(what: &'static str, setting: &'static str, capacity: u32) -> Self {
+        Self { what, setting, capacity }
+    }
 }
 
 /// Who has which index.
@@ -54,6 +61,8 @@ pub struct Registry {
     pub(super) rules: HashMap<u32, Rules>,
     /// Services whose rules are in those of their VIP's host.
     pub(super) hosted: HashSet<u32>,
+    /// By service index.
+    pub(super) quic: HashMap<u32, QuicRecord>,
 }
 
 /// What a service has.
@@ -140,6 +149,7 @@ impl Registry {
             guests: HashMap::new(),
             rules: HashMap::new(),
             hosted: HashSet::new(),
+            quic: quic::adopt(maps)?,
         };
         for (key, index) in maps.vips.entries()? {
             if index < maps.services.len() {

@@ -142,6 +142,7 @@ mod tests {
             priority: 0,
             health_port: None,
             agent_port: None,
+            server_ids: None,
         }
     }
 

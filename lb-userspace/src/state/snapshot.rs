@@ -112,6 +112,12 @@ fn flatten(path: String, value: &Value, into: &mut Values) {
                 }
             }
         }
+        // The key that connection ids are encrypted with: that it is another one is seen, not which.
+        Value::String(text) if path.contains("quic.config.") && path.ends_with(".key") => {
+            let digest = Sha256::digest(text);
+            let digits: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            drop(into.insert(path, format!("secret (SHA-256 {digits}…)")));
+        }
         Value::String(text) => drop(into.insert(path, text.clone())),
         other => drop(into.insert(path, other.to_string())),
     }
@@ -173,6 +179,23 @@ mod tests {
         assert_eq!((came.len(), went.len()), (there.values().len(), there.values().len()));
         assert!(came.contains(&"vip: - -> 203.0.113.10".to_owned()), "{came:#?}");
         assert!(went.contains(&"vip: 203.0.113.10 -> -".to_owned()), "{went:#?}");
+    }
+
+    #[test]
+    fn the_key_of_connection_ids_is_not_shown() {
+        let with = |digit: char| {
+            let key = digit.to_string().repeat(32);
+            let quic = format!(
+                "protocol = \"udp\"\n[service.quic]\n[[service.quic.config]]\nid = 0\nserver_id_length = 1\nnonce_length = 7\nkey = \"{key}\"\n"
+            );
+            Desired::of(config(&format!("{quic}{A}server_ids = [\"01\"]\n"))).snapshot("web")
+        };
+        let shown = shown(&with('a'), &with('b'));
+        assert!(
+            matches!(&shown[..], [one] if one.starts_with("quic.config.0.key: secret (SHA-256 ")),
+            "{shown:?}"
+        );
+        assert!(!shown[0].contains("aaaa") && !shown[0].contains("bbbb"), "{shown:?}");
     }
 
     #[test]

@@ -234,6 +234,7 @@ fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
         steering: None,
         connections: None,
         outcomes: None,
+        server_ids: Vec::new(),
         health: HealthStatus {
             status: HealthState::Up,
             reason: None,

@@ -7,6 +7,7 @@ use lb_tests::Family;
 
 use crate::network::Network;
 use crate::rng::Rng;
+use crate::tables::{CODECS, NAMES, server_id};
 
 /// What a test run takes.
 const SHORTEST: usize = 14;
@@ -33,7 +34,10 @@ impl Frames {
         }
         if self.recent.len() < MEMORY || rng.once_in(3) {
             let choices = rng.bytes(256);
-            let (frame, _) = fuzz::frame(&choices, tables);
+            let (mut frame, _) = fuzz::frame(&choices, tables);
+            if rng.once_in(4) {
+                name(&mut frame, rng);
+            }
             if self.recent.len() == MEMORY {
                 self.recent.swap_remove(rng.below(MEMORY));
             }
@@ -97,6 +101,36 @@ impl Frames {
         }
         put(frame, source, &[rng.pick(&[0, 1, 126, 127, 128, 223, 224, 240, 255])]);
     }
+}
+
+/// Puts a header of QUIC into a datagram, with a connection id that may name somebody.
+fn name(frame: &mut Vec<u8>, rng: &mut Rng) {
+    let at = Layout::of(frame);
+    let codec = rng.pick(&CODECS);
+    let nonce = rng.bytes(codec.nonce_length.into());
+    let server = server_id(&codec, rng.below(usize::from(NAMES) + 1) as u8);
+    let Some(mut id) = codec.encode(&server, &nonce) else { return };
+    if rng.once_in(8) {
+        id[0] ^= 1 << rng.below(8);
+    }
+    let mut header = vec![rng.next() as u8];
+    if header[0] & 0x80 != 0 {
+        header.extend(rng.pick(&[1_u32, 1, 0x6b33_43cf, 0x0a1a_2a3a, 0]).to_be_bytes());
+        header.push(id.len() as u8);
+    }
+    header.extend(id);
+    if rng.once_in(2) {
+        // As long as such datagrams are.
+        let (start, more) = (at.l4 + 8 + header.len(), rng.below(40));
+        if frame.get(at.protocol()) == Some(&17) && start >= frame.len() {
+            let length = (start + more - at.l4) as u16;
+            frame.resize(start + more, 0xa5);
+            put(frame, at.l4 + 4, &length.to_be_bytes());
+            let whole = if at.v6 { length } else { length + (at.l4 - at.l3) as u16 };
+            put(frame, at.length(), &whole.to_be_bytes());
+        }
+    }
+    put(frame, at.l4 + 8, &header);
 }
 
 /// Where things are in a frame, if it is what it says.

@@ -126,6 +126,8 @@ impl Kernel {
             maps.guards.write(index, &Guard { connections_due, packets_due, ..guard });
         }
         replace(&maps.sources, tables.sources.borrow().iter().map(|(key, source)| (*key, *source)))?;
+        replace(&maps.quic_configs, tables.quic_configs.iter().map(|(key, config)| (*key, *config)))?;
+        replace(&maps.quic_servers, tables.quic_servers.iter().map(|(key, server)| (*key, *server)))?;
         maps.faults.write(0, &tables.faults);
         for offset in [offset_of!(Measure, cap_interval), offset_of!(Measure, cap_next)] {
             let word = lb_common::pipeline::Tables::word(tables, CAPPED.into(), offset);

@@ -7,6 +7,8 @@ use lb_common::guard::{Guard, HOST, Rate, Rule};
 use lb_common::host::{Tables, fuzz};
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure::Measure;
+use lb_common::pipeline::Route;
+use lb_common::quic::Codec;
 use lb_common::session::{Session, SessionKey};
 use lb_common::wire::IPPROTO_TCP;
 use lb_userspace::clock;
@@ -51,6 +53,7 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     }
     attend(&mut tables, rng);
     guard(&mut tables, rng);
+    quic(&mut tables, rng);
     tables
 }
 
@@ -95,6 +98,54 @@ fn sessions(tables: &mut Tables, index: usize, rng: &mut Rng) {
         let sessions = tables.sessions.get_mut();
         sessions.insert(key(client, vip), session(source, to, told));
         sessions.insert(key(to, source), session(vip, client, Session::REPLY));
+    }
+}
+
+/// Every way in which connection ids are written.
+pub const CODECS: [Codec; 4] = [
+    Codec { config: 1, server_id_length: 2, nonce_length: 6, key: None },
+    Codec { config: 2, server_id_length: 4, nonce_length: 12, key: Some([0x1d; 16]) },
+    Codec { config: 3, server_id_length: 3, nonce_length: 8, key: Some([0x2e; 16]) },
+    // Longer than half of it.
+    Codec { config: 6, server_id_length: 11, nonce_length: 7, key: Some([0x3f; 16]) },
+];
+
+/// Names that each service gives its backends, by their last byte.
+pub const NAMES: u8 = 8;
+
+/// A server id.
+pub fn server_id(codec: &Codec, name: u8) -> Vec<u8> {
+    let mut id = vec![0x5a; codec.server_id_length.into()];
+    if let Some(last) = id.last_mut() {
+        *last = name;
+    }
+    id
+}
+
+/// Backends that connection ids name, in some of the services; some of them have another life by now.
+fn quic(tables: &mut Tables, rng: &mut Rng) {
+    for index in 0..tables.services.len() {
+        let service = tables.services[index];
+        if !service.has(Service::QUIC) {
+            continue;
+        }
+        if rng.once_in(4) {
+            tables.services[index].flags &= !Service::QUIC;
+            continue;
+        }
+        let ids = 1..tables.backends.len() as u16;
+        let own: Vec<u16> =
+            ids.filter(|id| tables.backends[usize::from(*id)].service as usize == index).collect();
+        for codec in &CODECS {
+            let names = (0..NAMES).map(|name| (server_id(codec, name), rng.pick(&own))).collect::<Vec<_>>();
+            let names: Vec<(&[u8], u16)> = names.iter().map(|(name, id)| (&name[..], *id)).collect();
+            tables.add_quic(index as u32, codec, rng.once_in(2), &names);
+        }
+    }
+    for server in tables.quic_servers.values_mut() {
+        if rng.once_in(8) {
+            server.generation = server.generation.wrapping_add(1);
+        }
     }
 }
 
@@ -235,12 +286,10 @@ fn flags(service: &mut Service, rng: &mut Rng) {
 fn limit(tables: &mut Tables, index: usize, rng: &mut Rng) {
     let service = &mut tables.services[index];
     service.flags |= Service::LIMITED;
-    for flag in [Service::COUNTED, Service::SPILLS] {
-        if rng.once_in(2) {
-            service.flags |= flag;
-        }
+    if rng.once_in(2) {
+        service.flags |= Service::COUNTED;
     }
-    service.on_limit = rng.pick(&[OnEmpty::Reset, OnEmpty::Drop]) as u8;
+    service.on_limit = rng.pick(&[OnEmpty::Reset as u8, OnEmpty::Drop as u8, Service::SPILL]);
     let pools = [service.stable_pool, service.canary_pool].map(Whose::Pool);
     let ids = 1..tables.backends.len() as u16;
     let own = ids.filter(|id| tables.backends[usize::from(*id)].service as usize == index);

@@ -2,6 +2,7 @@
 
 mod churn;
 mod discovery;
+mod dns;
 mod full_nat;
 mod health;
 mod lifecycle;
@@ -13,6 +14,7 @@ mod passive;
 mod paths;
 mod policy;
 mod protection;
+mod quic;
 mod refusals;
 mod revisions;
 mod rollout;
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
         split::claims(),
         survival::claims(),
         full_nat::claims(),
+        dns::claims(),
+        quic::claims(),
         churn::claims(),
         trace::claims(),
         health::claims(),

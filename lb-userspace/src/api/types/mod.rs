@@ -9,6 +9,7 @@ mod event;
 mod explain;
 mod fault;
 mod flow;
+mod quic;
 mod request;
 mod rollout;
 mod service;
@@ -26,6 +27,7 @@ pub use event::Event;
 pub use explain::{Explanation, Step};
 pub use fault::{AddFault, ClearFaults, FaultAction, FaultStatus, Faults};
 pub use flow::{FlowInfo, FlowKind, Flows};
+pub use quic::{ConnectionId, NoConnectionId};
 pub use request::{
     Apply, BackendPath, DiffQuery, EventQuery, Explain, FlowQuery, KeepOrReset, Rollback, ServiceQuery,
     SetHealth, SetSplit, SetState, SetWeight, Undo, Validate,

@@ -147,6 +147,9 @@ pub struct Explain {
     /// What they speak.
     #[serde(default = "default_protocol")]
     pub protocol: Protocol,
+    /// The connection id in a datagram of QUIC, as its server has chosen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic_id: Option<super::ConnectionId>,
 }
 
 fn default_protocol() -> Protocol {

@@ -220,6 +220,9 @@ pub struct BackendStatus {
     /// What became of its connections, if somebody looks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<Outcomes>,
+    /// What it calls itself in connection ids of QUIC, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server_ids: Vec<String>,
     /// Whether new flows go to it.
     pub takes_new: bool,
     /// Why not.

@@ -107,6 +107,10 @@ codes! {
         "Up to 8 addresses of each family stand for clients in mode `full-nat`.";
     Error SourceIsVip = "LB0242", "an address that is a VIP and stands for clients",
         "What comes to an address that stands for clients is the reply of a backend; what comes to a VIP is a request.";
+    Error BadQuicKey = "LB0250", "a key of connection ids that cannot be used",
+        "The key is that of AES-128, written as 32 hexadecimal digits, and the servers have the same one. `openssl rand -hex 16` makes one.";
+    Error BadServerId = "LB0251", "text that is not a server id",
+        "A server id is 1 to 15 bytes, written as two hexadecimal digits each: \"0a01\".";
     Error NoPool = "LB0301", "a service without a pool",
         "The first pool of a service is its stable one: without it there is nowhere to send a client.";
     Error DuplicatePool = "LB0302", "two pools of one name in a service",
@@ -169,6 +173,14 @@ codes! {
         "In `allow` and `deny` the smallest network that a client is in says whether it may talk to the service. A network that is in both, or in one of them twice, says nothing clear. A part of it may be in the other list.";
     Error NewOfUdp = "LB0371", "a limit of new connections in a UDP service",
         "UDP has no connections: no datagram says that it is the first one. Datagrams can be limited: `max_packets_per_second`, `source_max_packets_per_second`.";
+    Error QuicNowhere = "LB0380", "connection ids where they lead nowhere",
+        "QUIC is spoken over UDP. In mode `full-nat` a session is one of the client's and the backend's addresses: a client that changes its own would be another one.";
+    Error QuicIncomplete = "LB0381", "connection ids that nobody could read",
+        "There is at least one `[[service.quic.config]]`. Each has an id of its own, and a server id and a nonce that have 19 bytes at most together: a connection id of QUIC version 1 has 20.";
+    Error ServerIdTwice = "LB0382", "a server id that is twice in a service",
+        "A connection id names one backend.";
+    Error ServerIdLength = "LB0383", "a server id of a length that no connection id has",
+        "Each `[[service.quic.config]]` says how long the server ids in its connection ids are. A backend has one of each length.";
     Error DuplicateService = "LB0401", "two services of one name",
         "Commands, metrics and revisions name a service by its name.";
     Error DuplicateVip = "LB0402", "two services at one address, port and protocol",
@@ -197,6 +209,8 @@ codes! {
         "The key belongs to another type of health check than the one chosen, or to a feature that is not in use.";
     Warning OutlierIdle = "LB0920", "a limit that keeps everybody in",
         "`max_ejected_percent` is never exceeded, not even by the first backend: in a pool of so few it ejects nobody.";
+    Warning Unnamed = "LB0921", "a backend that no connection id names",
+        "In a service with `[service.quic]` a client that changes its address keeps its backend if the ids of its connection name it: its server has to write them, and its `server_ids` have to stand here.";
     Warning RolloutAlone = "LB0930", "a rollout in a service of one pool",
         "A rollout takes clients from one pool to another.";
 }

@@ -9,6 +9,7 @@ mod fleet;
 mod health;
 mod passive;
 mod protection;
+mod quic;
 mod rollout;
 mod service;
 
@@ -39,4 +40,5 @@ pub(super) fn check_service(service: &ServiceDraft, findings: &mut Findings) {
     rollout::check(service, findings);
     discovery::check(service, findings);
     protection::check(service, findings);
+    quic::check(service, findings);
 }

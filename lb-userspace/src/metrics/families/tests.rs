@@ -29,6 +29,7 @@ fn backend(name: &str, health: HealthState) -> BackendStatus {
         ejection: None,
         breaker: None,
         outcomes: None,
+        server_ids: Vec::new(),
         steering: None,
         connections: None,
         takes_new: true,

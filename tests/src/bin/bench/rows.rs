@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use lb_common::quic::Codec;
 use lb_common::verdict::Reason;
 use lb_tests::packets::{Frame, Tcp, Udp, flags};
 use lb_tests::test_run::Action;
@@ -37,6 +38,8 @@ pub enum Group {
     Canary,
     /// A rollout is under way, and handshakes are measured.
     Measured,
+    /// Connection ids name backends.
+    Quic,
     /// Slots that are changing.
     Unsettled,
     /// Lists and rates.
@@ -51,6 +54,7 @@ impl Group {
             Self::Modes => "settled, other modes",
             Self::Canary => "with a canary, dsr-ipip",
             Self::Measured => "measured: a rollout at 10 %, settled, nat",
+            Self::Quic => "QUIC by connection id, dsr-ipip",
             Self::Unsettled => "slots that are changing, dsr-ipip",
             Self::Guarded => "guarded, settled, dsr-ipip",
         }
@@ -112,6 +116,8 @@ pub struct Services {
     pub canary: Spec,
     /// Gets a rollout at 10 %, likewise.
     pub measured: Spec,
+    /// Connection ids as they are, as one encrypted block, and encrypted in three and in four passes.
+    quic: [Spec; 4],
     /// Every slot changes hands.
     pub moved: Spec,
     /// Every slot changes hands and back.
@@ -165,6 +171,16 @@ impl Services {
                 pools: vec![equal(200..210), equal(210..220)],
                 ..Spec::new("measured", 7)
             },
+            quic: [
+                ("quic-plain", 8, 2, 6, None),
+                ("quic-block", 9, 4, 12, Some([0x5a; 16])),
+                ("quic-three", 10, 3, 8, Some([0x5b; 16])),
+                ("quic-four", 11, 9, 8, Some([0x5c; 16])),
+            ]
+            .map(|(name, vip, server_id_length, nonce_length, key)| {
+                let quic = Some(Codec { config: 2, server_id_length, nonce_length, key });
+                Spec { protocol: "udp", quic, ..Spec::new(name, vip) }
+            }),
             moved: Spec { pools: fallow(40), ..Spec::new("moved", 4) },
             marked: Spec { pools: fallow(60), ..Spec::new("marked", 5) },
             moved_udp: Spec { protocol: "udp", pools: fallow(80), ..Spec::new("moved-udp", 4) },
@@ -194,6 +210,7 @@ impl Services {
             l2,
             canary,
             measured,
+            quic,
             moved,
             marked,
             moved_udp,
@@ -201,12 +218,11 @@ impl Services {
             paced,
             denying,
         } = self;
-        [
+        let ordinary = [
             tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, measured, moved, marked,
             moved_udp, listed, paced, denying,
-        ]
-        .map(Spec::clone)
-        .into()
+        ];
+        ordinary.into_iter().chain(quic).cloned().collect()
     }
 
     /// The table.
@@ -223,8 +239,9 @@ impl Services {
 
         let kept_away = Expect { reason: Reason::Denied, slow: false, shape: Shape::Dropped };
 
-        use Group::{Canary, Guarded, Measured, Modes, Settled, Unsettled};
-        use Segment::{Ack, Datagram, Syn};
+        let [plain, block, three, four] = &self.quic;
+        use Group::{Canary, Guarded, Measured, Modes, Quic, Settled, Unsettled};
+        use Segment::{Ack, Datagram, Initial, Short, Syn};
         let row = |group, name, template, expect| Row { name, group, template, expect, katran: None };
         let known = |name, template, expect, katran| Row {
             katran: Some(katran),
@@ -280,6 +297,12 @@ impl Services {
                 to(&self.denying, Syn, 1_000_000),
                 kept_away,
             ),
+            row(Quic, "short header, id as it is, 1 024 clients", to(plain, Short, 1024), tunnel4),
+            row(Quic, "short header, id as it is, 100 000 clients", to(plain, Short, 100_000), tunnel4),
+            row(Quic, "short header, id in one AES block, 1 024 clients", to(block, Short, 1024), tunnel4),
+            row(Quic, "short header, id in three AES passes, 1 024 clients", to(three, Short, 1024), tunnel4),
+            row(Quic, "short header, id in four AES passes, 1 024 clients", to(four, Short, 1024), tunnel4),
+            row(Quic, "Initial, by the ordinary rule, 1 024 clients", to(plain, Initial, 1024), tunnel4),
             row(Unsettled, "TCP v4, 1 024 flows, captured", to(&self.moved, Ack, 1024), slow),
             row(Unsettled, "TCP v4, 100 000 flows, captured", to(&self.moved, Ack, 100_000), slow),
             row(Unsettled, "TCP v4, 100 000 flows, moved and back", to(&self.marked, Ack, 100_000), slow),
@@ -310,6 +333,10 @@ enum Segment {
     Syn,
     /// UDP.
     Datagram,
+    /// QUIC of an established connection.
+    Short,
+    /// A new one.
+    Initial,
 }
 
 /// From clients to a service.
@@ -320,7 +347,16 @@ fn request(bed: &Bed, spec: &Spec, segment: Segment, flows: u32) -> Template {
         Family::V4 => (26, 34),
         Family::V6 => (34, 54),
     };
-    Template { frame: frame(hardware, ends, segment), address, port, pad: 0, flows }
+    let payload = match (segment, &spec.quic) {
+        (Segment::Short, Some(codec)) => {
+            let server = bed::server_id(codec, spec.pools[0][3].0);
+            let id = codec.encode(&server, &vec![0x3c; codec.nonce_length.into()]);
+            [&[0x41], &id.expect("a server id of its length")[..]].concat()
+        }
+        (Segment::Initial, _) => [&[0xc3, 0, 0, 0, 1, 8][..], &[0x11; 8], &[0]].concat(),
+        _ => Vec::new(),
+    };
+    Template { frame: frame(hardware, ends, segment, &payload), address, port, pad: 0, flows }
 }
 
 /// From the first backend of a `nat` service to its clients.
@@ -332,7 +368,7 @@ fn reply(bed: &Bed, spec: &Spec, flows: u32) -> Template {
         Family::V4 => (30, 36),
         Family::V6 => (50, 56),
     };
-    Template { frame: frame(hardware, ends, Segment::Ack), address, port, pad: 0, flows }
+    Template { frame: frame(hardware, ends, Segment::Ack, &[]), address, port, pad: 0, flows }
 }
 
 /// To the balancer's own address, at ports that stand for clients. (The driver changes the sender, too.)
@@ -343,7 +379,7 @@ fn stood_in(bed: &Bed, spec: &Spec, flows: u32) -> Template {
         Family::V4 => (26, 36),
         Family::V6 => (34, 56),
     };
-    Template { frame: frame(hardware, ends, Segment::Ack), address, port, pad: 0, flows }
+    Template { frame: frame(hardware, ends, Segment::Ack, &[]), address, port, pad: 0, flows }
 }
 
 fn client(family: Family) -> IpAddr {
@@ -353,15 +389,19 @@ fn client(family: Family) -> IpAddr {
     }
 }
 
-fn frame((from, to): (Mac, Mac), ends: [(IpAddr, u16); 2], segment: Segment) -> [u8; LENGTH] {
+fn frame((from, to): (Mac, Mac), ends: [(IpAddr, u16); 2], segment: Segment, payload: &[u8]) -> [u8; LENGTH] {
     let [(source, source_port), (destination, destination_port)] = ends;
     let head = Frame::ethernet(from, to).ip(source, destination);
     let head = match segment {
         Segment::Ack => head.tcp(Tcp::new(source_port, destination_port).flags(flags::ACK)),
         Segment::Syn => head.tcp(Tcp::new(source_port, destination_port).syn()),
-        Segment::Datagram => head.udp(Udp::new(source_port, destination_port)),
+        Segment::Datagram | Segment::Short | Segment::Initial => {
+            head.udp(Udp::new(source_port, destination_port))
+        }
     };
     let room = LENGTH - head.build().len();
-    let frame = head.payload(&vec![0xa5; room]).build();
+    let mut payload = payload.to_vec();
+    payload.resize(room, 0xa5);
+    let frame = head.payload(&payload).build();
     frame.try_into().expect("it was filled up to this length")
 }
