@@ -20,6 +20,7 @@ use crate::rewrite::{self, End};
 use crate::select::Place;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{
     IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_TCP, IPPROTO_UDP, Ipv4,
     Ipv6Extension, Ipv6Fragment, Ports, TCP_ACK, TCP_RST, TCP_SYN, Tcp, Udp, Wire,
@@ -102,7 +103,8 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         bytes: network.end as u32,
         begins: place.begins.into(),
     };
-    Ok(Verdict { reason: Reason::FragmentForwarded, ifindex: target.device.ifindex, account })
+    let ifindex = leaving(&network, target.device.ifindex);
+    Ok(Verdict { reason: Reason::FragmentForwarded, ifindex, account })
 }
 
 #[inline(always)]
@@ -134,7 +136,7 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, R
         return Ok(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account });
     };
     rewrite::link(packet, source, destination)?;
-    Ok(Verdict { reason: Reason::FragmentReplied, ifindex, account })
+    Ok(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(&network, ifindex), account })
 }
 
 /// The backend whose reply begins with this fragment.

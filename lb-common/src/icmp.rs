@@ -25,6 +25,7 @@ use crate::pipeline::{Packet, Route, Step, Tables, Target, contains, find};
 use crate::reply::is_direct;
 use crate::rewrite::{self, End};
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{
     IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Icmp, Ipv4, Ipv6, Ports, Wire, Word,
 };
@@ -189,7 +190,8 @@ fn to_backend<T: Tables>(
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    Ok(Verdict { reason: Reason::ErrorForwarded, ifindex: target.device.ifindex, account: Account::NONE })
+    let ifindex = leaving(network, target.device.ifindex);
+    Ok(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE })
 }
 
 /// About a packet that a client sent, as a `nat` backend got it.
@@ -227,7 +229,7 @@ fn to_client<T: Tables>(
         return Ok(Verdict::of(Reason::ErrorRepliedByHost));
     };
     rewrite::link(packet, source, destination)?;
-    Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE })
+    Ok(Verdict { reason: Reason::ErrorReplied, ifindex: leaving(network, ifindex), account: Account::NONE })
 }
 
 /// Where TCP's checksum is.

@@ -20,6 +20,7 @@ pub mod limit;
 pub mod measure;
 pub mod parse;
 pub mod pipeline;
+pub mod probe;
 pub mod reply;
 pub mod retry;
 pub mod rewrite;
@@ -29,6 +30,7 @@ pub mod stage;
 pub mod too_big;
 pub mod trace;
 pub mod verdict;
+pub mod vlan;
 pub mod watch;
 pub mod wire;
 

@@ -26,7 +26,7 @@ use lb_common::verdict::{Action, Reason, Verdict};
 
 use crate::packet::Frame;
 use crate::stages::jump;
-use crate::tables::{Kernel, bump};
+use crate::tables::{Kernel, bump, lb_depart};
 
 /// The balancer: every packet begins here.
 #[xdp(frags)]
@@ -138,21 +138,39 @@ fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
         }
         Err(reason) => Verdict::of(reason),
     };
+    let (action, verdict) = match verdict.reason.action() {
+        Action::Pass => (XDP_PASS, verdict),
+        Action::Drop => (XDP_DROP, verdict),
+        Action::Transmit => match transmit(frame, verdict.ifindex) {
+            Ok(action) => (action, verdict),
+            Err(reason) => (XDP_DROP, Verdict::of(reason)),
+        },
+    };
     Kernel.count(&verdict);
     trace::ends(ctx, &verdict);
     debug!(ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
-    act(frame, &verdict)
+    action
 }
 
+/// Out by an interface. Of those that the agent has not listed, VLAN devices lead to the one below, with their tags.
 #[inline(always)]
-fn act(frame: &Frame, verdict: &Verdict) -> u32 {
-    match verdict.reason.action() {
-        Action::Pass => XDP_PASS,
-        Action::Drop => XDP_DROP,
-        Action::Transmit if verdict.ifindex == frame.ifindex() => XDP_TX,
-        // An interface that the agent has not listed: dropped, and counted by the kernel as a failed redirect.
-        Action::Transmit => maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()).unwrap_or(XDP_DROP),
+fn transmit(frame: &Frame, ifindex: u32) -> Result<u32, Reason> {
+    if ifindex == frame.ifindex() {
+        return Ok(XDP_TX);
     }
+    if let Ok(action) = maps::EGRESS.redirect(ifindex, XDP_DROP.into()) {
+        return Ok(action);
+    }
+    let found = lb_depart(frame.context(), ifindex);
+    let below = found as u32;
+    if below == 0 {
+        return Err(Reason::of(found >> 32));
+    }
+    if below == frame.ifindex() {
+        return Ok(XDP_TX);
+    }
+    // Not listed either: dropped, and counted by the kernel as a failed redirect.
+    Ok(maps::EGRESS.redirect(below, XDP_DROP.into()).unwrap_or(XDP_DROP))
 }
 
 /// The other end of `dsr-ipip` and `dsr-gue`, for backends whose kernel has no tunnel device.

@@ -21,6 +21,7 @@ use crate::retry::Budget;
 use crate::session::{Draft, Held, Session, SessionKey};
 use crate::too_big;
 use crate::verdict::Event;
+use crate::vlan::Vlan;
 use crate::watch::Word;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac};
 
@@ -76,6 +77,8 @@ pub struct Tables {
     pub sessions: RefCell<BTreeMap<SessionKey, Session>>,
     /// Room in `SESSIONS`.
     pub session_room: usize,
+    /// `VLANS`.
+    pub vlans: HashMap<u32, Vlan>,
     /// Where packets for these addresses leave.
     pub routes: HashMap<Address, Route>,
     /// How long a packet may be for which the route is [`Route::TooBig`].
@@ -175,6 +178,7 @@ impl Tables {
             opening: RefCell::new(Lru::new(1 << 20)),
             sessions: RefCell::default(),
             session_room: usize::MAX,
+            vlans: HashMap::new(),
             routes: HashMap::new(),
             path_mtu: 1280,
             default_route: Route::Out {
@@ -474,6 +478,10 @@ impl pipeline::Tables for Tables {
 
     fn route(&self, _packet: &Frame, network: &Network) -> Route {
         *self.routes.get(&network.destination).unwrap_or(&self.default_route)
+    }
+
+    fn vlan(&self, ifindex: u32) -> Option<Vlan> {
+        self.vlans.get(&ifindex).copied()
     }
 
     fn path_mtu(&self, packet: &Frame, network: &Network) -> u16 {

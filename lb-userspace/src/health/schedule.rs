@@ -18,6 +18,7 @@ use super::{
     check::{Check, Target, TargetId},
     judge::{Judge, Transition},
     probe::{FailureKind, Miss, ProbeResult, Trouble},
+    vip::Via,
 };
 
 /// First checks are spread by this much for each target that is new, so that one target is checked at once …
@@ -69,6 +70,7 @@ pub(super) struct Job {
     pub address: SocketAddr,
     pub check: Check,
     pub mark: Option<u32>,
+    pub via: Option<Via>,
 }
 
 /// Says which check a result belongs to.
@@ -170,7 +172,7 @@ impl Schedule {
         let known = self
             .entries
             .remove(&id)
-            .filter(|e| e.target.address == target.address && e.target.mark == target.mark);
+            .filter(|e| e.target.same_way(&target));
         let entry = match known {
             Some(known) => Entry { target, epoch, first: true, ..known },
             None => Entry {
@@ -218,6 +220,7 @@ impl Schedule {
             address: target.address,
             check: target.check.clone(),
             mark: target.mark,
+            via: target.via.clone(),
         })
     }
 

@@ -21,6 +21,9 @@ pub const CAPPED: u8 = 1;
 pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     let mut tables = fuzz::tables();
     tables.devices = network.devices().to_vec();
+    if rng.once_in(2) {
+        tables.vlans = network.vlans(rng.pick(&[&[100][..], &[300, 4000]]));
+    }
     tables.routes.clear();
     tables.default_route = Route::None;
     let settled = rng.once_in(3);

@@ -15,6 +15,7 @@ fn target(id: u64, timing: Timing) -> Target {
         address: SocketAddr::from(([10, 0, 0, 1], 80)),
         check: Check { kind: CheckKind::Tcp, timing },
         mark: None,
+        via: None,
     }
 }
 
