@@ -123,20 +123,23 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, R
     let backend = tables.backend(id).ok_or(Reason::NoTable)?;
     let service = tables.service(backend.service).ok_or(Reason::NoTable)?;
     let account = Account { backend: id, pool: backend.pool, bytes: network.end as u32, begins: 0 };
-    let out = match tables.route(packet, &network) {
-        Route::Out { ifindex, source, destination } => Some((ifindex, source, destination)),
-        Route::Unresolved => None,
+    // (A number for both: LLVM would keep what is none in a register that a helper has cleared.)
+    let (ifindex, out) = match tables.route(packet, &network) {
+        Route::Out { ifindex, source, destination } => {
+            (leaving(&network, ifindex), Some((source, destination)))
+        }
+        Route::Unresolved => (0, None),
         Route::Local => return Err(Reason::Local),
         Route::TooBig => return Err(Reason::TooBig),
         Route::ForwardingOff => return Err(Reason::ForwardingOff),
         Route::None => return Err(Reason::NoRoute),
     };
     translate(packet, &network, &piece, End::Source, service.vip, service.port)?;
-    let Some((ifindex, source, destination)) = out else {
+    let Some((source, destination)) = out else {
         return Ok(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account });
     };
     rewrite::link(packet, source, destination)?;
-    Ok(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(&network, ifindex), account })
+    Ok(Verdict { reason: Reason::FragmentReplied, ifindex, account })
 }
 
 /// The backend whose reply begins with this fragment.

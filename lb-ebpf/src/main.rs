@@ -11,6 +11,7 @@ mod trace;
 mod verifier;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
@@ -23,10 +24,11 @@ use lb_common::reply::reply;
 use lb_common::session::{begin, carry, opening, session, witness};
 use lb_common::too_big::too_big;
 use lb_common::verdict::{Action, Reason, Verdict};
+use lb_common::vlan::depart;
 
 use crate::packet::Frame;
 use crate::stages::jump;
-use crate::tables::{Kernel, bump, lb_depart};
+use crate::tables::{Kernel, bump};
 
 /// The balancer: every packet begins here.
 #[xdp(frags)]
@@ -138,39 +140,41 @@ fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
         }
         Err(reason) => Verdict::of(reason),
     };
-    let (action, verdict) = match verdict.reason.action() {
-        Action::Pass => (XDP_PASS, verdict),
-        Action::Drop => (XDP_DROP, verdict),
-        Action::Transmit => match transmit(frame, verdict.ifindex) {
-            Ok(action) => (action, verdict),
-            Err(reason) => (XDP_DROP, Verdict::of(reason)),
-        },
-    };
     Kernel.count(&verdict);
     trace::ends(ctx, &verdict);
     debug!(ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
-    action
+    act(frame, &verdict)
 }
 
-/// Out by an interface. Of those that the agent has not listed, VLAN devices lead to the one below, with their tags.
 #[inline(always)]
-fn transmit(frame: &Frame, ifindex: u32) -> Result<u32, Reason> {
-    if ifindex == frame.ifindex() {
-        return Ok(XDP_TX);
+fn act(frame: &Frame, verdict: &Verdict) -> u32 {
+    match verdict.reason.action() {
+        Action::Pass => XDP_PASS,
+        Action::Drop => XDP_DROP,
+        Action::Transmit if verdict.ifindex == frame.ifindex() => XDP_TX,
+        Action::Transmit => match maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()) {
+            Ok(action) => action,
+            Err(_) => lb_depart(frame.context(), verdict.ifindex),
+        },
     }
-    if let Ok(action) = maps::EGRESS.redirect(ifindex, XDP_DROP.into()) {
-        return Ok(action);
+}
+
+/// The end of the road of frames that are not listed to leave by their interface as they are: it is a VLAN device, or they have
+/// tags. As a function of its own in the kernel's eyes ("global"): all programs pay no more than its call.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_depart(ctx: *mut xdp_md, ifindex: u32) -> u32 {
+    let mut frame = Frame::new(&XdpContext::new(ctx));
+    match depart(&mut frame, &Kernel, ifindex) {
+        Ok(below) if below == frame.ifindex() => XDP_TX,
+        // An interface that the agent has not listed: dropped, and counted by the kernel as a failed redirect.
+        Ok(below) => maps::EGRESS.redirect(below, XDP_DROP.into()).unwrap_or(XDP_DROP),
+        Err(reason) => {
+            // Beside what it was counted as before: it was on its way.
+            Kernel.count(&Verdict::of(reason));
+            XDP_DROP
+        }
     }
-    let found = lb_depart(frame.context(), ifindex);
-    let below = found as u32;
-    if below == 0 {
-        return Err(Reason::of(found >> 32));
-    }
-    if below == frame.ifindex() {
-        return Ok(XDP_TX);
-    }
-    // Not listed either: dropped, and counted by the kernel as a failed redirect.
-    Ok(maps::EGRESS.redirect(below, XDP_DROP.into()).unwrap_or(XDP_DROP))
 }
 
 /// The other end of `dsr-ipip` and `dsr-gue`, for backends whose kernel has no tunnel device.

@@ -26,7 +26,7 @@ use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
 use lb_common::too_big::admit;
 use lb_common::verdict::{Account, Event, Reason, Verdict};
-use lb_common::vlan::{Vlan, depart};
+use lb_common::vlan::Vlan;
 use lb_common::watch::Word;
 use lb_common::wire::Mac;
 
@@ -365,20 +365,6 @@ fn want(query: &FibLookup, family: Family) {
         (&raw mut (*wanted).pad).write(0);
     }
     entry.submit(0);
-}
-
-/// Gives a frame the tags of the device that it leaves by, as a function of its own in the kernel's eyes ("global"): it has
-/// hardly any stack, and is verified once for all programs' ways to it.
-///
-/// Returns the interface, or `reason << 32` if there is no room.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn lb_depart(ctx: *mut xdp_md, ifindex: u32) -> u64 {
-    let mut frame = Frame::new(&XdpContext::new(ctx));
-    match depart(&mut frame, &Kernel, ifindex) {
-        Ok(ifindex) => ifindex.into(),
-        Err(reason) => (reason as u64) << 32,
-    }
 }
 
 /// Asks the kernel's routes where a packet leaves.

@@ -47,7 +47,11 @@ pub fn goes_on(ctx: &XdpContext, stage: Stage) {
 #[inline(always)]
 pub fn ends(ctx: &XdpContext, verdict: &Verdict) {
     if is_on() {
-        let out = if verdict.reason.action() as u32 == Action::Transmit as u32 { verdict.ifindex & !TAGGED } else { 0 };
+        let out = if verdict.reason.action() as u32 == Action::Transmit as u32 {
+            verdict.ifindex & !TAGGED
+        } else {
+            0
+        };
         let account = &verdict.account;
         let whom = u32::from(account.backend) << 16 | u32::from(account.pool);
         lb_trace_ends(ctx.ctx, verdict.reason as u32, out, whom, account.begins);

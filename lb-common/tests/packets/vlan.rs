@@ -15,7 +15,9 @@ const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x09];
 
 fn tags(of: &[u16]) -> Tags {
     match of {
-        [outer, inner] => Tags::NONE.with(ETHERTYPE_QINQ, *outer).unwrap().with(ETHERTYPE_VLAN, *inner).unwrap(),
+        [outer, inner] => {
+            Tags::NONE.with(ETHERTYPE_QINQ, *outer).unwrap().with(ETHERTYPE_VLAN, *inner).unwrap()
+        }
         of => of.iter().fold(Tags::NONE, |tags, id| tags.with(ETHERTYPE_VLAN, *id).unwrap()),
     }
 }

@@ -105,8 +105,7 @@ impl Agent {
         let wanted = |service: &crate::config::Service| {
             service.health.check.as_ref().is_some_and(|check| check.probe.via == Target::Vip)
         };
-        let mut known =
-            Known { taken: Some(self.desired.config.dataplane.snat_ports), ..Known::default() };
+        let mut known = Known { taken: Some(self.desired.config.dataplane.snat_ports), ..Known::default() };
         let mut addresses = None;
         for service in services.iter().filter(|service| wanted(service)) {
             let Some(index) = self.publisher.registry.service_index(&crate::compile::key_of(service)) else {
@@ -156,7 +155,9 @@ fn all_addresses() -> Vec<HostAddress> {
     match Survey::new().and_then(|mut survey| survey.addresses()) {
         Ok(addresses) => addresses,
         Err(error) => {
-            warn!("probes to VIPs of another family than their backends' have no address to come from: {error}");
+            warn!(
+                "probes to VIPs of another family than their backends' have no address to come from: {error}"
+            );
             Vec::new()
         }
     }

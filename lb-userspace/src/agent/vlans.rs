@@ -100,7 +100,8 @@ mod tests {
     fn without_vlan_devices_the_table_is_empty() {
         let links = BTreeMap::from([link(1, None), link(2, None), link(3, None)]);
         assert!(table(&links, &[1, 2].into()).is_empty());
-        let links = BTreeMap::from([link(1, None), link(2, None), link(3, None), link(4, Some((3, 0x8100, 7)))]);
+        let links =
+            BTreeMap::from([link(1, None), link(2, None), link(3, None), link(4, Some((3, 0x8100, 7)))]);
         assert!(table(&links, &[1, 2].into()).is_empty(), "on an interface that nothing leaves by");
         let seven = Vlan { ifindex: 3, tags: tags(&[(0x8100, 7)]) };
         let own = |ifindex| (ifindex, Vlan { ifindex, tags: 0 });

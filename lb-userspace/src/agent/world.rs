@@ -442,7 +442,8 @@ impl Agent {
         let attached = |ifindex: u32| self.kernel.attached.iter().any(|it| it.ifindex == ifindex);
         // What came in with a tag goes up by a VLAN device.
         let arrivals = links.values().filter(|link| {
-            attached(link.index) || vlans::below(&links, link.index).is_some_and(|vlan| attached(vlan.ifindex))
+            attached(link.index)
+                || vlans::below(&links, link.index).is_some_and(|vlan| attached(vlan.ifindex))
         });
         for Link { name, .. } in arrivals {
             let path = format!("/proc/sys/net/ipv4/conf/{name}/accept_local");

@@ -35,8 +35,8 @@ pub use schema::json_schema;
 pub use value::{
     AdminState, Aggression, BackendKey, Check, CommandLine, Deviations, DnsName, FilePath, HttpHost,
     HttpPath, HttpUrl, InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase,
-    PoolName, PortRange, Protocol, Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking,
-    Verify, Via, Weight, XdpMode,
+    PoolName, PortRange, Protocol, Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, TlsName,
+    Tracking, Verify, Via, Weight, XdpMode,
 };
 
 use keys::{ConfigDraft, ServiceDraft};

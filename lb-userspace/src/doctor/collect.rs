@@ -118,7 +118,10 @@ fn pins(base: &Path) -> Pins {
 fn links() -> Option<BTreeMap<String, Link>> {
     let mut nics = Nics::new().ok();
     let programs = Survey::new().and_then(|mut survey| survey.xdp()).unwrap_or_default();
-    let links = netlink::list_links().ok()?.into_values().map(|link| {
+    let all = netlink::list_links().ok()?;
+    let called = |index: u32| all.get(&index).map(|link| link.name.clone());
+    let bond = |index: u32| called(index).filter(|_| all[&index].kind.as_deref() == Some("bond"));
+    let links = all.values().cloned().map(|link| {
         let name = link.name.as_str();
         let here = Link {
             index: link.index,
@@ -127,6 +130,9 @@ fn links() -> Option<BTreeMap<String, Link>> {
             mtu: link.mtu,
             mac: link.mac,
             driver: nics.as_ref().and_then(|nics| nics.driver(name)),
+            vlan_of: link.vlan.and_then(|on| called(on.parent)),
+            bond: link.controller.and_then(bond),
+            takes_tags_off: nics.as_ref().and_then(|nics| nics.takes_tags_off(name)),
             lro: nics.as_ref().and_then(|nics| nics.lro(name)),
             queues: nics.as_ref().and_then(|nics| nics.queues(name)),
             native: nics.as_mut().and_then(|nics| nics.native_xdp(link.index)),

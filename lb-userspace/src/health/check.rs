@@ -37,9 +37,9 @@ pub struct Target {
 }
 
 impl Target {
-    /// Whether two targets are asked at the same place by the same way.
-    pub(super) fn same_way(&self, other: &Self) -> bool {
-        (self.address, self.mark, &self.via) == (other.address, other.mark, &other.via)
+    /// Whether two targets of one id are the same thing. One that is asked another way is; one at another address is not.
+    pub(super) fn is_still(&self, other: &Self) -> bool {
+        self.mark == other.mark && (self.via != other.via || self.address == other.address)
     }
 }
 

@@ -145,7 +145,7 @@ impl Schedule {
 
     /// Converges on these targets. Of targets with the same id the last counts.
     ///
-    /// A target that stays keeps its state and its plan. One whose check changed keeps its state and is checked soon.
+    /// A target that stays keeps its state and its plan. One whose check or way changed keeps its state and is checked soon.
     /// One whose address or mark changed is another target: it starts as unknown.
     pub(super) fn update(&mut self, targets: Vec<Target>, now: Instant) {
         let wanted: HashSet<TargetId> = targets.iter().map(|target| target.id).collect();
@@ -169,10 +169,7 @@ impl Schedule {
     fn plan_first(&mut self, target: Target, at: Instant) {
         self.last_epoch += 1;
         let (id, epoch) = (target.id, self.last_epoch);
-        let known = self
-            .entries
-            .remove(&id)
-            .filter(|e| e.target.same_way(&target));
+        let known = self.entries.remove(&id).filter(|e| e.target.is_still(&target));
         let entry = match known {
             Some(known) => Entry { target, epoch, first: true, ..known },
             None => Entry {

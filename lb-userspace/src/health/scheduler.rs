@@ -122,7 +122,7 @@ impl Scheduler {
 
     /// Converges on these targets: the same list twice changes nothing.
     ///
-    /// A target that stays keeps its state and its rhythm; one whose check changed keeps its state and is checked at
+    /// A target that stays keeps its state and its rhythm; one whose check or way changed keeps its state and is checked at
     /// once; one whose address or mark changed starts as unknown. New ones are checked at once, many of them spread
     /// over a second (over their interval, if that is shorter). Of targets with the same id the last counts.
     pub fn update(&self, targets: Vec<Target>) {

@@ -263,8 +263,7 @@ impl Publisher {
     /// If there are too many, or the kernel refuses.
     pub fn vlans(&self, wanted: &BTreeMap<u32, Vlan>) -> Result<(), PublishError> {
         let vlans = &self.maps.vlans;
-        let known: BTreeMap<u32, Vlan> =
-            vlans.entries().map_err(map_error("VLANS"))?.into_iter().collect();
+        let known: BTreeMap<u32, Vlan> = vlans.entries().map_err(map_error("VLANS"))?.into_iter().collect();
         for (ifindex, vlan) in wanted.iter().filter(|(ifindex, vlan)| known.get(ifindex) != Some(vlan)) {
             vlans.insert(ifindex, vlan).map_err(map_error("VLANS"))?;
             if vlan.ifindex != *ifindex {

@@ -107,9 +107,9 @@ impl Network {
     /// As if the interface that is not there were a VLAN device on the port, with these tags.
     pub fn vlans(&self, tags: &[u16]) -> HashMap<u32, Vlan> {
         let tags = match tags {
-            [outer, inner] => Tags::NONE
-                .with(ETHERTYPE_QINQ, *outer)
-                .and_then(|tags| tags.with(ETHERTYPE_VLAN, *inner)),
+            [outer, inner] => {
+                Tags::NONE.with(ETHERTYPE_QINQ, *outer).and_then(|tags| tags.with(ETHERTYPE_VLAN, *inner))
+            }
             tags => tags.iter().try_fold(Tags::NONE, |tags, id| tags.with(ETHERTYPE_VLAN, *id)),
         };
         let tags = tags.expect("two tags at most").0;

@@ -4,6 +4,7 @@ mod churn;
 mod discovery;
 mod full_nat;
 mod health;
+mod interfaces;
 mod lifecycle;
 mod modes;
 mod observe;
@@ -18,12 +19,14 @@ mod rollout;
 mod split;
 mod survival;
 mod trace;
+mod vip_probes;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let claims = [
         modes::claims(),
+        interfaces::claims(),
         paths::claims(),
         split::claims(),
         survival::claims(),
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         churn::claims(),
         trace::claims(),
         health::claims(),
+        vip_probes::claims(),
         lifecycle::claims(),
         discovery::claims(),
         observe::claims(),

@@ -144,7 +144,9 @@ fn via(service: &ServiceDraft, health: &HealthDraft, findings: &mut Findings) {
     )
     .at(at, "works in the `dsr` modes");
     let found = if service.mode.written { found.at(mode_at, "the mode") } else { found };
-    findings.add(found.help("leave `via` out: a check of the backend's own address goes the way of clients' packets"));
+    findings.add(
+        found.help("leave `via` out: a check of the backend's own address goes the way of clients' packets"),
+    );
 }
 
 /// Certificates that nobody looks at need no authority.

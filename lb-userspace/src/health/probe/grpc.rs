@@ -30,11 +30,7 @@ use crate::health::check::GrpcCheck;
 /// An answer may be this long, in bytes. Those that are known have seven.
 const MAX_ANSWER: usize = 4096;
 
-pub(super) async fn probe(
-    to: &To,
-    check: &GrpcCheck,
-    deadline: Instant,
-) -> Result<(), Miss> {
+pub(super) async fn probe(to: &To, check: &GrpcCheck, deadline: Instant) -> Result<(), Miss> {
     let stream = socket::connect(to, deadline).await?;
     let request = request(to.address, check, deadline.saturating_duration_since(Instant::now()));
     let message = check.request.clone();

@@ -28,11 +28,7 @@ const MAX_HEAD: usize = 32 * 1024;
 /// After this many bytes of a body the rest is left unread, and nothing is expected in it.
 const MAX_BODY: usize = 64 * 1024;
 
-pub(super) async fn probe(
-    to: &To,
-    check: &HttpCheck,
-    deadline: Instant,
-) -> Result<(), Miss> {
+pub(super) async fn probe(to: &To, check: &HttpCheck, deadline: Instant) -> Result<(), Miss> {
     let stream = socket::connect(to, deadline).await?;
     let request = request(to.address, check);
     let body = check.expect_body.as_deref();

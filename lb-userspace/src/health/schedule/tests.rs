@@ -123,6 +123,24 @@ fn another_check_keeps_the_state_and_another_address_does_not() {
 }
 
 #[test]
+fn whoever_is_asked_another_way_keeps_its_state() {
+    let (mut schedule, now) = (Schedule::new(1), Instant::now());
+    let direct = target(0, timing(1000 * MS, 100 * MS, 3));
+    schedule.update(vec![direct.clone()], now);
+    run(&mut schedule, now + 10 * MS, |_, _| passed());
+    let via = Some(Via { service: "web".into(), backend: direct.address });
+    let vip = Target { address: ([203, 0, 113, 10], 80).into(), via, ..direct.clone() };
+    schedule.update(vec![vip.clone()], now + 20 * MS);
+    assert_eq!(schedule.report(TargetId(0)).expect("it stays").health, Health::Up);
+    let job = schedule.start_due(now + 21 * MS).expect("it is checked anew at once");
+    assert_eq!((job.address, &job.via), (vip.address, &vip.via));
+    schedule.finish(job.ticket, passed(), now + 22 * MS);
+    let other_port = Target { address: ([203, 0, 113, 10], 81).into(), ..vip };
+    schedule.update(vec![other_port], now + 30 * MS);
+    assert_eq!(schedule.report(TargetId(0)).expect("it is there").health, Health::Unknown);
+}
+
+#[test]
 fn a_check_that_is_under_way_does_not_start_again() {
     let (mut schedule, now) = (Schedule::new(1), Instant::now());
     schedule.update(targets(1, timing(1000 * MS, 100 * MS, 3)), now);

@@ -197,7 +197,8 @@ fn filter(ports: &RangeInclusive<u16>) -> Vec<libc::sock_filter> {
     const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
     let (tcp, udp) = (u32::from(IPPROTO_TCP), u32::from(IPPROTO_UDP));
     let (first, last) = (u32::from(*ports.start()), u32::from(*ports.end()));
-    let step = |code: u32, k: u32, yes: u8, no: u8| libc::sock_filter { code: code as u16, jt: yes, jf: no, k };
+    let step =
+        |code: u32, k: u32, yes: u8, no: u8| libc::sock_filter { code: code as u16, jt: yes, jf: no, k };
     vec![
         /*  0 */ step(LOAD_BYTE, 0, 0, 0),
         /*  1 */ step(SHIFT, 4, 0, 0),
