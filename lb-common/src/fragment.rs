@@ -22,6 +22,7 @@ use crate::select::Place;
 use crate::session;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{
     IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_TCP, IPPROTO_UDP, Ipv4,
     Ipv6Extension, Ipv6Fragment, Ports, Wire,
@@ -114,7 +115,7 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         target.carry(packet, settings, service, &network, place.spread)?;
     }
     let account = Account::of(place.backend, target.backend, &network, place.begins);
-    let ifindex = target.device.ifindex;
+    let ifindex = leaving(&network, target.device.ifindex);
     Ok(Step::End(Verdict { reason: Reason::FragmentForwarded, ifindex, account }))
 }
 
@@ -142,7 +143,7 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
         return Ok(Step::End(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account }));
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Step::End(Verdict { reason: Reason::FragmentReplied, ifindex: exit.ifindex, account }))
+    Ok(Step::End(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(&network, exit.ifindex), account }))
 }
 
 /// The `nat` backend whose reply begins with this fragment; `None`: it may be of a session.

@@ -29,6 +29,7 @@ use crate::reply::is_direct;
 use crate::rewrite::{self, End};
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{
     IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Icmp, Ipv4, Ipv6, Ports, Wire, Word,
 };
@@ -209,7 +210,7 @@ fn to_backend<T: Tables>(
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    let ifindex = target.device.ifindex;
+    let ifindex = leaving(network, target.device.ifindex);
     Ok(Step::End(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE }))
 }
 
@@ -235,7 +236,8 @@ fn to_client<T: Tables>(
         return Ok(Verdict::of(Reason::ErrorRepliedByHost));
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Verdict { reason: Reason::ErrorReplied, ifindex: exit.ifindex, account: Account::NONE })
+    let ifindex = leaving(network, exit.ifindex);
+    Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE })
 }
 
 /// Where TCP's checksum is.

@@ -23,6 +23,7 @@ pub mod measure;
 pub mod parse;
 pub mod pipeline;
 pub mod quic;
+pub mod probe;
 pub mod reply;
 pub mod retry;
 pub mod rewrite;
@@ -32,6 +33,7 @@ pub mod stage;
 pub mod too_big;
 pub mod trace;
 pub mod verdict;
+pub mod vlan;
 pub mod watch;
 pub mod wire;
 

@@ -125,7 +125,7 @@ pub fn network<P: Packet>(packet: &P) -> Result<Network, Reason> {
     }
 }
 
-const fn is_tag(ether_type: u16) -> bool {
+pub(crate) const fn is_tag(ether_type: u16) -> bool {
     ether_type == ETHERTYPE_VLAN || ether_type == ETHERTYPE_QINQ
 }
 

@@ -26,7 +26,8 @@ use crate::session::{
 };
 use crate::stage::Stage;
 use crate::too_big::too_big;
-use crate::verdict::{Account, Event, Reason, Verdict};
+use crate::verdict::{Account, Action, Event, Reason, Verdict};
+use crate::vlan::{self, Vlan, leaving};
 use crate::watch::Word;
 use crate::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, Mac, Wire};
 
@@ -159,6 +160,8 @@ pub trait Tables {
         crate::session::find_way(packet, self, network, session)
     }
 
+    /// The tags of what leaves by an interface, if there are VLAN devices.
+    fn vlan(&self, ifindex: u32) -> Option<Vlan>;
     /// How long a packet for `network.destination` may be, in bytes; 0: as long as this one, at least.
     fn path_mtu(&self, packet: &Self::Packet, network: &Network) -> u16;
 
@@ -465,9 +468,21 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
             Ok(Step::Next(Stage::Guard)) => guard(packet, tables),
             Ok(Step::Next(Stage::Host)) => guard::host(packet, tables),
             Ok(Step::Next(Stage::Quic)) => quic(packet, tables),
-            Ok(Step::End(verdict)) => return verdict,
+            Ok(Step::End(verdict)) => return depart(packet, tables, verdict),
             Err(reason) => return Verdict::of(reason),
         }
+    }
+}
+
+/// The end of a packet's road: what leaves by another interface than it came in by, or came in with tags, may need other ones.
+/// (In the kernel only what leaves by none that `EGRESS` knows.)
+fn depart<T: Tables>(packet: &mut T::Packet, tables: &T, verdict: Verdict) -> Verdict {
+    if verdict.reason.action() != Action::Transmit || verdict.ifindex == packet.ifindex() {
+        return verdict;
+    }
+    match vlan::depart(packet, tables, verdict.ifindex) {
+        Ok(ifindex) => Verdict { ifindex, ..verdict },
+        Err(reason) => Verdict::of(reason),
     }
 }
 
@@ -686,7 +701,7 @@ pub(crate) fn forward<T: Tables>(
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    Ok(Verdict { reason: Reason::Forwarded, ifindex: target.device.ifindex, account })
+    Ok(Verdict { reason: Reason::Forwarded, ifindex: leaving(network, target.device.ifindex), account })
 }
 
 /// [`forward`] for whoever has found a place. It parses the packet again, so that nothing has to be kept until then.

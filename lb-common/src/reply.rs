@@ -6,6 +6,7 @@ use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, contains, elsewhere, ended, find};
 use crate::rewrite::{self, End};
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
 
 /// [`Stage::Reply`](crate::stage::Stage::Reply): from or to an address that is a backend's.
@@ -64,7 +65,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex: exit.ifindex, account })
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, exit.ifindex), account })
 }
 
 /// What a reply says about its handshake; an error if its client must not see it.

@@ -17,6 +17,7 @@ use lb_common::session::{Draft, Session, SessionKey};
 use lb_common::stage::Stage;
 use lb_common::trace;
 use lb_common::verdict::Counters;
+use lb_common::vlan::Vlan;
 use lb_common::watch::Watch;
 
 #[map]
@@ -39,6 +40,10 @@ pub static DEVICES: Array<Device> = Array::with_max_entries(256, BPF_F_MMAPABLE)
 
 #[map]
 pub static EGRESS: DevMapHash = DevMapHash::with_max_entries(256, 0);
+
+/// With which tags frames leave by which interface; empty on a host without VLAN devices.
+#[map]
+pub static VLANS: HashMap<u32, Vlan> = HashMap::with_max_entries(4096, 0);
 
 #[map]
 pub static REPLIES: HashMap<VipKey, Replier> = HashMap::with_max_entries(16_384, 0);

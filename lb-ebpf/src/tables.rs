@@ -28,6 +28,7 @@ use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
 use lb_common::too_big::admit;
 use lb_common::verdict::{Account, Event, Reason, Verdict};
+use lb_common::vlan::Vlan;
 use lb_common::watch::Word;
 use lb_common::wire::Mac;
 
@@ -771,6 +772,12 @@ impl Tables for Kernel {
             BPF_FIB_LKUP_RET_FWD_DISABLED => Route::ForwardingOff,
             _ => Route::None,
         }
+    }
+
+    #[inline(always)]
+    fn vlan(&self, ifindex: u32) -> Option<Vlan> {
+        // SAFETY: two words that the agent replaces as one element; one that is replaced meanwhile stays as it was.
+        unsafe { maps::VLANS.get(&ifindex) }.copied()
     }
 
     #[inline(always)]

@@ -23,6 +23,7 @@ use crate::retry::Budget;
 use crate::session::{Draft, Held, Session, SessionKey};
 use crate::too_big;
 use crate::verdict::Event;
+use crate::vlan::Vlan;
 use crate::watch::Word;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac};
 
@@ -82,6 +83,8 @@ pub struct Tables {
     pub sessions: RefCell<BTreeMap<SessionKey, Session>>,
     /// Room in `SESSIONS`.
     pub session_room: usize,
+    /// `VLANS`.
+    pub vlans: HashMap<u32, Vlan>,
     /// Where packets for these addresses leave.
     pub routes: HashMap<Address, Route>,
     /// How long a packet may be for which the route is [`Route::TooBig`].
@@ -207,6 +210,7 @@ impl Tables {
             opening: RefCell::new(Lru::new(1 << 20)),
             sessions: RefCell::default(),
             session_room: usize::MAX,
+            vlans: HashMap::new(),
             routes: HashMap::new(),
             path_mtu: 1280,
             default_route: Route::Out {
@@ -601,6 +605,10 @@ impl pipeline::Tables for Tables {
             return router(pipeline::Packet::ifindex(packet), network);
         }
         *self.routes.get(&network.destination).unwrap_or(&self.default_route)
+    }
+
+    fn vlan(&self, ifindex: u32) -> Option<Vlan> {
+        self.vlans.get(&ifindex).copied()
     }
 
     fn path_mtu(&self, packet: &Frame, network: &Network) -> u16 {

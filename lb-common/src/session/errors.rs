@@ -13,6 +13,7 @@ use crate::parse::{self, Family, Network};
 use crate::pipeline::{Packet, Step, Tables};
 use crate::rewrite;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{IPPROTO_TCP, Icmp};
 
 /// [`Stage::SessionIcmp`](crate::stage::Stage::SessionIcmp): an ICMP error about a packet from a VIP or a stand-in.
@@ -51,7 +52,8 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
             return Ok(Verdict::of(Reason::ErrorRepliedByHost));
         };
         rewrite::link(packet, exit.source, exit.destination)?;
-        return Ok(Verdict { reason: Reason::ErrorReplied, ifindex: exit.ifindex, account: Account::NONE });
+        let ifindex = leaving(&network, exit.ifindex);
+        return Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE });
     }
     let target = target(tables, &session)?;
     // Nobody is told of an error about an error.
@@ -60,7 +62,8 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
     }
     translate(packet, &network, &quote, session.source, source, destination)?;
     rewrite::link(packet, target.device.mac, target.mac)?;
-    Ok(Verdict { reason: Reason::ErrorForwarded, ifindex: target.device.ifindex, account: Account::NONE })
+    let ifindex = leaving(&network, target.device.ifindex);
+    Ok(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE })
 }
 
 /// The least that an IPv4 link takes (RFC 791, section 3.2).

@@ -306,6 +306,7 @@ impl Agent {
         tables.backends = (0..maps.backends.len()).map(|id| maps.backends.read(id)).collect();
         tables.clock.set(clock::nanoseconds());
         *tables.settings = maps.settings.read(0);
+        tables.vlans = maps.vlans.entries().unwrap_or_default().into_iter().collect();
         tables.devices = (0..maps.devices.len()).map(|index| maps.devices.read(index)).collect();
         if service.has(Service::GUESTS) {
             let client = GuestKey::client(flow.owner, flow.client);

@@ -18,12 +18,14 @@ mod measured;
 mod outlier;
 mod rates;
 mod reload;
+mod roads;
 mod rollout;
 mod scrape;
 mod start;
 mod trace;
 mod undo;
 mod view;
+mod vlans;
 mod world;
 
 use std::collections::{BTreeMap, HashMap};
@@ -79,6 +81,8 @@ pub struct Agent {
     vips: Vips,
     resolver: Resolver,
     scheduler: Scheduler,
+    /// What probes along the data path go by.
+    probed: Arc<roads::Probed>,
     discoveries: discovery::Discoveries,
     swept: SweepReport,
     /// What the last sweep over the sessions found.
@@ -310,6 +314,7 @@ impl Agent {
             }
         }
         self.share_indexes();
+        self.place_probed();
         failures
     }
 

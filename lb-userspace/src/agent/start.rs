@@ -89,6 +89,7 @@ pub async fn start(
     let (sources_sender, sources) = mpsc::channel(BACKLOG);
     let shared =
         Arc::new(Shared { maps, indexes: arc_swap::ArcSwap::default(), rollbacks: AtomicU64::new(0) });
+    let probed = Arc::new(super::roads::Probed::new(Arc::clone(&shared.maps)));
     let mut agent = Agent {
         targets: presume_up(&desired, &publisher),
         adopted_hops: adopted_hops(&publisher),
@@ -99,7 +100,8 @@ pub async fn start(
         next_hops: NextHops::follow(hops_sender)?,
         vips: Vips::follow()?,
         resolver: Resolver::new()?,
-        scheduler: Scheduler::new(health_sender),
+        scheduler: Scheduler::along(health_sender, Arc::clone(&probed) as _),
+        probed,
         discoveries: discovery::Discoveries::new(Sources::new(sources_sender)),
         swept: SweepReport::default(),
         sessions: Sessions::default(),

@@ -214,6 +214,9 @@ draft! {
         unhealthy: Count<1, 1_000> = 3,
         /// Port to ask, if not the backend's own.
         port: Maybe<Port<1>> = None,
+        /// What is probed, in the `dsr` modes: the backend's own address, or the VIP on that backend, by the very way of clients'
+        /// packets (which needs CAP_NET_RAW).
+        via: Via = Via::Address,
         /// Interval instead, while the last results contradict the backend's state but are too few to change it.
         fast_interval: Maybe<Time<100, HOUR>> = None,
         /// Interval instead, while the backend is down.
@@ -313,6 +316,7 @@ impl HealthDraft {
             healthy: absent(None),
             unhealthy: absent(None),
             port: absent(None),
+            via: absent(None),
             fast_interval: absent(None),
             down_interval: absent(None),
             path: absent(None),

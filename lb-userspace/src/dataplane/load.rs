@@ -197,7 +197,8 @@ pub enum LoadError {
     },
     /// The driver cannot.
     #[error(
-        "the driver of {name} has no native XDP ({source}); set xdp_mode = \"auto\" or \"generic\" to run without it"
+        "the driver of {name} has no native XDP ({source}); set xdp_mode = \"auto\" or \"generic\" to run without it (of a VLAN \
+         device, name the interface below: tags are taken care of)"
     )]
     NotNative {
         /// The interface.

@@ -15,6 +15,7 @@ use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::session::{Session, SessionKey};
 use lb_common::verdict::Counters;
+use lb_common::vlan::Vlan;
 use lb_common::watch::Watch;
 use thiserror::Error;
 
@@ -42,6 +43,8 @@ pub struct Maps {
     pub devices: Mapped<Device>,
     /// Interface -> (interface, program).
     pub egress: Hash<u32, [u32; 2]>,
+    /// Interface -> what its frames leave by, with which tags.
+    pub vlans: Hash<u32, Vlan>,
     /// Backend, port, protocol -> whose reply.
     pub replies: Hash<VipKey, Replier>,
     /// Flows past the VIP -> when noted.
@@ -115,6 +118,7 @@ pub const NAMES: &[&str] = &[
     "BACKENDS",
     "DEVICES",
     "EGRESS",
+    "VLANS",
     "REPLIES",
     "DIRECT",
     "FRAGMENTS",
@@ -168,6 +172,7 @@ impl Maps {
             backends: at(directory, "BACKENDS", Mapped::open)?,
             devices: at(directory, "DEVICES", Mapped::open)?,
             egress: at(directory, "EGRESS", Hash::open)?,
+            vlans: at(directory, "VLANS", Hash::open)?,
             replies: at(directory, "REPLIES", Hash::open)?,
             direct: at(directory, "DIRECT", Hash::open)?,
             fragments: at(directory, "FRAGMENTS", Hash::open)?,

@@ -14,7 +14,7 @@ use super::{Address, Agent, Answer, Claim, Facts, Kernel, Link, Pins, Probe, Way
 use crate::api::{Client, XdpMode};
 use crate::config::{self, Config, Mode, Protocol, Service};
 use crate::dataplane::{self, maps};
-use crate::lifecycle::check::missing_capabilities;
+use crate::lifecycle::check::{missing_capabilities, probes_vips};
 use crate::netlink::{self, Hop, Survey};
 
 /// Where things are.
@@ -34,6 +34,7 @@ pub async fn collect(places: &Places) -> Facts {
     let agent = agent(&places.socket).await;
     let status = agent.pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
     let status = status.or_else(|| fs::read_to_string("/proc/self/status").ok()).unwrap_or_default();
+    let probes = config.as_ref().is_ok_and(|config| config.services.iter().any(probes_vips));
     let links = links().unwrap_or_default();
     let addresses = addresses(&links);
     let (mut ways, mut hops) = (BTreeMap::new(), BTreeMap::new());
@@ -53,7 +54,7 @@ pub async fn collect(places: &Places) -> Facts {
             too_old: dataplane::check_kernel().err().map(|error| error.to_string()),
             btf: dataplane::has_btf(),
         },
-        missing_capabilities: missing_capabilities(&status).unwrap_or_default(),
+        missing_capabilities: missing_capabilities(&status, probes).unwrap_or_default(),
         jit: number("/proc/sys/net/core/bpf_jit_enable"),
         pins: pins(&places.pins),
         cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
@@ -117,7 +118,10 @@ fn pins(base: &Path) -> Pins {
 fn links() -> Option<BTreeMap<String, Link>> {
     let mut nics = Nics::new().ok();
     let programs = Survey::new().and_then(|mut survey| survey.xdp()).unwrap_or_default();
-    let links = netlink::list_links().ok()?.into_values().map(|link| {
+    let all = netlink::list_links().ok()?;
+    let called = |index: u32| all.get(&index).map(|link| link.name.clone());
+    let bond = |index: u32| called(index).filter(|_| all[&index].kind.as_deref() == Some("bond"));
+    let links = all.values().cloned().map(|link| {
         let name = link.name.as_str();
         let here = Link {
             index: link.index,
@@ -126,6 +130,9 @@ fn links() -> Option<BTreeMap<String, Link>> {
             mtu: link.mtu,
             mac: link.mac,
             driver: nics.as_ref().and_then(|nics| nics.driver(name)),
+            vlan_of: link.vlan.and_then(|on| called(on.parent)),
+            bond: link.controller.and_then(bond),
+            takes_tags_off: nics.as_ref().and_then(|nics| nics.takes_tags_off(name)),
             lro: nics.as_ref().and_then(|nics| nics.lro(name)),
             queues: nics.as_ref().and_then(|nics| nics.queues(name)),
             native: nics.as_mut().and_then(|nics| nics.native_xdp(link.index)),

@@ -7,12 +7,13 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use etherparse::{EtherPayloadSlice, EtherType, IpNumber, PacketBuilder, SlicedPacket, TransportSlice};
 
 use super::Answer;
+use crate::packet_socket::{self, send};
 
 /// How long answers are waited for, and after what time who was silent is asked again.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -51,7 +52,7 @@ pub(super) struct Heard {
 /// # Errors
 /// Without CAP_NET_RAW.
 pub(super) fn ask(questions: &[Question]) -> io::Result<Vec<Heard>> {
-    let socket = packet_socket()?;
+    let socket = packet_socket::of_all_frames()?;
     let mut heard = vec![Heard::default(); questions.len()];
     let start = Instant::now();
     let (mut again, mut buffer) = (start, [0; 2048]);
@@ -220,45 +221,6 @@ fn who_says_so(packet: &SlicedPacket<'_>, vip: IpAddr) -> Option<[u8; 6]> {
         }
         _ => None,
     }
-}
-
-/// Receives every frame of this network namespace.
-fn packet_socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: it takes integers only.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, i32::from((libc::ETH_P_ALL as u16).to_be())) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn send(socket: &OwnedFd, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    let Some(&[kind_high, kind_low]) = frame.get(12..14).and_then(|kind| kind.first_chunk()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let to = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: u16::from_ne_bytes([kind_high, kind_low]),
-        sll_ifindex: i32::try_from(ifindex).map_err(io::Error::other)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 6,
-        sll_addr: [frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], 0, 0],
-    };
-    // SAFETY: `frame` and `to` are there, with the lengths that are passed, until the call returns.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const to).cast(),
-            size_of_val(&to) as libc::socklen_t,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// One frame; `None` if there is none for so long.

@@ -15,7 +15,7 @@ mod quic;
 mod registry;
 pub mod split;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use lb_common::limit::{Limit, Open};
 use lb_common::retry::Budget;
 use lb_common::session::Session;
 use lb_common::settle::{self, SplitClock};
+use lb_common::vlan::Vlan;
 use thiserror::Error;
 
 use crate::dataplane::Maps;
@@ -244,19 +245,47 @@ impl Publisher {
         self.rebuild_filters()
     }
 
-    /// Makes an interface known as one that frames leave by; returns its index of `DEVICES`.
+    /// Makes an interface known as one that frames leave by, by `itself` or (a VLAN device) by another one; returns its index
+    /// of `DEVICES`.
     ///
     /// # Errors
     ///
     /// If there are too many, or the kernel refuses.
-    pub fn device(&mut self, ifindex: u32, mac: [u8; 6], mtu: u32) -> Result<u16, PublishError> {
+    pub fn device(
+        &mut self,
+        ifindex: u32,
+        mac: [u8; 6],
+        mtu: u32,
+        itself: bool,
+    ) -> Result<u16, PublishError> {
         let index = self.registry.device(&self.maps, ifindex)?;
         let mtu = mtu.min(u32::from(u16::MAX)) as u16;
         let device = Device { ifindex, mtu, mac, pad: 0 };
-        if self.maps.devices.write(index.into(), &device) {
+        if self.maps.devices.write(index.into(), &device) && itself {
             self.maps.egress.insert(&ifindex, &[ifindex, 0]).map_err(map_error("EGRESS"))?;
         }
         Ok(index)
+    }
+
+    /// Says with which tags frames leave by which interfaces.
+    ///
+    /// # Errors
+    ///
+    /// If there are too many, or the kernel refuses.
+    pub fn vlans(&self, wanted: &BTreeMap<u32, Vlan>) -> Result<(), PublishError> {
+        let vlans = &self.maps.vlans;
+        let known: BTreeMap<u32, Vlan> = vlans.entries().map_err(map_error("VLANS"))?.into_iter().collect();
+        for (ifindex, vlan) in wanted.iter().filter(|(ifindex, vlan)| known.get(ifindex) != Some(vlan)) {
+            vlans.insert(ifindex, vlan).map_err(map_error("VLANS"))?;
+            if vlan.ifindex != *ifindex {
+                // An agent that knew nothing of VLANs may have left it there.
+                self.maps.egress.remove(ifindex).map_err(map_error("EGRESS"))?;
+            }
+        }
+        for ifindex in known.keys().filter(|ifindex| !wanted.contains_key(ifindex)) {
+            vlans.remove(ifindex).map_err(map_error("VLANS"))?;
+        }
+        Ok(())
     }
 
     /// Makes the maps hold `plan`. `now` is in ticks.

@@ -88,6 +88,7 @@ impl Kernel {
         for ifindex in egress {
             maps.egress.insert(ifindex, &[*ifindex, 0])?;
         }
+        replace(&maps.vlans, tables.vlans.iter().map(|(ifindex, vlan)| (*ifindex, *vlan)))?;
         replace(&maps.flows, tables.flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.udp_flows, tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.half_open, tables.half_open.borrow().iter().map(|(key, note)| (*key, *note)))?;

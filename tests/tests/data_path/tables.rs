@@ -25,6 +25,9 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     tables.devices = network.devices().to_vec();
     let routes = network.routes();
     tables.router = Some(Box::new(move |arrival, header| routes.route(arrival, header)));
+    if rng.once_in(2) {
+        tables.vlans = network.vlans(rng.pick(&[&[100][..], &[300, 4000]]));
+    }
     let settled = rng.once_in(3);
     if rng.once_in(2) {
         // Few enough to run out.

@@ -5,6 +5,7 @@ mod discovery;
 mod dns;
 mod full_nat;
 mod health;
+mod interfaces;
 mod lifecycle;
 mod modes;
 mod observe;
@@ -21,12 +22,14 @@ mod rollout;
 mod split;
 mod survival;
 mod trace;
+mod vip_probes;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let claims = [
         modes::claims(),
+        interfaces::claims(),
         paths::claims(),
         split::claims(),
         survival::claims(),
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         churn::claims(),
         trace::claims(),
         health::claims(),
+        vip_probes::claims(),
         lifecycle::claims(),
         discovery::claims(),
         observe::claims(),

@@ -137,6 +137,8 @@ codes! {
         "A check of type `udp` needs a datagram to send, one of type `exec` a command to run.";
     Error FastTooSlow = "LB0313", "a fast interval that is longer than the usual one",
         "`fast_interval` is for knowing sooner what a first contradicting result has announced, so it is at most `interval`.";
+    Error ViaWithoutDsr = "LB0314", "a health check of the VIP where backends do not have it",
+        "`via = \"vip\"` probes the VIP on each backend, by the way of clients' packets. In the `dsr` modes backends have the VIP; in all others packets come to their own address, which is what checks ask without it.";
     Error MinHealthy = "LB0320", "a pool that can never be healthy enough",
         "`min_healthy` and `min_healthy_recover` ask for more backends than the pool has that take flows at all (weight above 0), so that it would count as failed for ever.";
     Error MinHealthyOrder = "LB0321", "a pool that would come back before it falls",

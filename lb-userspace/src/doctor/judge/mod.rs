@@ -169,6 +169,12 @@ pub const RULES: &[Rule] = &[
         why: "each probe and each client of the socket takes a descriptor; without one, backends look dead",
         judge: host::files,
     },
+    Rule {
+        code: "LB1123",
+        title: "VLANs and bonds",
+        why: "XDP sits below VLAN devices and bonds: it has to see tags, and be where frames come together",
+        judge: links::stacked,
+    },
 ];
 
 /// Judges what was found.

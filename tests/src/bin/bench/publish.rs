@@ -138,7 +138,7 @@ fn direct(spec: &Spec, rounds: u32) -> Result<Direct> {
         log_level: 0,
     })?;
     let mut publisher = Publisher::adopt(Arc::new(loaded.maps), 0)?;
-    let device = publisher.device(1, [2, 0, 0, 0, 0, 1], 1500)?;
+    let device = publisher.device(1, [2, 0, 0, 0, 0, 1], 1500, true)?;
     let world = Plain(NextHop::of([2, 0, 0, 0, 0, 2], device));
     let mut service = service(spec)?;
     let intent = Intent::of(&service).context("a service has a pool")?;
