@@ -70,6 +70,10 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
             // The host would put it together, know of no connection, and end it with a RST.
             return Err(Reason::NoSession);
         }
+        if matches!(transport.kind, Kind::Syn(_)) && service.has(Service::HANDSHAKES | Service::FAULTS) {
+            // It would begin a connection past limits, faults and whoever measures.
+            return Err(Reason::FragmentedSyn);
+        }
         let key = FlowKey::of_request(&network, &transport, index);
         let place = tables.place_attended(service, &key, transport.kind)?;
         if place.backend == 0 {

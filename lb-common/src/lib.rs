@@ -9,6 +9,7 @@
 
 pub mod abi;
 pub mod attend;
+pub mod awaited;
 pub mod checksum;
 pub mod decap;
 pub mod fault;

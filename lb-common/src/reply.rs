@@ -1,10 +1,12 @@
 //! The way back: from a `nat` backend to its client, with the VIP as its source; and what goes past the VIP.
 
 use crate::abi::{FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
+use crate::awaited;
 use crate::measure::Reply;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Route, Step, Tables, contains, elsewhere, ended, find};
 use crate::rewrite::{self, End};
+use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
 
@@ -24,7 +26,15 @@ pub fn reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     if contains(&settings.repliers, network.source)
         && let Some(replier) = find(network.source, &transport, End::Source, |key| tables.replier(key))
     {
-        return ended(back(packet, tables, settings, &network, &transport, replier));
+        let result = back(packet, tables, settings, &network, &transport, replier);
+        if matches!(result, Err(Reason::Local))
+            && contains(&settings.stand_ins, network.destination)
+            && settings.is_source_port(transport.destination)
+        {
+            // The same backend also has sessions, such as those of a preview (`full-nat`).
+            return Ok(Step::Next(Stage::Session));
+        }
+        return ended(result);
     }
     if contains(&settings.repliers, network.destination) {
         return Err(past_vip(tables, &network, &transport));
@@ -108,6 +118,10 @@ fn measured<T: Tables>(
         port,
         owner: replier.service,
     };
+    // Most replies are of flows that are long past their first byte. A RST may also end a connection that is counted.
+    if !awaited::is(tables, service, &key) && !(reply.resets && service.has(Service::COUNTED)) {
+        return Ok(());
+    }
     tables.replies(service, &key, reply)
 }
 

@@ -149,6 +149,8 @@ reasons! {
     NoTable = Drop "no_table",
     /// A fault that was injected (`lbctl fault`).
     FaultDrop = Drop "fault_drop",
+    /// A SYN in fragments, to a service that looks at how connections begin: no client of today sends one.
+    FragmentedSyn = Drop "fragmented_syn",
 }
 
 impl Reason {

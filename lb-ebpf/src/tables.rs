@@ -15,6 +15,7 @@ use lb_common::abi::{
     Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
     HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
 };
+use lb_common::awaited::SHARED;
 use lb_common::fault;
 use lb_common::handshake;
 use lb_common::limit::{self, Limit, Open, Whose};
@@ -94,6 +95,26 @@ macro_rules! flows {
     ($udp:expr) => {
         if $udp { &maps::UDP_FLOWS } else { &maps::FLOWS }
     };
+}
+
+/// Sets a word to `new` if it still is `old`. Returns whether it was. (rustc knows no compare-and-swap for BPF.)
+///
+/// # Safety
+///
+/// It is an aligned word of a map.
+#[inline(always)]
+unsafe fn swap(word: *mut u64, old: u64, new: u64) -> bool {
+    let found: u64;
+    // SAFETY: the instruction takes what is expected in r0, and leaves what it found there.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inout("r0") old => found,
+        );
+    }
+    found == old
 }
 
 /// A word of a measure.
@@ -777,6 +798,28 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn awaited(&self, place: u32) -> u64 {
+        // SAFETY: an aligned word of the map; others change it while we run.
+        maps::AWAITED.get_ptr(place).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the map.
+        maps::AWAITED.get_ptr_mut(place).is_some_and(|word| unsafe { swap(word, old, new) })
+    }
+
+    #[inline(always)]
+    fn share_awaited(&self, place: u32) {
+        let Some(word) = maps::AWAITED.get_ptr_mut(place) else { return };
+        // SAFETY: as above; atomic, as other CPUs write, too.
+        unsafe {
+            asm!("lock *(u64 *)({word} + 0) |= {bit}", word = in(reg) word, bit = in(reg) SHARED);
+            asm!("lock *(u64 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64);
+        }
+    }
+
+    #[inline(always)]
     fn count(&self, measure: u32, offset: usize) {
         let Some(word) = measure_word(measure, offset) else { return };
         // SAFETY: an aligned word of the map; atomic, as other CPUs count, too.
@@ -799,19 +842,8 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
-        let Some(word) = measure_word(measure, offset) else { return false };
-        let found: u64;
-        // rustc knows no compare-and-swap for BPF.
-        // SAFETY: an aligned word of the map; the instruction takes what is expected in r0, and leaves what it found there.
-        unsafe {
-            asm!(
-                "r0 = cmpxchg_64({word} + 0, r0, {new})",
-                word = in(reg) word,
-                new = in(reg) new,
-                inout("r0") old => found,
-            );
-        }
-        found == old
+        // SAFETY: an aligned word of the map.
+        measure_word(measure, offset).is_some_and(|word| unsafe { swap(word, old, new) })
     }
 
     #[inline(always)]
@@ -878,9 +910,16 @@ impl Tables for Kernel {
                 due: (&raw const (*limit).due).read_volatile(),
                 most: (*limit).most,
                 open: (&raw const (*limit).open).read_volatile(),
+                trials: (&raw const (*limit).trials).read_volatile(),
                 ..Limit::default()
             })
         }
+    }
+
+    #[inline(always)]
+    fn swap_trials(&self, whose: Whose, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the map.
+        limit_of(whose).is_some_and(|limit| unsafe { swap(&raw mut (*limit).trials, old, new) })
     }
 
     #[inline(always)]

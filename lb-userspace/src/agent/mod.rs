@@ -16,6 +16,7 @@ mod history;
 mod interfaces;
 mod measured;
 mod outlier;
+mod preview;
 mod rates;
 mod reload;
 mod rollout;
@@ -84,6 +85,7 @@ pub struct Agent {
     /// What the last sweep over the sessions found.
     sessions: Sessions,
     follows: rollout::Follows,
+    previews: preview::Previews,
     tracing: Option<trace::Tracing>,
     /// Of the kernel program.
     log_level: u8,
@@ -263,6 +265,12 @@ impl Agent {
         {
             error!("connections cannot be counted: {error}");
         }
+        let services = self.publisher.registry.services.keys().copied();
+        if let Err(error) =
+            tokio::task::block_in_place(|| sweep::clear_awaited(&self.publisher.maps, services))
+        {
+            error!("handshakes cannot be read: {error}");
+        }
         tokio::task::block_in_place(|| self.tend_journal());
         // What could not be attached when it came may be free by now.
         self.attach_missing();
@@ -271,7 +279,7 @@ impl Agent {
     /// Forgets sessions that are over, and counts the others. Returns whether they could be counted.
     fn sweep_sessions(&mut self) -> bool {
         let wanted = self.desired.config.services.iter().any(|service| service.mode == Mode::FullNat);
-        if !wanted && self.sessions.established == 0 {
+        if !wanted && self.previews.is_empty() && self.sessions.established == 0 {
             return true;
         }
         match tokio::task::block_in_place(|| sessions::sweep(&self.publisher.maps)) {
@@ -325,6 +333,7 @@ impl Agent {
         }
         let before = self.compiled.insert(name.clone(), compiled);
         self.note_drains(name, before.as_ref());
+        self.follow_preview(name);
         Ok(())
     }
 

@@ -509,6 +509,15 @@ impl Agent {
             .about(service)
             .remedy("leave max_new_connections out of [service.rollout]"));
         }
+        if let Some(preview) = plan.preview
+            && let Some((other, _)) =
+                self.previews.iter().find(|(other, known)| **other != name && known.is_at(preview, found.protocol))
+        {
+            let message = format!("{preview} is the preview of {other}, whose rollout is under way");
+            return Err(ApiError::new(ErrorCode::InvalidValue, message)
+                .about(service)
+                .remedy("give each rollout a preview of its own"));
+        }
         // Not the same clients first each time. Flows that are still tracked were placed by the old salt.
         let index = self.index(service)?;
         if self.publisher.registry.is_closed(index) {
@@ -639,6 +648,7 @@ impl Agent {
             verdict_reason,
             metrics,
             queries,
+            preview: self.preview_status(&name),
         })
     }
 

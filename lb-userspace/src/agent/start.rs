@@ -104,6 +104,7 @@ pub async fn start(
         swept: SweepReport::default(),
         sessions: Sessions::default(),
         follows: HashMap::new(),
+        previews: BTreeMap::new(),
         tracing: None,
         traces: 0,
         log_level,
@@ -159,6 +160,7 @@ impl Agent {
         self.publisher.settings(udp_idle, v4, v6);
         self.note_state();
         self.register_devices();
+        self.end_adopted_previews();
         self.remove_services_that_are_gone();
         self.follow_config();
         self.adopt_ejections();
@@ -201,7 +203,8 @@ impl Agent {
     }
 
     pub(super) fn remove_services_that_are_gone(&mut self) {
-        let wanted: Vec<_> = self.desired.config.services.iter().map(key_of).collect();
+        let mut wanted: Vec<_> = self.desired.config.services.iter().map(key_of).collect();
+        wanted.extend(self.preview_keys());
         let gone: Vec<_> = self
             .publisher
             .registry

@@ -8,9 +8,11 @@
 //! | which priority takes how much? | `priority` |
 //! | which part of its weight has a backend that has just come up? | `slow_start` |
 //! | which part of it does a breaker leave? | `shed` |
+//! | what does a rollout's preview reach? | `preview` |
 //! | where do flows go whose pool has nobody? | [`Compiler::compile`] |
 
 mod health;
+mod preview;
 mod priority;
 mod shed;
 mod slow_start;
@@ -38,6 +40,7 @@ use crate::outlier::{Gate, NEUTRAL};
 use crate::publish::{Limits, Member, PoolPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
+pub use preview::preview;
 use priority::{Level, Taker};
 use slow_start::{Presence, Seen, WHOLE, Warmth};
 

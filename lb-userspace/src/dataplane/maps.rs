@@ -9,7 +9,7 @@ use lb_common::abi::{
     LAYOUT, Replier, Service, Settings, Traffic, VipKey,
 };
 use lb_common::limit::{Limit, Open};
-use lb_common::measure::Measure;
+use lb_common::measure::{Handshake, Measure};
 use lb_common::retry::Budget;
 use lb_common::session::{Session, SessionKey};
 use lb_common::verdict::Counters;
@@ -56,6 +56,10 @@ pub struct Maps {
     pub opening: Hash<SessionKey, Session>,
     /// Sessions.
     pub sessions: Hash<SessionKey, Session>,
+    /// Handshakes that are looked at.
+    pub handshakes: Hash<FlowKey, Handshake>,
+    /// Whether any of them is about a flow ([`lb_common::awaited`]).
+    pub awaited: Mapped<u64>,
     /// By the measure's index.
     pub measures: Mapped<Measure>,
     /// By backend id.
@@ -123,6 +127,7 @@ pub const NAMES: &[&str] = &[
     "COUNTERS",
     "POOL_TRAFFIC",
     "BACKEND_TRAFFIC",
+    "AWAITED",
 ];
 
 impl Maps {
@@ -156,6 +161,8 @@ impl Maps {
             half_open: at(directory, "HALF_OPEN", Hash::open)?,
             opening: at(directory, "OPENING", Hash::open)?,
             sessions: at(directory, "SESSIONS", Hash::open)?,
+            handshakes: at(directory, "HANDSHAKES", Hash::open)?,
+            awaited: at(directory, "AWAITED", Mapped::open)?,
             measures: at(directory, "MEASURES", Mapped::open)?,
             watches: at(directory, "WATCHES", Mapped::open)?,
             budgets: at(directory, "BUDGETS", Mapped::open)?,

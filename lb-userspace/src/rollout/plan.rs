@@ -1,5 +1,6 @@
 //! The plan of a rollout: its steps, and what is asked before each goes on.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -38,6 +39,9 @@ pub struct Plan {
     /// New connections a second that the canary takes at most, below 100 %.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cap: Option<u32>,
+    /// Where the pool alone is reached while the rollout is under way.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub preview: Option<SocketAddr>,
 }
 
 /// A share, and what has to hold before the next one.

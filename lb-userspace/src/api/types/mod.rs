@@ -31,7 +31,7 @@ pub use request::{
     SetHealth, SetSplit, SetState, SetWeight, Undo, Validate,
 };
 pub use rollout::{
-    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, Quantiles, QueryStatus,
+    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, PreviewStatus, Quantiles, QueryStatus,
     RolloutStatus, StartRollout, VerdictWord,
 };
 pub use service::{
