@@ -48,6 +48,7 @@ impl Agent {
             .iter()
             .find(|s| crate::compile::key_of(s) == key)
             .map(|s| s.name.to_string());
+        let name = name.or_else(|| self.previewed(&key).map(|of| format!("the preview of {of}")));
         let service = self.publisher.maps.services.read(index);
         steps.push(step(
             "service",

@@ -86,6 +86,8 @@ pub struct Agent {
     sessions: Sessions,
     follows: rollout::Follows,
     previews: preview::Previews,
+    /// Services whose rollouts wait for a measure.
+    unmeasured: std::collections::BTreeSet<ServiceName>,
     tracing: Option<trace::Tracing>,
     /// Of the kernel program.
     log_level: u8,

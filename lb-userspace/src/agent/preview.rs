@@ -162,6 +162,11 @@ impl Agent {
         });
     }
 
+    /// The service whose preview is at a key.
+    pub(super) fn previewed(&self, key: &VipKey) -> Option<&ServiceName> {
+        self.previews.iter().find_map(|(name, known)| (known.key == *key).then_some(name))
+    }
+
     /// How it stands with the preview of a rollout that is under way and has one.
     pub(super) fn preview_status(&self, name: &ServiceName) -> Option<PreviewStatus> {
         let service = self.desired.effective(name.as_str())?;

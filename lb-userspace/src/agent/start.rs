@@ -105,6 +105,7 @@ pub async fn start(
         sessions: Sessions::default(),
         follows: HashMap::new(),
         previews: BTreeMap::new(),
+        unmeasured: std::collections::BTreeSet::new(),
         tracing: None,
         traces: 0,
         log_level,

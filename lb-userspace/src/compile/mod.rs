@@ -415,8 +415,13 @@ impl Compiler {
         if let Some(limits) = &limits {
             flags |= limits.flags;
         }
+        if service.breaker.is_some() && service.protocol == Protocol::Tcp && service.mode != Mode::FullNat {
+            // Whoever is half open gets so many connections and no more.
+            flags |= abi::Service::LIMITED;
+        }
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
-            flags |= abi::Service::MEASURED;
+            // Of each backend, too: those counts outlive rollout and agent.
+            flags |= abi::Service::MEASURED | abi::Service::WATCHED;
             if intent.rollout.as_ref().is_some_and(|rollout| rollout.plan.cap.is_some()) {
                 flags |= abi::Service::CAPPED;
             }
