@@ -98,7 +98,8 @@ mod tests {
 
     /// As the agent does it.
     fn sweep(tables: &Tables, entries: &HashSet<u16>, meanwhile: impl FnOnce()) {
-        let seen: Vec<u64> = (0..PLACES).map(|index| crate::pipeline::Tables::awaited(tables, index)).collect();
+        let seen: Vec<u64> =
+            (0..PLACES).map(|index| crate::pipeline::Tables::awaited(tables, index)).collect();
         let service = tables.services[0];
         let mut tags = vec![Vec::new(); PLACES as usize];
         for port in entries {

@@ -2,8 +2,8 @@
 //!
 //! Only packets that begin or end a handshake count: a SYN, the answer to it, the first byte that the backend sends, a RST. An
 //! entry of `HANDSHAKES` connects them; whatever else passes costs nothing on the way to the backend, and on the way back a glance
-//! at whether anything is [awaited](crate::awaited) of its flow. What they mean is another's business: [`measure`] knows pools and clients, [`watch`] backends and connections, and
-//! [`retry`] finds another backend.
+//! at whether anything is [awaited](crate::awaited) of its flow. What they mean is another's business: [`measure`] knows pools
+//! and clients, [`watch`] backends and connections, and [`retry`] finds another backend.
 
 use crate::abi::{FlowKey, Mode, Service};
 use crate::awaited;

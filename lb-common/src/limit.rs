@@ -170,11 +170,16 @@ pub fn fits<T: Tables>(tables: &T, id: u16) -> bool {
 pub fn spill<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, id: u16) -> Option<u16> {
     let now = tables.clock();
     let other = retry::another(tables, service, key, id, id, 0, |other| fits(tables, other))?;
+    let pool = Whose::Pool(tables.backend(other)?.pool);
+    if tried(tables, pool).is_err() {
+        tables.keep_away(pool);
+        return None;
+    }
     if !retry::divert(tables, service, key, sequence, other) {
         return None;
     }
     take(tables, Whose::Backend(other), now);
-    take(tables, Whose::Pool(tables.backend(other)?.pool), now);
+    take(tables, pool, now);
     Some(other)
 }
 

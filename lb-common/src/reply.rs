@@ -6,7 +6,6 @@ use crate::measure::Reply;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Route, Step, Tables, contains, elsewhere, ended, find};
 use crate::rewrite::{self, End};
-use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
 
@@ -26,15 +25,7 @@ pub fn reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     if contains(&settings.repliers, network.source)
         && let Some(replier) = find(network.source, &transport, End::Source, |key| tables.replier(key))
     {
-        let result = back(packet, tables, settings, &network, &transport, replier);
-        if matches!(result, Err(Reason::Local))
-            && contains(&settings.stand_ins, network.destination)
-            && settings.is_source_port(transport.destination)
-        {
-            // The same backend also has sessions, such as those of a preview (`full-nat`).
-            return Ok(Step::Next(Stage::Session));
-        }
-        return ended(result);
+        return ended(back(packet, tables, settings, &network, &transport, replier));
     }
     if contains(&settings.repliers, network.destination) {
         return Err(past_vip(tables, &network, &transport));

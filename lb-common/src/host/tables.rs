@@ -507,8 +507,11 @@ impl pipeline::Tables for Tables {
     }
 
     fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool {
-        self.awaited[place as usize].replace(if self.awaited(place) == old { new } else { self.awaited(place) })
-            == old
+        let same = self.awaited(place) == old;
+        if same {
+            self.awaited[place as usize].set(new);
+        }
+        same
     }
 
     fn share_awaited(&self, place: u32) {

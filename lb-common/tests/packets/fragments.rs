@@ -289,7 +289,8 @@ fn a_syn_in_fragments_begins_nothing_where_beginnings_are_looked_at() {
         (header.syn, header.ack) = (true, false);
         let first = &pieces(&syn, 9)[0];
         assert_eq!(reason(&lab.tables, first), Reason::FragmentForwarded, "a service that does not look");
-        for flag in [Service::LIMITED, Service::MEASURED, Service::WATCHED, Service::RETRIED, Service::FAULTS] {
+        for flag in [Service::LIMITED, Service::MEASURED, Service::WATCHED, Service::RETRIED, Service::FAULTS]
+        {
             lab.tables.services[0].flags = flag;
             assert_eq!(reason(&lab.tables, first), Reason::FragmentedSyn, "{flag:#x}");
             assert_eq!(reason(&lab.tables, &pieces(&request(false, v6), 9)[0]), Reason::FragmentForwarded);

@@ -200,6 +200,14 @@ fn a_pool_on_trial_gets_so_many_connections_and_not_one_more() {
     assert_eq!(bench.through(0..100), 7);
     bench.limit(pool, Limit { trials: 0, ..Limit::default() });
     assert_eq!(bench.through(100..200), 100);
+
+    // Whoever is sent elsewhere within it is one of them.
+    let mut bench = Bench::new(Service::SPILLS);
+    bench.limit(pool, Limit { trials: Limit::on_trial(7, false), ..Limit::default() });
+    let full = Limit { most: 1, open: 1, ..Limit::default() };
+    bench.limit(Whose::Backend(bench.ids[0]), full);
+    bench.limit(Whose::Backend(bench.ids[1]), full);
+    assert_eq!(bench.through(0..100), 7);
 }
 
 #[test]

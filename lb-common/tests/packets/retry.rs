@@ -187,7 +187,10 @@ fn a_retry_goes_to_whoever_has_room_and_takes_it() {
         bench.tables.limits.get_mut().insert(Whose::Backend(bench.ids[free]), rate);
         assert_eq!(bench.syn(), free, "the other one has as many as it may have");
         let limits = bench.tables.limits.borrow();
-        assert!(limits[&Whose::Backend(bench.ids[free])].due > bench.tables.clock.get(), "it is one of its own");
+        assert!(
+            limits[&Whose::Backend(bench.ids[free])].due > bench.tables.clock.get(),
+            "it is one of its own"
+        );
     }
 }
 
@@ -197,9 +200,17 @@ fn nobody_has_room_for_what_is_tried_again() {
     let first = bench.syn();
     for n in 1..3 {
         let id = bench.ids[(first + n) % 3];
-        bench.tables.limits.get_mut().insert(Whose::Backend(id), Limit { most: 1, open: 1, ..Limit::default() });
+        bench
+            .tables
+            .limits
+            .get_mut()
+            .insert(Whose::Backend(id), Limit { most: 1, open: 1, ..Limit::default() });
     }
-    assert_eq!(bench.reply(first, "RA", 0), Reason::Replied, "a refusal is kept for whoever has somewhere to go");
+    assert_eq!(
+        bench.reply(first, "RA", 0),
+        Reason::Replied,
+        "a refusal is kept for whoever has somewhere to go"
+    );
     assert_eq!(bench.syn(), first);
     assert_eq!(bench.tables.count(Event::Retried), 0);
 }

@@ -613,7 +613,8 @@ fn a_backend_of_a_nat_service_can_have_sessions_of_a_preview_too() {
         let mut lab = lab(udp, v6);
         let protocol = if udp { lb_common::wire::IPPROTO_UDP } else { lb_common::wire::IPPROTO_TCP };
         let main: SocketAddr = (vip(v6), 80).into();
-        let nat = lab.tables.add_service(&ServiceSpec { protocol, ..ServiceSpec::tcp(vip(v6), 80, Mode::Nat) });
+        let nat =
+            lab.tables.add_service(&ServiceSpec { protocol, ..ServiceSpec::tcp(vip(v6), 80, Mode::Nat) });
         lab.tables.add_pool(nat, false, &[(backend(v6, 8443), 1)]);
         lab.tables.routes.insert(source(v6, 0).ip().into(), Route::Local);
 

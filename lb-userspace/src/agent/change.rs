@@ -570,7 +570,8 @@ impl Agent {
     /// Ids of backends that are neither configured nor discovered any more, and that no slot and no flow refers to.
     pub(super) fn free_what_nobody_uses(&mut self) {
         let mut wanted = std::collections::HashSet::new();
-        let previews = super::preview::wanted(&self.desired).into_iter().map(|(preview, _)| Cow::Owned(preview));
+        let previews =
+            super::preview::wanted(&self.desired).into_iter().map(|(preview, _)| Cow::Owned(preview));
         for service in self.desired.services().into_iter().chain(previews) {
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             for backend in service.pools.iter().flat_map(|pool| &pool.backends) {

@@ -145,7 +145,8 @@ impl Agent {
                 .flat_map(|pool| pool.backends.iter().map(|backend| backend.address.ip()))
                 .collect();
             let mut ids = self.publisher.registry.backends_of(index);
-            let is_preview = ids.all(|id| theirs.contains(&self.publisher.maps.backends.read(id.into()).address.into()));
+            let is_preview =
+                ids.all(|id| theirs.contains(&self.publisher.maps.backends.read(id.into()).address.into()));
             drop(ids);
             if is_preview && let Err(error) = self.publisher.remove(&key) {
                 warn!(service = %service.name, "its preview cannot be taken away: {error}");

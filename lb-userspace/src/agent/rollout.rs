@@ -94,7 +94,8 @@ impl Agent {
 
     /// Has a rollout that is about to begin get a measure as soon as one is free, and tells that it waits for one.
     fn wait_for_measure(&mut self, name: &ServiceName) {
-        if self.lacks_measure(name) && self.publisher.registry.can_measure(self.publisher.maps.measures.len()) {
+        if self.lacks_measure(name) && self.publisher.registry.can_measure(self.publisher.maps.measures.len())
+        {
             self.converge([name.clone()]);
         }
         if !self.lacks_measure(name) {
@@ -112,7 +113,8 @@ impl Agent {
 
     /// Whether nothing can be counted of a rollout that is about to begin: neither analysis, nor tripwire, nor cap would work.
     fn lacks_measure(&self, name: &ServiceName) -> bool {
-        let tcp = self.desired.service(name.as_str()).is_some_and(|service| service.protocol == Protocol::Tcp);
+        let tcp =
+            self.desired.service(name.as_str()).is_some_and(|service| service.protocol == Protocol::Tcp);
         tcp && self.rollout_of(name).is_some_and(|rollout| rollout.phase == Phase::Preparing)
             && self
                 .index(name.as_str())
@@ -121,7 +123,9 @@ impl Agent {
 
     fn no_measure(&self) -> String {
         let most = self.publisher.maps.measures.len().saturating_sub(1);
-        format!("{most} services are measured already, which is as many as can be; it begins when another rollout has ended")
+        format!(
+            "{most} services are measured already, which is as many as can be; it begins when another rollout has ended"
+        )
     }
 
     fn rollout_of(&self, name: &ServiceName) -> Option<Rollout> {
@@ -545,8 +549,10 @@ impl Agent {
             .remedy("leave max_new_connections out of [service.rollout]"));
         }
         if let Some(preview) = plan.preview
-            && let Some((other, _)) =
-                self.previews.iter().find(|(other, known)| **other != name && known.is_at(preview, found.protocol))
+            && let Some((other, _)) = self
+                .previews
+                .iter()
+                .find(|(other, known)| **other != name && known.is_at(preview, found.protocol))
         {
             let message = format!("{preview} is the preview of {other}, whose rollout is under way");
             return Err(ApiError::new(ErrorCode::InvalidValue, message)

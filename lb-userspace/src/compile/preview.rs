@@ -65,8 +65,10 @@ mod tests {
         let service = config::parse(text, "lb.toml").expect("a configuration").config.services.remove(0);
         let mut intent = Intent::of(&service).expect("it has pools");
         assert!(preview(&service, &intent).is_none(), "there is no rollout");
-        let configured =
-            Rollout { preview: Some("203.0.113.77:8443".parse().expect("an endpoint")), ..Rollout::default() };
+        let configured = Rollout {
+            preview: Some("203.0.113.77:8443".parse().expect("an endpoint")),
+            ..Rollout::default()
+        };
         let to = service.pools[1].name.clone();
         let rollout = engine::Rollout::begin(to.clone(), configured.plan(None, None), Timestamp::UNIX_EPOCH);
         intent.rollout = Some(rollout.clone());

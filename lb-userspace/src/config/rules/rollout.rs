@@ -49,7 +49,8 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
 fn preview(service: &ServiceDraft, rollout: &RolloutDraft, findings: &mut Findings) {
     let Some((Some(preview), at)) = rollout.preview.get() else { return };
     let mut targets = service.backends().filter_map(|backend| backend.address.get());
-    let Some((target, target_at)) = targets.find(|(target, _)| target.ip.is_ipv4() != preview.is_ipv4()) else {
+    let Some((target, target_at)) = targets.find(|(target, _)| target.ip.is_ipv4() != preview.is_ipv4())
+    else {
         return;
     };
     let found = Diagnostic::new(Code::PreviewTaken, "a preview is of the family of its backends")

@@ -48,7 +48,8 @@ impl Scalar for Endpoint {
     type Value = SocketAddr;
 
     fn parse(node: &Node) -> Result<SocketAddr, Invalid> {
-        const EXPECTED: &str = "expected an address and a port such as `203.0.113.11:443` or `[2001:db8::11]:443`";
+        const EXPECTED: &str =
+            "expected an address and a port such as `203.0.113.11:443` or `[2001:db8::11]:443`";
         let target = Target::parse(node)?;
         match target.port {
             Some(port) if port != 0 => Ok((target.ip, port).into()),

@@ -62,8 +62,11 @@ fn pool(name: &str, role: PoolRole, backends: Vec<BackendStatus>) -> PoolStatus 
 fn scrape() -> Scrape {
     let up_and_down =
         vec![backend("10.0.0.1:80", HealthState::Up), backend("10.0.0.2:80", HealthState::Down)];
-    let draining =
-        BackendStatus { id: 2, state: AdminState::Drain, ..backend("[2001:db8::3]:80", HealthState::Unchecked) };
+    let draining = BackendStatus {
+        id: 2,
+        state: AdminState::Drain,
+        ..backend("[2001:db8::3]:80", HealthState::Unchecked)
+    };
     let service = ServiceStatus {
         name: "web".to_owned(),
         vip: "203.0.113.10".parse().unwrap(),
@@ -128,7 +131,10 @@ fn scrape() -> Scrape {
         counters,
         rollouts: vec![("web".to_owned(), Phase::Holding, 2)],
         handshakes: BTreeMap::from([(("web".to_owned(), "v2".to_owned()), handshakes)]),
-        watches: BTreeMap::from([(2, Watch { refused: 6, unanswered: 1, reset_early: 4, ..Watch::default() })]),
+        watches: BTreeMap::from([(
+            2,
+            Watch { refused: 6, unanswered: 1, reset_early: 4, ..Watch::default() },
+        )]),
         analyses: vec![crate::metrics::Analysed {
             service: "web".to_owned(),
             pool: "v2".to_owned(),

@@ -17,12 +17,14 @@ pub fn claims() -> Vec<Trial> {
         claim("the preview of a blue-green rollout reaches the new pool before the switch, in nat", || {
             preview("nat", Family::V4)
         }),
-        claim("the preview of a blue-green rollout reaches the new pool before the switch, in nat, IPv6", || {
-            preview("nat", Family::V6)
-        }),
-        claim("the preview of a blue-green rollout reaches the new pool before the switch, in dsr-l2", || {
-            preview("dsr-l2", Family::V4)
-        }),
+        claim(
+            "the preview of a blue-green rollout reaches the new pool before the switch, in nat, IPv6",
+            || preview("nat", Family::V6),
+        ),
+        claim(
+            "the preview of a blue-green rollout reaches the new pool before the switch, in dsr-l2",
+            || preview("dsr-l2", Family::V4),
+        ),
         claim("more rollouts than can be measured wait for those before them, or fail", too_many),
     ]
 }
@@ -82,7 +84,10 @@ fn preview(mode: &'static str, family: Family) -> Result<()> {
     scene.lbctl(&["set", "health", &canary, "up"])?;
 
     let status = wait_for(&scene, "gate")?;
-    ensure!(status["preview"]["address"] == at.to_string() && status["preview"]["open"] == true, "{status:#}");
+    ensure!(
+        status["preview"]["address"] == at.to_string() && status["preview"]["open"] == true,
+        "{status:#}"
+    );
     let told = scene.lbctl(&["rollout", "status", SERVICE])?;
     ensure!(told.contains(&format!("preview   {at} reaches canary")), "{told}");
     ensure!(events(&scene, "preview_open")?.len() == 1, "{:?}", events(&scene, "preview_open")?);

@@ -298,11 +298,7 @@ mod tests {
                     shadow: false,
                 },
             ],
-            preview: Some(PreviewStatus {
-                address: "203.0.113.11:443".into(),
-                open: true,
-                why_not: None,
-            }),
+            preview: Some(PreviewStatus { address: "203.0.113.11:443".into(), open: true, why_not: None }),
         }
     }
 
