@@ -144,10 +144,9 @@ impl Agent {
                 .iter()
                 .flat_map(|pool| pool.backends.iter().map(|backend| backend.address.ip()))
                 .collect();
-            let mut ids = self.publisher.registry.backends_of(index);
+            let address = |id: u16| IpAddr::from(self.publisher.maps.backends.read(id.into()).address);
             let is_preview =
-                ids.all(|id| theirs.contains(&self.publisher.maps.backends.read(id.into()).address.into()));
-            drop(ids);
+                self.publisher.registry.backends_of(index).all(|id| theirs.contains(&address(id)));
             if is_preview && let Err(error) = self.publisher.remove(&key) {
                 warn!(service = %service.name, "its preview cannot be taken away: {error}");
             }
