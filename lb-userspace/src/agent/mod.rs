@@ -313,7 +313,9 @@ impl Agent {
     ) -> Vec<(ServiceName, crate::publish::PublishError)> {
         let mut failures = Vec::new();
         for name in names {
-            if let Err(error) = self.converge_one(&name) {
+            let done = self.converge_one(&name);
+            self.follow_preview(&name);
+            if let Err(error) = done {
                 warn!(service = %name, "not published: {error}");
                 self.log.tally(|tally| tally.refused += 1);
                 failures.push((name, error));
@@ -335,7 +337,6 @@ impl Agent {
         }
         let before = self.compiled.insert(name.clone(), compiled);
         self.note_drains(name, before.as_ref());
-        self.follow_preview(name);
         Ok(())
     }
 
