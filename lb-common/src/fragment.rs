@@ -74,6 +74,10 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         let transport = piece.transport(packet, &network)?;
         let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
         let service = tables.service(index).ok_or(Reason::NoTable)?;
+        if matches!(transport.kind, Kind::Syn(_)) && service.has(Service::HANDSHAKES | Service::FAULTS) {
+            // It would begin a connection past limits, faults and whoever measures.
+            return Err(Reason::FragmentedSyn);
+        }
         let key = FlowKey::of_request(&network, &transport, index);
         if service.has(Service::GUARDED) {
             // Who is not let through leaves no note for the others, either.

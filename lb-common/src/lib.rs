@@ -10,6 +10,7 @@
 pub mod abi;
 pub mod aes;
 pub mod attend;
+pub mod awaited;
 pub mod checksum;
 pub mod decap;
 pub mod fault;

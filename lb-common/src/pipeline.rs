@@ -329,6 +329,12 @@ pub trait Tables {
     fn note_state(&self, key: &FlowKey, state: u8);
     /// Forgets a handshake.
     fn forget_handshake(&self, key: &FlowKey);
+    /// A place of `AWAITED` ([`awaited`](crate::awaited)).
+    fn awaited(&self, place: u32) -> u64;
+    /// Sets a place of `AWAITED` to `new` if it still is `old`. Returns whether it was.
+    fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool;
+    /// Makes a place of `AWAITED` a shared one, and adds 1 to it.
+    fn share_awaited(&self, place: u32);
     /// Adds 1 to a word of a measure; `offset` is in bytes.
     fn count(&self, measure: u32, offset: usize);
     /// Sets bits of a word of a measure. Returns whether they were set before.
@@ -354,6 +360,8 @@ pub trait Tables {
     }
     /// A limit.
     fn limit(&self, whose: Whose) -> Option<Limit>;
+    /// Sets somebody's [`trials`](Limit::trials) to `new` if they still are `old`. Returns whether they were.
+    fn swap_trials(&self, whose: Whose, old: u64, new: u64) -> bool;
     /// Sets when somebody's next new connection is due.
     fn set_due(&self, whose: Whose, due: u64);
     /// Adds to somebody's open connections.

@@ -1,6 +1,7 @@
 //! The way back: from a `nat` backend to its client, with the VIP as its source; and what goes past the VIP.
 
 use crate::abi::{Address, FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
+use crate::awaited;
 use crate::measure::Reply;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, contains, elsewhere, ended, find};
@@ -93,6 +94,10 @@ fn measured<T: Tables>(
         port,
         owner: replier.service,
     };
+    // Most replies are of flows that are long past their first byte. A RST may also end a connection that is counted.
+    if !awaited::is(tables, service, &key) && !(reply.resets && service.has(Service::COUNTED)) {
+        return Ok(());
+    }
     tables.replies(service, &key, reply)
 }
 

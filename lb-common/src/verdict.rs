@@ -171,6 +171,8 @@ reasons! {
     ResetSuppressed = Drop "reset_suppressed",
     /// The host would answer it in the name of a VIP, but it was asked too often already.
     EchoSuppressed = Drop "echo_suppressed",
+    /// A SYN in fragments, to a service that looks at how connections begin: no client of today sends one.
+    FragmentedSyn = Drop "fragmented_syn",
 }
 
 impl Reason {

@@ -70,6 +70,10 @@ pub static HALF_OPEN: LruHashMap<FlowKey, HalfOpen> = LruHashMap::with_max_entri
 #[map]
 pub static HANDSHAKES: LruHashMap<FlowKey, Handshake> = LruHashMap::with_max_entries(1 << 16, 0);
 
+/// Whether anything of `HANDSHAKES` is about a flow.
+#[map]
+pub static AWAITED: Array<u64> = Array::with_max_entries(lb_common::awaited::PLACES, BPF_F_MMAPABLE);
+
 #[map]
 pub static MEASURES: Array<Measure> = Array::with_max_entries(64, BPF_F_MMAPABLE);
 

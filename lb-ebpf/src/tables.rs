@@ -15,6 +15,7 @@ use lb_common::abi::{
     Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
     HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
 };
+use lb_common::awaited::SHARED;
 use lb_common::fault;
 use lb_common::guard::{self, Asked, Guard, Message, Rule, Source, SourceKey};
 use lb_common::handshake;
@@ -916,6 +917,28 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn awaited(&self, place: u32) -> u64 {
+        // SAFETY: an aligned word of the map; others change it while we run.
+        maps::AWAITED.get_ptr(place).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the map.
+        maps::AWAITED.get_ptr_mut(place).is_some_and(|word| unsafe { compare_and_swap(word, old, new) })
+    }
+
+    #[inline(always)]
+    fn share_awaited(&self, place: u32) {
+        let Some(word) = maps::AWAITED.get_ptr_mut(place) else { return };
+        // SAFETY: as above; atomic, as other CPUs write, too.
+        unsafe {
+            asm!("lock *(u64 *)({word} + 0) |= {bit}", word = in(reg) word, bit = in(reg) SHARED);
+            asm!("lock *(u64 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64);
+        }
+    }
+
+    #[inline(always)]
     fn count(&self, measure: u32, offset: usize) {
         let Some(word) = measure_word(measure, offset) else { return };
         // SAFETY: an aligned word of the map; atomic, as other CPUs count, too.
@@ -1007,9 +1030,16 @@ impl Tables for Kernel {
                 due: (&raw const (*limit).due).read_volatile(),
                 most: (*limit).most,
                 open: (&raw const (*limit).open).read_volatile(),
+                trials: (&raw const (*limit).trials).read_volatile(),
                 ..Limit::default()
             })
         }
+    }
+
+    #[inline(always)]
+    fn swap_trials(&self, whose: Whose, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the map.
+        limit_of(whose).is_some_and(|limit| unsafe { compare_and_swap(&raw mut (*limit).trials, old, new) })
     }
 
     #[inline(always)]

@@ -17,6 +17,16 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::health::{Alpn, Tls, Trust};
 
+/// A URL as it may be told: its query may hold a secret, and so may what stands before its host.
+#[must_use]
+pub fn shown(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
 /// What is asked for.
 pub struct Get<'a> {
     /// The URL: `http` or `https`, with a host.
@@ -111,4 +121,21 @@ fn why(error: &(dyn Error + 'static)) -> String {
         cause = error.source();
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_told_without_its_secrets() {
+        for (url, told) in [
+            ("https://gate.example/go?token=hunter2", "https://gate.example/go"),
+            ("https://ops:hunter2@gate.example:8443/go#x", "https://gate.example:8443/go"),
+            ("http://[2001:db8::1]:80?hunter2", "http://[2001:db8::1]:80"),
+            ("http://gate.example/a@b", "http://gate.example/a@b"),
+        ] {
+            assert_eq!(shown(url), told);
+        }
+    }
 }

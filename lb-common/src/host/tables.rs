@@ -12,6 +12,7 @@ use crate::abi::{
     Slot, Split, TCP_IDLE_TICKS, VipKey,
 };
 use crate::guard::{self, Guard, Message, Rule, Source, SourceKey};
+use crate::awaited;
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
 use crate::maglev::{self, Candidate};
@@ -51,6 +52,8 @@ pub struct Tables {
     pub half_open: RefCell<Lru<FlowKey, HalfOpen>>,
     /// `HANDSHAKES`.
     pub handshakes: RefCell<HashMap<FlowKey, Handshake>>,
+    /// `AWAITED`.
+    pub awaited: Vec<Cell<u64>>,
     /// `MEASURES`, word by word.
     pub measures: RefCell<Vec<u64>>,
     /// `WATCHES`, by backend id and word.
@@ -194,6 +197,7 @@ impl Tables {
             udp_flows: RefCell::new(Lru::new(1 << 20)),
             half_open: RefCell::new(Lru::new(1 << 20)),
             handshakes: RefCell::default(),
+            awaited: vec![Cell::new(0); awaited::PLACES as usize],
             watches: RefCell::default(),
             budgets: RefCell::default(),
             limits: RefCell::default(),
@@ -633,6 +637,22 @@ impl pipeline::Tables for Tables {
         self.handshakes.borrow_mut().remove(key);
     }
 
+    fn awaited(&self, place: u32) -> u64 {
+        self.awaited[place as usize].get()
+    }
+
+    fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool {
+        let same = self.awaited(place) == old;
+        if same {
+            self.awaited[place as usize].set(new);
+        }
+        same
+    }
+
+    fn share_awaited(&self, place: u32) {
+        self.awaited[place as usize].set((self.awaited(place) | awaited::SHARED) + 1);
+    }
+
     fn count(&self, measure: u32, offset: usize) {
         self.measures.borrow_mut()[word_of(measure, offset)] += 1;
     }
@@ -692,6 +712,16 @@ impl pipeline::Tables for Tables {
 
     fn limit(&self, whose: Whose) -> Option<Limit> {
         self.limits.borrow().get(&whose).copied()
+    }
+
+    fn swap_trials(&self, whose: Whose, old: u64, new: u64) -> bool {
+        let mut limits = self.limits.borrow_mut();
+        let limit = limits.entry(whose).or_default();
+        let same = limit.trials == old;
+        if same {
+            limit.trials = new;
+        }
+        same
     }
 
     fn set_due(&self, whose: Whose, due: u64) {

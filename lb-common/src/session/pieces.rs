@@ -85,7 +85,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account });
     }
     rewrite::link(packet, session.way.source, session.way.destination)?;
-    Ok(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(&network, session.way.ifindex), account })
+    Ok(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(network, session.way.ifindex), account })
 }
 
 /// Addresses in every fragment; ports and checksum in the first, which is the one that is noted.

@@ -617,3 +617,38 @@ fn nothing_of_a_session_is_noted_beside_it() {
     let frame = segment(client(false), service(false), "A", 1, 1).frame();
     assert_eq!(send(&lab.tables, &frame).0.reason, Reason::Forwarded);
 }
+
+#[test]
+fn a_backend_of_a_nat_service_can_have_sessions_of_a_preview_too() {
+    for (v6, udp) in KINDS {
+        let mut lab = lab(udp, v6);
+        let protocol = if udp { lb_common::wire::IPPROTO_UDP } else { lb_common::wire::IPPROTO_TCP };
+        let main: SocketAddr = (vip(v6), 80).into();
+        let nat =
+            lab.tables.add_service(&ServiceSpec { protocol, ..ServiceSpec::tcp(vip(v6), 80, Mode::Nat) });
+        lab.tables.add_pool(nat, false, &[(backend(v6, 8443), 1)]);
+        lab.tables.routes.insert(source(v6, 0).ip().into(), Route::Local);
+
+        let first = if udp {
+            Packet::udp(client(v6), service(v6))
+        } else {
+            segment(client(v6), service(v6), "S", ISN, 0)
+        };
+        let (verdict, port) = port_of(&lab, &first);
+        assert_eq!(verdict.reason, Reason::Forwarded);
+        let reply = if udp {
+            Packet::udp(backend(v6, 8443), source(v6, port))
+        } else {
+            segment(backend(v6, 8443), source(v6, port), "SA", DRAWN, ISN + 1)
+        };
+        let expected =
+            Packet { from: service(v6), to: client(v6), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+        reply.becomes(&lab.tables, Reason::Replied, &expected);
+
+        // Its other replies are the service's, and the host's own connections the host's.
+        let reply = Packet::of(udp, backend(v6, 8443), client(v6));
+        let expected = Packet { from: main, hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+        reply.becomes(&lab.tables, Reason::Replied, &expected);
+        Packet::of(udp, backend(v6, 8443), source(v6, 50_000)).ends(&lab.tables, Reason::Local);
+    }
+}

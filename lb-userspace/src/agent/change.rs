@@ -1,5 +1,6 @@
 //! What operators ask for. Each change is in the journal, and on disk, before it is applied.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -117,9 +118,12 @@ impl Agent {
 
     /// Has everything follow what is desired now.
     pub(super) fn follow_desired(&mut self) -> Vec<(ServiceName, PublishError)> {
+        self.end_previews();
         self.remove_services_that_are_gone();
         self.compiled.retain(|name, _| self.desired.intents.contains_key(name));
-        self.compiler.keep(&self.desired.config.services.iter().map(key_of).collect::<Vec<_>>());
+        let mut keys: Vec<_> = self.desired.config.services.iter().map(key_of).collect();
+        keys.extend(self.preview_keys());
+        self.compiler.keep(&keys);
         self.follow_config();
         let failures = self.converge(self.names());
         self.lower_splits();
@@ -566,7 +570,9 @@ impl Agent {
     /// Ids of backends that are neither configured nor discovered any more, and that no slot and no flow refers to.
     pub(super) fn free_what_nobody_uses(&mut self) {
         let mut wanted = std::collections::HashSet::new();
-        for service in self.desired.services() {
+        let previews =
+            super::preview::wanted(&self.desired).into_iter().map(|(preview, _)| Cow::Owned(preview));
+        for service in self.desired.services().into_iter().chain(previews) {
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
                 let port = if service.port == 0 {

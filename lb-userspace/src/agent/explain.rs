@@ -52,12 +52,15 @@ impl Agent {
             .iter()
             .find(|s| crate::compile::key_of(s) == key)
             .map(|s| s.name.to_string());
+        let previewed = self.previewed(&key).map(ToString::to_string);
+        let what = match (&name, &previewed) {
+            (Some(name), _) => name.clone(),
+            (None, Some(of)) => format!("the preview of {of}"),
+            (None, None) => "a service".to_owned(),
+        };
+        let name = name.or(previewed);
         let service = self.publisher.maps.services.read(index);
-        steps.push(step(
-            "service",
-            format!("{} is {}", request.to, name.as_deref().unwrap_or("a service")),
-            &[("index", index.to_string())],
-        ));
+        steps.push(step("service", format!("{} is {what}", request.to), &[("index", index.to_string())]));
 
         let flow = FlowKey {
             client: request.from.ip().into(),

@@ -1,4 +1,4 @@
-//! What became of handshakes since the agent started. The kernel's own counts begin anew with each step of a rollout; what they
+//! How long handshakes took since the agent started. The kernel's own counts begin anew with each step of a rollout; what they
 //! had come to is kept here.
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,8 +35,8 @@ impl Agent {
         let name = |pool: u16| self.publisher.registry.pool_name(pool).map(str::to_owned);
         let each = [(pools.stable, false), (pools.canary, true)].into_iter();
         each.filter_map(|(pool, canary)| {
-            let (outcomes, answered, first_byte) = self.measured(pools, canary);
-            Some((name(pool)?, Handshakes { outcomes, answered, first_byte }))
+            let (_, answered, first_byte) = self.measured(pools, canary);
+            Some((name(pool)?, Handshakes { answered, first_byte }))
         })
         .collect()
     }

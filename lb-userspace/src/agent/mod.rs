@@ -16,6 +16,7 @@ mod history;
 mod interfaces;
 mod measured;
 mod outlier;
+mod preview;
 mod rates;
 mod reload;
 mod roads;
@@ -88,6 +89,9 @@ pub struct Agent {
     /// What the last sweep over the sessions found.
     sessions: Sessions,
     follows: rollout::Follows,
+    previews: preview::Previews,
+    /// Services whose rollouts wait for a measure.
+    unmeasured: std::collections::BTreeSet<ServiceName>,
     tracing: Option<trace::Tracing>,
     /// Of the kernel program.
     log_level: u8,
@@ -267,6 +271,12 @@ impl Agent {
         {
             error!("connections cannot be counted: {error}");
         }
+        let services = self.publisher.registry.services.keys().copied();
+        if let Err(error) =
+            tokio::task::block_in_place(|| sweep::clear_awaited(&self.publisher.maps, services))
+        {
+            error!("handshakes cannot be read: {error}");
+        }
         tokio::task::block_in_place(|| self.tend_journal());
         // What could not be attached when it came may be free by now.
         self.attach_missing();
@@ -275,7 +285,7 @@ impl Agent {
     /// Forgets sessions that are over, and counts the others. Returns whether they could be counted.
     fn sweep_sessions(&mut self) -> bool {
         let wanted = self.desired.config.services.iter().any(|service| service.mode == Mode::FullNat);
-        if !wanted && self.sessions.established == 0 {
+        if !wanted && self.previews.is_empty() && self.sessions.established == 0 {
             return true;
         }
         match tokio::task::block_in_place(|| sessions::sweep(&self.publisher.maps)) {
@@ -307,7 +317,9 @@ impl Agent {
     ) -> Vec<(ServiceName, crate::publish::PublishError)> {
         let mut failures = Vec::new();
         for name in names {
-            if let Err(error) = self.converge_one(&name) {
+            let done = self.converge_one(&name);
+            self.follow_preview(&name);
+            if let Err(error) = done {
                 warn!(service = %name, "not published: {error}");
                 self.log.tally(|tally| tally.refused += 1);
                 failures.push((name, error));

@@ -33,6 +33,12 @@ impl Agent {
             counters: self.publisher.maps.counters().unwrap_or_default(),
             rollouts: rollouts.collect(),
             handshakes: self.all_handshakes(),
+            watches: self
+                .publisher
+                .registry
+                .backend_ids()
+                .map(|id| (id, self.publisher.maps.watches.read(id.into())))
+                .collect(),
             analyses: self.analyses(),
             checks,
             forgotten: self.books.forgotten(),

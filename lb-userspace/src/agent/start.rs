@@ -106,6 +106,8 @@ pub async fn start(
         swept: SweepReport::default(),
         sessions: Sessions::default(),
         follows: HashMap::new(),
+        previews: BTreeMap::new(),
+        unmeasured: std::collections::BTreeSet::new(),
         tracing: None,
         traces: 0,
         log_level,
@@ -161,6 +163,7 @@ impl Agent {
         self.publisher.settings(udp_idle, v4, v6);
         self.note_state();
         self.register_devices();
+        self.end_adopted_previews();
         self.remove_services_that_are_gone();
         self.follow_config();
         self.adopt_ejections();
@@ -203,7 +206,8 @@ impl Agent {
     }
 
     pub(super) fn remove_services_that_are_gone(&mut self) {
-        let wanted: Vec<_> = self.desired.config.services.iter().map(key_of).collect();
+        let mut wanted: Vec<_> = self.desired.config.services.iter().map(key_of).collect();
+        wanted.extend(self.preview_keys());
         let gone: Vec<_> = self
             .publisher
             .registry

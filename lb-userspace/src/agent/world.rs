@@ -428,9 +428,12 @@ impl Agent {
             .iter()
             .map(|service| Vip { ifindex: first.ifindex, address: service.vip });
         let sources = self.desired.config.dataplane.snat_addresses.iter();
-        let sources = sources.map(|&address| Vip { ifindex: first.ifindex, address });
-        self.vips.set(vips.chain(sources).collect());
-        if self.desired.config.services.iter().any(|service| !service.mode.is_dsr()) {
+        let previews = self.preview_addresses();
+        let dsr_only = previews.is_empty() && self.desired.config.services.iter().all(|it| it.mode.is_dsr());
+        let others = sources.copied().chain(previews);
+        let others = others.map(|address| Vip { ifindex: first.ifindex, address });
+        self.vips.set(vips.chain(others).collect());
+        if !dsr_only {
             self.accept_own_replies();
         }
     }

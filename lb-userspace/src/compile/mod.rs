@@ -8,9 +8,11 @@
 //! | which priority takes how much? | `priority` |
 //! | which part of its weight has a backend that has just come up? | `slow_start` |
 //! | which part of it does a breaker leave? | `shed` |
+//! | what does a rollout's preview reach? | `preview` |
 //! | where do flows go whose pool has nobody? | [`Compiler::compile`] |
 
 mod health;
+mod preview;
 mod priority;
 mod shed;
 mod slow_start;
@@ -40,6 +42,7 @@ use crate::outlier::{Gate, NEUTRAL};
 use crate::publish::{Limits, Member, PoolPlan, Protection, QuicPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
+pub use preview::preview;
 use priority::{Level, Taker};
 use slow_start::{Presence, Seen, WHOLE, Warmth};
 
@@ -416,8 +419,13 @@ impl Compiler {
         if let Some(limits) = &limits {
             flags |= limits.flags;
         }
+        if service.breaker.is_some() && service.protocol == Protocol::Tcp && service.mode != Mode::FullNat {
+            // Whoever is half open gets so many connections and no more.
+            flags |= abi::Service::LIMITED;
+        }
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
-            flags |= abi::Service::MEASURED;
+            // Of each backend, too: those counts outlive rollout and agent.
+            flags |= abi::Service::MEASURED | abi::Service::WATCHED;
             if intent.rollout.as_ref().is_some_and(|rollout| rollout.plan.cap.is_some()) {
                 flags |= abi::Service::CAPPED;
             }

@@ -287,6 +287,12 @@ impl ServiceDraft {
         self.port.value.filter(|&port| port != 0)
     }
 
+    /// The preview of its rollouts, and where that stands.
+    pub(super) fn preview(&self) -> Option<(SocketAddr, &Place)> {
+        let (preview, at) = self.rollout.value.as_ref()?.as_ref()?.preview.get()?;
+        Some(((*preview)?, at))
+    }
+
     pub(super) fn is_of_all_ports(&self) -> bool {
         self.port.value == Some(0)
     }

@@ -10,8 +10,8 @@ use lb_common::abi::{
 };
 use lb_common::guard::{Guard, Source, SourceKey};
 use lb_common::limit::{Limit, Open};
-use lb_common::measure::Measure;
 use lb_common::quic;
+use lb_common::measure::{Handshake, Measure};
 use lb_common::retry::Budget;
 use lb_common::session::{Session, SessionKey};
 use lb_common::verdict::Counters;
@@ -61,6 +61,10 @@ pub struct Maps {
     pub opening: Hash<SessionKey, Session>,
     /// Sessions.
     pub sessions: Hash<SessionKey, Session>,
+    /// Handshakes that are looked at.
+    pub handshakes: Hash<FlowKey, Handshake>,
+    /// Whether any of them is about a flow ([`lb_common::awaited`]).
+    pub awaited: Mapped<u64>,
     /// By the measure's index.
     pub measures: Mapped<Measure>,
     /// By backend id.
@@ -147,6 +151,7 @@ pub const NAMES: &[&str] = &[
     "RULES",
     "VIP_RULES",
     "SOURCES",
+    "AWAITED",
 ];
 
 impl Maps {
@@ -181,6 +186,8 @@ impl Maps {
             half_open: at(directory, "HALF_OPEN", Hash::open)?,
             opening: at(directory, "OPENING", Hash::open)?,
             sessions: at(directory, "SESSIONS", Hash::open)?,
+            handshakes: at(directory, "HANDSHAKES", Hash::open)?,
+            awaited: at(directory, "AWAITED", Mapped::open)?,
             measures: at(directory, "MEASURES", Mapped::open)?,
             watches: at(directory, "WATCHES", Mapped::open)?,
             budgets: at(directory, "BUDGETS", Mapped::open)?,

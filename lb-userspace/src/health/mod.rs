@@ -32,7 +32,7 @@ pub use check::{
     Alpn, Check, CheckKind, GrpcCheck, HttpCheck, HttpCheckError, MIN_INTERVAL, StatusRanges,
     StatusRangesError, Target, TargetId, Timing, TimingError, Tls, Trust, UdpCheck,
 };
-pub use command::Command;
+pub use command::{Command, Output, Running};
 pub use hook::Hooks;
 pub use judge::{Health, Judge, Thresholds, Transition};
 pub use probe::{Failure, FailureKind, Miss, ProbeResult, ServingStatus, Trouble, probe};

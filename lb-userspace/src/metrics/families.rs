@@ -1,7 +1,7 @@
 //! Which figures there are. `docs/metrics.md` is made of this.
 
-use lb_common::measure::Outcome;
 use lb_common::verdict::{Action, Event, Reason};
+use lb_common::watch::Watch;
 
 use super::handshakes::{Handshakes, histogram};
 use super::text::{Family, Kind, Labels, Sample, Value};
@@ -206,23 +206,22 @@ fn traffic(all: &Subjects<'_>) -> Vec<Family> {
     ]
 }
 
-/// Of pools that are measured: while a rollout is under way.
+/// What becomes of connections, where that is looked at.
 fn handshakes(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
     let none = Handshakes::default();
     let of = |service: &ServiceStatus, pool: &PoolStatus| {
         scrape.handshakes.get(&(service.name.clone(), pool.name.clone())).unwrap_or(&none)
     };
-    let failures = all.pools.iter().flat_map(|(service, pool, labels)| {
-        let counts = of(service, pool);
-        let count = |outcome| counts.count(outcome) as f64;
-        by(labels, "reason", [("refused", count(Outcome::Refused)), ("timeout", count(Outcome::Repeated))])
+    let watch = |backend: &BackendStatus| scrape.watches.get(&backend.id).copied().unwrap_or_default();
+    let failures = all.backends.iter().flat_map(|(_, backend, labels)| {
+        let Watch { refused, unanswered, .. } = watch(backend);
+        by(labels, "reason", [("refused", refused as f64), ("timeout", unanswered as f64)])
     });
     let mut resets: Vec<Sample> = all
-        .pools
+        .backends
         .iter()
-        .map(|(service, pool, labels)| {
-            let early = of(service, pool).count(Outcome::ResetEarly);
-            sample(labels.and("origin", "backend"), early as f64)
+        .map(|(_, backend, labels)| {
+            sample(labels.and("origin", "backend"), watch(backend).reset_early as f64)
         })
         .collect();
     let ours: f64 = RESETS.into_iter().map(|reason| count_of(scrape, reason)).sum();
@@ -236,15 +235,17 @@ fn handshakes(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
         family(
             "lb_connect_failures_total",
             Kind::Counter,
-            "Connections that the backend refused, or had not answered when the client asked again. Measured while a rollout is \
-             under way; in the dsr modes only the latter is seen.",
+            "Connections that the backend refused, or had not answered when the client asked again, since it was added: an agent's \
+             restart goes on with the count. Counted while a rollout is under way, and always with passive health; in the dsr modes \
+             only the latter is seen.",
             failures.collect(),
         ),
         family(
             "lb_connection_resets_total",
             Kind::Counter,
-            "Connections that a backend reset before its first byte (measured while a rollout is under way), and RSTs that the \
-             balancer sent: for want of a backend, a port or a session, beyond a limit, or for a fault that is injected.",
+            "Connections that a backend reset before its first byte, counted like `lb_connect_failures_total`; and RSTs that the \
+             balancer sent, since its tables were made: for want of a backend, a port or a session, beyond a limit, or for a fault \
+             that is injected.",
             resets,
         ),
         family(
@@ -261,14 +262,14 @@ fn handshakes(scrape: &Scrape, all: &Subjects<'_>) -> Vec<Family> {
         family(
             "lb_handshake_duration_seconds",
             Kind::Histogram,
-            "From a client's first SYN to the backend's answer: one for each client and step of a rollout. The sum takes each for \
-             the middle of its bucket.",
+            "From a client's first SYN to the backend's answer, since the agent started: one for each client and step of a rollout. \
+             The sum takes each for the middle of its bucket.",
             times(|counts| Value::Histogram(histogram(&counts.answered))),
         ),
         family(
             "lb_first_byte_duration_seconds",
             Kind::Histogram,
-            "From a client's first SYN to the backend's first byte, likewise.",
+            "From a client's first SYN to the backend's first byte, likewise since the agent started.",
             times(|counts| Value::Histogram(histogram(&counts.first_byte))),
         ),
     ]

@@ -2,15 +2,13 @@
 
 use std::ops::AddAssign;
 
-use lb_common::measure::{BUCKETS, Outcome, bucket_start};
+use lb_common::measure::{BUCKETS, bucket_start};
 
 use super::text::Histogram;
 
-/// Counts of one pool, as the kernel makes them ([`lb_common::measure`]).
+/// Times of one pool, as the kernel makes them ([`lb_common::measure`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshakes {
-    /// By [`Outcome`].
-    pub outcomes: [u64; Outcome::COUNT],
     /// By how long a client's first SYN waited for its answer.
     pub answered: [u64; BUCKETS],
     /// By how long a client's first SYN waited for the backend's first byte.
@@ -19,7 +17,7 @@ pub struct Handshakes {
 
 impl Default for Handshakes {
     fn default() -> Self {
-        Self { outcomes: [0; Outcome::COUNT], answered: [0; BUCKETS], first_byte: [0; BUCKETS] }
+        Self { answered: [0; BUCKETS], first_byte: [0; BUCKETS] }
     }
 }
 
@@ -28,17 +26,8 @@ impl AddAssign<&Self> for Handshakes {
         fn add<const N: usize>(sum: &mut [u64; N], other: &[u64; N]) {
             sum.iter_mut().zip(other).for_each(|(sum, count)| *sum += count);
         }
-        add(&mut self.outcomes, &other.outcomes);
         add(&mut self.answered, &other.answered);
         add(&mut self.first_byte, &other.first_byte);
-    }
-}
-
-impl Handshakes {
-    /// How often that came of it.
-    #[must_use]
-    pub const fn count(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome as usize]
     }
 }
 

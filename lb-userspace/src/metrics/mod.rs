@@ -3,7 +3,7 @@
 //! [`families`] makes figures of a [`Scrape`]; [`text`] writes them in the text format, version 0.0.4, which every scraper reads
 //! (an OpenMetrics encoder names counters otherwise in its `# TYPE` lines, which tools for the older format take for another
 //! metric). Every series is there from the start, at zero. Counters of the data path outlive the agent; what the agent counts
-//! itself ([`Tally`]) begins with it.
+//! itself ([`Tally`]) begins with it, and so do the times of handshakes ([`Handshakes`]).
 
 mod checks;
 mod families;
@@ -16,6 +16,7 @@ mod text;
 use std::collections::BTreeMap;
 
 use lb_common::verdict::Counters;
+use lb_common::watch::Watch;
 
 use crate::api::Status;
 use crate::rollout::engine::Phase;
@@ -40,6 +41,8 @@ pub struct Scrape {
     pub analyses: Vec<Analysed>,
     /// Handshakes of pools that are or were measured, by the names of service and pool.
     pub handshakes: BTreeMap<(String, String), Handshakes>,
+    /// What became of the connections of each backend, by its id.
+    pub watches: BTreeMap<u16, Watch>,
     /// Health checks.
     pub checks: Checks,
     /// Tracked flows that were forgotten for want of room.

@@ -343,6 +343,23 @@ impl Registry {
         free.unwrap_or(0)
     }
 
+    /// The index of a pool whose name is known.
+    #[must_use]
+    pub fn pool_index(&self, service: u32, name: &str) -> Option<u16> {
+        self.pools_of(service).find(|&index| self.pool_name(index) == Some(name))
+    }
+
+    /// The indexes of a service's pools.
+    pub fn pools_of(&self, service: u32) -> impl Iterator<Item = u16> + '_ {
+        self.pools_of.get(&service).into_iter().flatten().copied()
+    }
+
+    /// Whether another service could be measured, given `room` for so many.
+    #[must_use]
+    pub fn can_measure(&self, room: u32) -> bool {
+        self.measures.len() < ids(room).count()
+    }
+
     /// The name of a pool, where it is known.
     #[must_use]
     pub fn pool_name(&self, index: u16) -> Option<&str> {

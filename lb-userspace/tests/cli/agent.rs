@@ -700,6 +700,7 @@ pub fn rollout(service: &str, phase: Phase) -> RolloutStatus {
         verdict: VerdictWord::NoData,
         verdict_reason: "nobody came".to_owned(),
         metrics: Vec::new(),
+        preview: None,
         queries: Vec::new(),
     }
 }

@@ -254,10 +254,10 @@ fn handshake(note: &HalfOpen) -> Handshake {
     (note.backend, note.generation, note.sequence)
 }
 
-/// What was counted for a backend (0) or a pool (1), if anything: open connections, and those that were kept away.
-fn counted(kind: u8, index: u32, limit: &Limit) -> Option<((u8, u32), (u64, u64))> {
-    let counts = (limit.open, limit.kept_away);
-    (counts != (0, 0)).then_some(((kind, index), counts))
+/// What was counted for a backend (0) or a pool (1), if anything: open connections, those that were kept away, trials.
+fn counted(kind: u8, index: u32, limit: &Limit) -> Option<((u8, u32), [u64; 3])> {
+    let counts = [limit.open, limit.kept_away, limit.trials];
+    (counts != [0; 3]).then_some(((kind, index), counts))
 }
 
 fn session(found: &Session) -> Session {
@@ -288,7 +288,7 @@ pub struct State {
     pub fragments: BTreeMap<FragmentKey, Followed>,
     pub direct: std::collections::BTreeSet<FlowKey>,
     pub marked: usize,
-    pub limits: BTreeMap<(u8, u32), (u64, u64)>,
+    pub limits: BTreeMap<(u8, u32), [u64; 3]>,
     pub open: BTreeMap<FlowKey, (u16, u16)>,
     pub dues: BTreeMap<u32, (bool, bool)>,
     pub sources: BTreeMap<SourceKey, (bool, bool)>,

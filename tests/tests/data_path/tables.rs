@@ -299,7 +299,9 @@ fn limit(tables: &mut Tables, index: usize, rng: &mut Rng) {
     for whose in own.map(Whose::Backend).chain(pools).collect::<Vec<_>>() {
         let one = Limit { interval: 1 << 62, ..Limit::default() };
         let some = Limit { most: 1 + rng.below(4) as u64, ..Limit::default() };
-        tables.limits.get_mut().insert(whose, rng.pick(&[Limit::default(), one, some]));
+        let trials = Limit::on_trial(rng.below(4) as u32, rng.below(2) == 0);
+        let tried = Limit { trials, ..Limit::default() };
+        tables.limits.get_mut().insert(whose, rng.pick(&[Limit::default(), one, some, tried]));
     }
 }
 

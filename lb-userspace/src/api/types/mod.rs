@@ -33,8 +33,8 @@ pub use request::{
     SetHealth, SetSplit, SetState, SetWeight, Undo, Validate,
 };
 pub use rollout::{
-    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, Quantiles, QueryStatus,
-    RolloutStatus, StartRollout, VerdictWord,
+    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, PreviewStatus, Quantiles,
+    QueryStatus, RolloutStatus, StartRollout, VerdictWord,
 };
 pub use service::{
     BackendRow, BackendStatus, Backends, BreakerStatus, ConnectionCount, DrainStatus, EjectionStatus,

@@ -151,6 +151,8 @@ codes! {
         "A metric has a name of its own, at least one bound (`max`, `min`, `max_ratio`, `min_ratio`), and a query. What is compared with the stable pool has to name the pool in its query: `{{pool}}`.";
     Error BadPlaceholder = "LB0333", "a placeholder that does not exist",
         "In the query of a metric `{{service}}`, `{{pool}}` and `{{window}}` are filled in. PromQL itself has no double braces.";
+    Error PreviewTaken = "LB0334", "a preview at an address that is not free for it",
+        "A preview (`preview` in `[service.rollout]`) takes packets from clients for itself: nobody else may have its address and port, neither a service, nor another preview, nor a service of every port; no backend may have its address; and it is of the family of the backends, which it is translated to.";
     Error DiscoveryIncomplete = "LB0340", "a discovery that does not say whom to ask",
         "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`.";
     Error DiscoveryTimes = "LB0341", "an answer that would be believed for less than no time",

@@ -14,7 +14,7 @@ mod sources;
 mod times;
 mod words;
 
-pub(super) use addresses::{Prefix, Prefix4, Prefix6, Target, Unicast};
+pub(super) use addresses::{Endpoint, Prefix, Prefix4, Prefix6, Target, Unicast};
 pub use checks::{CommandLine, FilePath, Payload, Phrase, TlsName};
 pub use http::{HttpHost, HttpPath, StatusRanges};
 pub use names::{InterfaceName, PoolName, ServiceName};

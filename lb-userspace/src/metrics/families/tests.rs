@@ -63,8 +63,11 @@ fn pool(name: &str, role: PoolRole, backends: Vec<BackendStatus>) -> PoolStatus 
 fn scrape() -> Scrape {
     let up_and_down =
         vec![backend("10.0.0.1:80", HealthState::Up), backend("10.0.0.2:80", HealthState::Down)];
-    let draining =
-        BackendStatus { state: AdminState::Drain, ..backend("[2001:db8::3]:80", HealthState::Unchecked) };
+    let draining = BackendStatus {
+        id: 2,
+        state: AdminState::Drain,
+        ..backend("[2001:db8::3]:80", HealthState::Unchecked)
+    };
     let service = ServiceStatus {
         name: "web".to_owned(),
         vip: "203.0.113.10".parse().unwrap(),
@@ -109,8 +112,6 @@ fn scrape() -> Scrape {
     tally.rollback_took("web", 0.000_025);
     tally.ejected("web", "v1", Detector::FailureRatio);
     let mut handshakes = Handshakes::default();
-    handshakes.outcomes[Outcome::Refused as usize] = 6;
-    handshakes.outcomes[Outcome::ResetEarly as usize] = 4;
     handshakes.answered[bucket(1_500_000)] = 5;
     let mut checks = Checks::default();
     let counted = crate::health::Counters { checks: 11, ..Default::default() };
@@ -132,6 +133,10 @@ fn scrape() -> Scrape {
         counters,
         rollouts: vec![("web".to_owned(), Phase::Holding, 2)],
         handshakes: BTreeMap::from([(("web".to_owned(), "v2".to_owned()), handshakes)]),
+        watches: BTreeMap::from([(
+            2,
+            Watch { refused: 6, unanswered: 1, reset_early: 4, ..Watch::default() },
+        )]),
         analyses: vec![crate::metrics::Analysed {
             service: "web".to_owned(),
             pool: "v2".to_owned(),
@@ -184,9 +189,9 @@ fn every_series_is_there_with_its_labels() {
         "lb_slots_unsettled 9",
         "lb_findings{severity=\"error\"} 0",
         "lb_connections_active{frontend=\"web\",group=\"v1\",backend=\"10.0.0.1:80\"} 0",
-        "lb_connect_failures_total{frontend=\"web\",group=\"v2\",reason=\"refused\"} 6",
-        "lb_connect_failures_total{frontend=\"web\",group=\"v1\",reason=\"timeout\"} 0",
-        "lb_connection_resets_total{frontend=\"web\",group=\"v2\",origin=\"backend\"} 4",
+        "lb_connect_failures_total{frontend=\"web\",group=\"v2\",backend=\"[2001:db8::3]:80\",reason=\"refused\"} 6",
+        "lb_connect_failures_total{frontend=\"web\",group=\"v1\",backend=\"10.0.0.1:80\",reason=\"timeout\"} 0",
+        "lb_connection_resets_total{frontend=\"web\",group=\"v2\",backend=\"[2001:db8::3]:80\",origin=\"backend\"} 4",
         "lb_connection_resets_total{origin=\"balancer\"} 0",
         "lb_connections_rejected_total{reason=\"no_backend\"} 2",
         "lb_handshake_duration_seconds_bucket{frontend=\"web\",group=\"v2\",le=\"0.001048576\"} 0",
