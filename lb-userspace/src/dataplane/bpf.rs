@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::marker::PhantomData;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -463,6 +464,18 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     ///
     /// Whatever the kernel says.
     pub fn for_each(&self, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
+        self.try_for_each(|key, value| {
+            each(key, value);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same, until `each` has seen enough.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn try_for_each(&self, mut each: impl FnMut(&K, &V) -> ControlFlow<()>) -> io::Result<()> {
         let mut room = 4096.min(self.capacity.max(1)) as usize;
         let mut position = 0u32;
         let mut started = false;
@@ -492,8 +505,8 @@ impl<K: Pod, V: Pod> Hash<K, V> {
                 Err(error) => return Err(error),
             };
             let count = attr.count as usize;
-            keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| each(key, value));
-            if last {
+            let enough = keys[..count].iter().zip(&values[..count]).try_for_each(|(key, value)| each(key, value));
+            if last || enough.is_break() {
                 return Ok(());
             }
             (position, started) = (next, true);
@@ -610,22 +623,23 @@ impl<T: Pod> PerCpu<T> {
             .collect())
     }
 
-    /// The values of the elements before `end`, each summed over the CPUs.
+    /// The values of some elements, as far as there are any, each summed over the CPUs.
     ///
     /// # Errors
     ///
     /// Whatever the kernel says.
-    pub fn sums(&self, end: u32) -> io::Result<Vec<T>>
+    pub fn sums(&self, elements: Range<u32>) -> io::Result<Vec<T>>
     where
         T: std::ops::AddAssign,
     {
         const AT_ONCE: u32 = 1024;
-        let (end, stride) = (end.min(self.length), Self::stride() * self.cpus);
-        let mut sums: Vec<T> = Vec::with_capacity(end as usize);
-        let mut keys = vec![0u32; AT_ONCE as usize];
-        let mut values = vec![0u8; stride * AT_ONCE as usize];
-        while (sums.len() as u32) < end {
-            let (done, mut next) = (sums.len() as u32, 0u32);
+        let (end, stride) = (elements.end.min(self.length), Self::stride() * self.cpus);
+        let count = end.saturating_sub(elements.start);
+        let mut sums: Vec<T> = Vec::with_capacity(count as usize);
+        let mut keys = vec![0u32; AT_ONCE.min(count) as usize];
+        let mut values = vec![0u8; stride * AT_ONCE.min(count) as usize];
+        while (sums.len() as u32) < count {
+            let (done, mut next) = (elements.start + sums.len() as u32, 0u32);
             let last = done.wrapping_sub(1);
             let mut attr = BatchAttr {
                 in_batch: if done == 0 { 0 } else { address(&last) },
