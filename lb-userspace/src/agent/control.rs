@@ -10,10 +10,10 @@ use tokio::sync::{broadcast, mpsc};
 use super::view::find_flows;
 use super::{Agent, Handle, Remembered, Request, Target, diff, history};
 use crate::api::{
-    AddFault, Answer, Api, ApiError, Applied, Apply, BackendPath, Call, Change, ClearFaults, Control, Detached,
-    Diff, DiffQuery, ErrorCode, Event, Explain, Explanation, Faults, FlowQuery, Flows, HealthWord, History,
-    KeepOrReset, Moved, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth,
-    SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
+    AddFault, Answer, Api, ApiError, Applied, Apply, BackendPath, Call, Change, ClearFaults, Control,
+    Detached, Diff, DiffQuery, ErrorCode, Event, Explain, Explanation, Faults, FlowQuery, Flows, HealthWord,
+    History, KeepOrReset, Moved, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery, Services,
+    SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
 };
 use crate::compile::{BackendView, key_of};
 use crate::config::Loaded;
@@ -120,9 +120,8 @@ impl Control for Handle {
             .await?;
         let maps = Arc::clone(&self.shared.maps);
         let found = aside(move || find_flows(&maps, only, limit, tracked)).await?;
-        let (found, truncated) = found.map_err(|error| {
-            ApiError::new(ErrorCode::Dataplane, format!("flows cannot be read: {error}"))
-        })?;
+        let (found, truncated) = found
+            .map_err(|error| ApiError::new(ErrorCode::Dataplane, format!("flows cannot be read: {error}")))?;
         self.ask(move |agent| Ok(Flows { api: Api::V1, flows: agent.named(found), truncated })).await
     }
 

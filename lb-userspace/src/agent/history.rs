@@ -77,7 +77,13 @@ pub(super) fn history(recorded: &[Arc<Recorded>], service: String) -> History {
 pub(super) fn difference(recorded: &[Arc<Recorded>], service: String, query: DiffQuery) -> Answer<Diff> {
     let [from, to] = [find(recorded, &service, query.from)?, find(recorded, &service, query.to)?];
     let [before, after] = from.values_beside(to);
-    Ok(Diff { api: Api::V1, service, from: query.from, to: query.to, changes: diff::between(&before, &after) })
+    Ok(Diff {
+        api: Api::V1,
+        service,
+        from: query.from,
+        to: query.to,
+        changes: diff::between(&before, &after),
+    })
 }
 
 fn author(author: &Author) -> String {

@@ -15,8 +15,8 @@ use crate::api::{
     Answer, Api, ApiError, BackendPath, BackendStatus, BreakerStatus, ConnectionCount, DataplaneStatus,
     DrainStatus, EjectionStatus, ErrorCode, Finding, FlowInfo, FlowKind, HealthState, HealthStatus,
     InterfaceStatus, KeepOrReset, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    ProgramStatus, Room, ServiceQuery, ServiceStatus, Services, Severity, SlotRoom, SplitStatus, Status, SteeringStatus, Traffic,
-    XdpMode,
+    ProgramStatus, Room, ServiceQuery, ServiceStatus, Services, Severity, SlotRoom, SplitStatus, Status,
+    SteeringStatus, Traffic, XdpMode,
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
@@ -742,7 +742,7 @@ fn spills_to(compiled: &Compiled, role: PoolRole) -> Option<&str> {
     }
 }
 
-fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overrides>) -> Vec<Override> {
+fn overrides(service: &Service, backends: &BTreeMap<SocketAddr, Overrides>) -> Vec<Override> {
     let mut list = Vec::new();
     for (address, held) in backends {
         let pool = service.pools.iter().find(|pool| pool.backends.iter().any(|b| b.address == *address));

@@ -15,10 +15,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{
-    AddFault, ApiError, Applied, Apply, BackendPath, Backends, ClearFaults, Detached, Diff, DiffQuery, Event,
-    ErrorCode, EventQuery, Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack,
-    RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status,
-    Trace, Traced, Undo, Validate, Validated,
+    AddFault, ApiError, Applied, Apply, BackendPath, Backends, ClearFaults, Detached, Diff, DiffQuery,
+    ErrorCode, Event, EventQuery, Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout,
+    Rollback, RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight,
+    StartRollout, Status, Trace, Traced, Undo, Validate, Validated,
 };
 
 use crate::rollout::engine::Order;
@@ -107,7 +107,9 @@ impl Client {
         loop {
             let page: P = match self.get(asking(path, &query)).await {
                 Err(ClientError::Refused(error))
-                    if error.kind() == Some(ErrorCode::RevisionConflict) && again < PATIENCE && query.after != first =>
+                    if error.kind() == Some(ErrorCode::RevisionConflict)
+                        && again < PATIENCE
+                        && query.after != first =>
                 {
                     again += 1;
                     (query.after, all) = (first.clone(), None);

@@ -108,7 +108,8 @@ impl Histories {
             Change::Config { .. } | Change::Base { .. } => {
                 let parts = now.by_name();
                 for name in now.revisions.keys() {
-                    let part = parts.get(name).map_or((None, None), |&(service, intent)| (Some(service), intent));
+                    let part =
+                        parts.get(name).map_or((None, None), |&(service, intent)| (Some(service), intent));
                     note(&mut self.services, now, entry, name, part);
                 }
             }
@@ -214,11 +215,14 @@ mod tests {
     #[test]
     fn what_is_noted_by_and_by_is_what_a_reading_of_the_whole_finds() {
         let applied = |services: &[&str]| Change::Config { config: config(services), file: None };
-        let all = entries([applied(&["web", "dns"]), split(5.0), applied(&["dns"]), applied(&["web"]), split(7.0)]);
+        let all =
+            entries([applied(&["web", "dns"]), split(5.0), applied(&["dns"]), applied(&["web"]), split(7.0)]);
         let says = |histories: &Histories| {
             ["web", "dns"].map(|name| {
                 let revisions = histories.revisions(name).iter();
-                revisions.map(|one| (one.number, one.sequence, one.is_base, one.snapshot())).collect::<Vec<_>>()
+                revisions
+                    .map(|one| (one.number, one.sequence, one.is_base, one.snapshot()))
+                    .collect::<Vec<_>>()
             })
         };
         for folded in 0..all.len() {

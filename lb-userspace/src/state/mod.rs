@@ -224,8 +224,8 @@ impl Desired {
     /// Every service by its name, with what was decided about it.
     #[must_use]
     pub fn by_name(&self) -> BTreeMap<&ServiceName, (&Service, Option<&Intent>)> {
-        let with_intent = |service: &'_ Service| (service, self.intents.get(&service.name));
-        self.config.services.iter().map(|service| (&service.name, with_intent(service))).collect()
+        let services = self.config.services.iter();
+        services.map(|service| (&service.name, (service, self.intents.get(&service.name)))).collect()
     }
 
     /// The services that are not the same in `other`: new there, gone, changed, or decided about in another way; by name.

@@ -130,9 +130,7 @@ impl Agent {
             Some(_) if self.changed.swap(false, Ordering::Relaxed) => {
                 return Err(ApiError::new(ErrorCode::RevisionConflict, "it is gone"));
             }
-            Some(after) => {
-                1 + all.iter().position(|service| service.name == *after).expect("a service")
-            }
+            Some(after) => 1 + all.iter().position(|service| service.name == *after).expect("a service"),
         };
         let next = (first + 1 < all.len()).then(|| all[first].name.clone());
         Ok(Services { services: all[first..].iter().take(1).cloned().collect(), next, ..Services::default() })

@@ -222,7 +222,8 @@ fn services_come_in_pages_and_lbctl_puts_them_together() {
         let before = lab.agent.pages.load(Ordering::Relaxed);
         let output = lab.lbctl(&["get", "services", "--output", "json"]).output().unwrap();
         let whole: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let names: Vec<&Value> = whole["services"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+        let services = whole["services"].as_array().unwrap().iter();
+        let names: Vec<&str> = services.map(|service| service["name"].as_str().unwrap()).collect();
         assert_eq!((names, whole.get("next")), (vec!["checkout", "dns"], None));
         let asked = lab.agent.pages.load(Ordering::Relaxed) - before;
         assert_eq!(asked, if changed { 4 } else { 2 });

@@ -51,8 +51,12 @@ pub(super) fn all<C: Control>(control: Arc<C>, stopped: watch::Receiver<bool>, f
 /// Every route there is.
 fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
     vec![
-        Route::get::<Status, _>("/v1/status", "The whole at a glance, and a page of the services.", status::<C>)
-            .asks::<ServiceQuery>(),
+        Route::get::<Status, _>(
+            "/v1/status",
+            "The whole at a glance, and a page of the services.",
+            status::<C>,
+        )
+        .asks::<ServiceQuery>(),
         Route::get::<Services, _>("/v1/services", "A page of the services, or one of them.", services::<C>)
             .asks::<ServiceQuery>(),
         Route::get::<History, _>("/v1/services/{service}/history", "A service's revisions.", history::<C>),
@@ -99,8 +103,12 @@ fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
             "Takes a fault away, or all.",
             clear_faults::<C>,
         ),
-        Route::get::<Backends, _>("/v1/backends", "A page of the backends, or those of one service.", backends::<C>)
-            .asks::<ServiceQuery>(),
+        Route::get::<Backends, _>(
+            "/v1/backends",
+            "A page of the backends, or those of one service.",
+            backends::<C>,
+        )
+        .asks::<ServiceQuery>(),
         Route::put::<SetWeight, Applied, _>(
             "/v1/services/{service}/pools/{pool}/backends/{backend}/weight",
             "A backend's weight.",

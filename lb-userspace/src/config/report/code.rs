@@ -146,7 +146,7 @@ codes! {
     Error BadPlaceholder = "LB0333", "a placeholder that does not exist",
         "In the query of a metric `{{service}}`, `{{pool}}` and `{{window}}` are filled in. PromQL itself has no double braces.";
     Error DiscoveryIncomplete = "LB0340", "a discovery that does not say whom to ask",
-        "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`.";
+        "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`, one of type `kubernetes` both `url` and `name`.";
     Error DiscoveryTimes = "LB0341", "an answer that would be believed for less than no time",
         "An answer of a name server is believed for its time to live, but at least for `min_ttl` and at most for `max_ttl`.";
     Error BadDnsName = "LB0342", "a name that cannot be resolved",

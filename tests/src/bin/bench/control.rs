@@ -204,9 +204,10 @@ impl Asker<'_> {
         let mut all = self.request("GET", path, "")?;
         let mut page = all.clone();
         // The last of its members.
-        while let Some(next) = String::from_utf8_lossy(&page).rsplit_once("\"next\":\"").map(|(_, next)| {
-            next.split('"').next().unwrap_or_default().to_owned()
-        }) {
+        while let Some(next) = String::from_utf8_lossy(&page)
+            .rsplit_once("\"next\":\"")
+            .map(|(_, next)| next.split('"').next().unwrap_or_default().to_owned())
+        {
             page = self.request("GET", &format!("{path}?after={next}"), "")?;
             all.extend_from_slice(&page);
         }
