@@ -508,7 +508,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
-        let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
+        let entry = FlowEntry::of(backend, generation, self.ticks());
         flows!(udp).insert(key, entry, 0).is_ok()
     }
 

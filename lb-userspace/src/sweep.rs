@@ -91,6 +91,12 @@ impl Books {
         self.empty.0 == inserted && self.empty.1 > 1
     }
 
+    /// Whether nothing can be in `FLOWS` and `UDP_FLOWS` now. `false` where that is not known.
+    #[must_use]
+    pub fn say_empty(&self, maps: &Maps) -> bool {
+        inserted(maps).is_ok_and(|inserted| self.are_empty(inserted))
+    }
+
     /// Notes what a sweep has left.
     fn note(&mut self, inserted: &RangeInclusive<u64>, kept: [u64; 2]) {
         self.kept = kept;

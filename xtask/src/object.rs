@@ -38,6 +38,7 @@ fn build(name: &str) -> Result<PathBuf, String> {
     let output = toolchain
         .build(&workspace.join("lb-ebpf"), triple, &target_dir)
         .args(["--bin", name])
+        .args(env::var_os("CARGO_FEATURE_NEXT_LAYOUT").map(|_| "--features=next-layout"))
         .output()
         .map_err(|error| format!("error: cannot start cargo for lb-ebpf: {error}"))?;
     let messages = String::from_utf8_lossy(&output.stderr);

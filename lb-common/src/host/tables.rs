@@ -438,7 +438,7 @@ impl pipeline::Tables for Tables {
     }
 
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
-        let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
+        let entry = FlowEntry::of(backend, generation, self.ticks());
         self.table(udp).borrow_mut().insert(*key, entry)
     }
 

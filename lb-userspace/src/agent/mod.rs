@@ -49,7 +49,8 @@ use crate::health::{HealthEvent, Scheduler, TargetId};
 use crate::netlink::{Links, NextHop, NextHopEvent, NextHops, Resolver, Unreachable, Vips};
 use crate::publish::Publisher;
 use crate::sessions::{self, Sessions};
-use crate::state::{Desired, Journal};
+use crate::state::journal::Folded;
+use crate::state::{Desired, Journal, JournalError};
 use crate::sweep;
 
 pub use change::{Remembered, Request, RollbackDone, Target};
@@ -62,6 +63,8 @@ pub struct Agent {
     /// Fingerprint of the configuration file as it was last read.
     file: Option<String>,
     journal: Journal,
+    /// Makes what the journal holds shorter.
+    compaction: Option<std::thread::JoinHandle<Result<Option<Folded>, JournalError>>>,
     /// Services whose last change the journal could not take.
     owed: BTreeMap<ServiceName, change::Owed>,
     /// Rollbacks that were heard of.

@@ -136,6 +136,7 @@ pub async fn start(
         // Whatever it was before: `recall` has seen to it that it is in the journal.
         file: Some(fingerprint(text)),
         journal,
+        compaction: None,
         owed: BTreeMap::new(),
         rollbacks: 0,
         publisher,
@@ -206,7 +207,7 @@ impl Agent {
     }
 
     pub(super) fn remove_services_that_are_gone(&mut self) {
-        let mut wanted: Vec<_> = self.desired.config.services.iter().map(key_of).collect();
+        let mut wanted: HashSet<_> = self.desired.config.services.iter().map(key_of).collect();
         wanted.extend(self.preview_keys());
         let gone: Vec<_> = self
             .publisher

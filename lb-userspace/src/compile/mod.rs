@@ -17,7 +17,7 @@ mod priority;
 mod shed;
 mod slow_start;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -482,8 +482,15 @@ impl Compiler {
     }
 
     /// Forgets services that are not at one of these addresses any more.
-    pub fn keep(&mut self, keys: &[VipKey]) {
+    pub fn keep(&mut self, keys: &HashSet<VipKey>) {
         self.services.retain(|key, _| keys.contains(key));
+    }
+
+    /// Another one that knows what this one knows of the services at these addresses.
+    #[must_use]
+    pub fn knowing(&self, keys: impl IntoIterator<Item = VipKey>) -> Self {
+        let known = keys.into_iter().filter_map(|key| Some((key, self.services.get(&key)?.clone())));
+        Self { services: known.collect() }
     }
 }
 

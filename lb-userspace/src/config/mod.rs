@@ -24,7 +24,7 @@ use std::{fs, io};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-pub use discovery::{Discovery, Dns, Http, Record, Source, SourceKind, WhenEmpty, read_backends};
+pub use discovery::{Discovery, Dns, Http, Kubernetes, Record, Source, SourceKind, WhenEmpty, read_backends};
 pub use health::{AgentCheck, Exchange, GrpcRequest, Health, HealthCheck, HttpRequest, Probe, Question, Tls};
 pub use keys::{Backend, Config, Dataplane, Pool, Service, SlowStart};
 pub use passive::{Breaker, BreakerScope, Limits, OnTrip, Outlier, Retry, SteerBy, Steering};
@@ -90,6 +90,7 @@ pub fn parse(text: &str, name: &str) -> Result<Loaded, Diagnostics> {
     let mut findings = Findings::default();
     let root = Node::of_toml(text, &mut findings);
     let draft = ConfigDraft::read(&root, &mut findings);
+    drop(root);
     if let Some(draft) = &draft
         && !findings.is_partial()
     {

@@ -399,7 +399,6 @@ impl Publisher {
     ) -> Result<bool, PublishError> {
         let id = self.registry.backend(&self.maps, service, member.address, member.port)?;
         let backend = Backend {
-            life: 0,
             next_hop: member.next_hop.0,
             address: member.address,
             port: member.port,
@@ -408,7 +407,7 @@ impl Publisher {
             // An agent that has just started learns it later; until then what stood for clients goes on.
             source: member.source.unwrap_or_else(|| self.maps.backends.read(id.into()).source),
             gue_port: plan.gue_port,
-            pad: [0; 3],
+            ..Backend::default()
         };
         let limited = limit(&self.maps.limits, id, &plan.limits.backend);
         let mut changed =

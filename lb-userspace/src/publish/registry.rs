@@ -382,10 +382,14 @@ impl Registry {
         self.backends.keys().copied()
     }
 
-    /// The highest index of a pool.
-    #[must_use]
-    pub fn last_pool(&self) -> Option<u16> {
-        self.pools.last_key_value().map(|(&index, _)| index)
+    /// Every index of a pool.
+    pub fn pools(&self) -> impl Iterator<Item = u16> + '_ {
+        self.pools.keys().copied()
+    }
+
+    /// The indexes of the pools of a service.
+    pub fn pools_of(&self, service: u32) -> impl Iterator<Item = u16> + '_ {
+        self.pools_of.get(&service).into_iter().flatten().copied()
     }
 
     /// How many backends there are.

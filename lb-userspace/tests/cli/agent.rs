@@ -25,6 +25,10 @@ pub struct Agent {
     pub hanging: AtomicBool,
     /// How many flows the first backend has.
     pub flows: AtomicU64,
+    /// Pages of services that were asked for.
+    pub pages: AtomicU64,
+    /// Whether the next page is refused, since the configuration has changed.
+    pub changed: AtomicBool,
     /// A rollout that is under way, look by look; the last one stays.
     pub rollouts: Mutex<VecDeque<RolloutStatus>>,
     events: Mutex<Vec<Event>>,
@@ -40,6 +44,8 @@ impl Agent {
             starting: AtomicBool::new(false),
             hanging: AtomicBool::new(false),
             flows: AtomicU64::new(3),
+            pages: AtomicU64::new(0),
+            changed: AtomicBool::new(false),
             rollouts: Mutex::default(),
             events: Mutex::default(),
             live: broadcast::Sender::new(16),
@@ -108,6 +114,26 @@ impl Agent {
 
     fn all(&self) -> Vec<ServiceStatus> {
         vec![self.checkout(), dns()]
+    }
+
+    /// One service a page, so that whoever wants all of them has to go on.
+    fn page(&self, query: &ServiceQuery) -> Answer<Services> {
+        query.limit()?;
+        self.pages.fetch_add(1, Ordering::Relaxed);
+        if let Some(name) = &query.service {
+            return Ok(Services { services: vec![self.find(name)?], ..Services::default() });
+        }
+        let all = self.all();
+        let first = match &query.after {
+            None => 0,
+            // As if the configuration had changed in between.
+            Some(_) if self.changed.swap(false, Ordering::Relaxed) => {
+                return Err(ApiError::new(ErrorCode::RevisionConflict, "it is gone"));
+            }
+            Some(after) => 1 + all.iter().position(|service| service.name == *after).expect("a service"),
+        };
+        let next = (first + 1 < all.len()).then(|| all[first].name.clone());
+        Ok(Services { services: all[first..].iter().take(1).cloned().collect(), next, ..Services::default() })
     }
 
     fn checkout(&self) -> ServiceStatus {
@@ -313,8 +339,9 @@ fn changed(
 }
 
 impl Control for Agent {
-    async fn status(&self) -> Answer<Status> {
+    async fn status(&self, query: ServiceQuery) -> Answer<Status> {
         self.ready()?;
+        let page = self.page(&query)?;
         let degraded = self.degraded.load(Ordering::Relaxed);
         let finding = Finding {
             severity: Severity::Error,
@@ -373,13 +400,14 @@ impl Control for Agent {
                     ("too_big".to_owned(), 0),
                 ]),
             },
-            services: self.all(),
+            services: page.services,
+            next: page.next,
         })
     }
 
-    async fn services(&self, only: Option<String>) -> Answer<Vec<ServiceStatus>> {
+    async fn services(&self, query: ServiceQuery) -> Answer<Services> {
         self.ready()?;
-        only.map_or_else(|| Ok(self.all()), |name| self.find(&name).map(|service| vec![service]))
+        self.page(&query)
     }
 
     async fn flows(&self, query: FlowQuery) -> Answer<Flows> {

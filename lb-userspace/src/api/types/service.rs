@@ -14,8 +14,11 @@ use crate::config::{AdminState, Mode, Protocol};
 pub struct Services {
     /// Version of the API.
     pub api: Api,
-    /// By name.
+    /// In the order of the configuration.
     pub services: Vec<ServiceStatus>,
+    /// The last one of these, if there are more: the page `after` it has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A VIP, port and protocol that clients talk to.
@@ -379,6 +382,9 @@ pub struct Backends {
     pub api: Api,
     /// By service and pool.
     pub backends: Vec<BackendRow>,
+    /// The service of the last one of these, if there are more: the page `after` it has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A backend and where it belongs.
@@ -397,9 +403,9 @@ pub struct BackendRow {
 
 impl Backends {
     /// Every backend of these services.
-    pub fn of(services: Vec<ServiceStatus>) -> Self {
+    pub fn of(page: Services) -> Self {
         let mut backends = Vec::new();
-        for service in services {
+        for service in page.services {
             for pool in service.pools {
                 let row = |backend| BackendRow {
                     service: service.name.clone(),
@@ -410,6 +416,6 @@ impl Backends {
                 backends.extend(pool.backends.into_iter().map(row));
             }
         }
-        Self { api: Api::V1, backends }
+        Self { api: Api::V1, backends, next: page.next }
     }
 }

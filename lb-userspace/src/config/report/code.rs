@@ -154,7 +154,7 @@ codes! {
     Error PreviewTaken = "LB0334", "a preview at an address that is not free for it",
         "A preview (`preview` in `[service.rollout]`) takes packets from clients for itself: nobody else may have its address and port, neither a service, nor another preview, nor a service of every port; no backend may have its address; and it is of the family of the backends, which it is translated to.";
     Error DiscoveryIncomplete = "LB0340", "a discovery that does not say whom to ask",
-        "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`.";
+        "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`, one of type `kubernetes` both `url` and `name`.";
     Error DiscoveryTimes = "LB0341", "an answer that would be believed for less than no time",
         "An answer of a name server is believed for its time to live, but at least for `min_ttl` and at most for `max_ttl`.";
     Error BadDnsName = "LB0342", "a name that cannot be resolved",

@@ -128,6 +128,7 @@ fn scrape() -> Scrape {
             findings: Vec::new(),
             dataplane,
             services: vec![service],
+            next: None,
         },
         interfaces: vec!["eth0".to_owned(), "eth1".to_owned()],
         counters,
