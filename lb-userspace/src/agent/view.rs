@@ -14,8 +14,8 @@ use crate::api::{
     Answer, Api, ApiError, BackendPath, BackendStatus, BreakerStatus, ConnectionCount, DataplaneStatus,
     DrainStatus, EjectionStatus, Finding, FlowInfo, FlowKind, FlowQuery, Flows, HealthState, HealthStatus,
     InterfaceStatus, KeepOrReset, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    ProgramStatus, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status, SteeringStatus, Traffic,
-    XdpMode,
+    ProgramStatus, Quantiles, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status, SteeringStatus,
+    Traffic, XdpMode,
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
@@ -30,9 +30,17 @@ use crate::state::{Author, Overrides};
 impl Agent {
     /// The whole at a glance.
     pub(super) fn status(&self) -> Status {
-        let meters = Meters::of_all(&self.publisher);
+        self.status_by(&Meters::of_all(&self.publisher))
+    }
+
+    /// The same without what only people read of each backend: where it is next to, and what its last check said.
+    pub(super) fn brief_status(&self) -> Status {
+        self.status_by(&Meters { brief: true, ..Meters::of_all(&self.publisher) })
+    }
+
+    fn status_by(&self, meters: &Meters<'_>) -> Status {
         let services: Vec<ServiceStatus> =
-            self.desired.services().iter().map(|service| self.service_status(service, &meters)).collect();
+            self.desired.services().iter().map(|service| self.service_status(service, meters)).collect();
         let dataplane = self.dataplane_status();
         let findings = self.findings(&services, &dataplane);
         let uptime = jiff::Timestamp::now().duration_since(self.kernel.started);
@@ -139,6 +147,7 @@ impl Agent {
             table.map_or(&nobody, |table| &table.takers)
         };
         let plans = [Some(&compiled.plan.stable), compiled.plan.canary.as_ref()];
+        let measured = self.pools_of(&service.name).filter(|_| !meters.brief && !service.mode.is_dsr());
         compiled
             .pools
             .iter()
@@ -187,6 +196,10 @@ impl Agent {
                         .collect(),
                     backends,
                     traffic: pool_index.map(|pool| traffic(meters.pool(pool))).unwrap_or_default(),
+                    handshake: measured.filter(|_| role != PoolRole::Idle).and_then(|pools| {
+                        let (_, answered, _) = self.measured(pools, role == PoolRole::Canary);
+                        Quantiles::of(&answered)
+                    }),
                 }
             })
             .collect()
@@ -227,13 +240,17 @@ impl Agent {
                 weight_percent: view.steer,
             }),
             connections: connections(service, &self.publisher.maps.limits, id),
-            health: self.health_status(service, view),
+            health: self.health_status(service, view, meters.brief),
             takes_new: view.why_not.is_none(),
-            why_not: view.why_not.map(|why| why.words().to_owned()),
+            why_not: view.why_not.filter(|_| !meters.brief).map(|why| why.words().to_owned()),
             standby: view.why_not == Some(WhyNot::Standby),
-            next_hop: self.next_hop(view.address.ip()),
+            next_hop: self.next_hop(view.address.ip(), meters.brief),
             terminating: false,
-            ..self.of_id(id, slots, meters)
+            id,
+            slots: slots_of(id, slots),
+            tracked_flows: self.swept.load(id).flows,
+            traffic: traffic(meters.backend(id)),
+            rate: self.rates.of(id),
         }
     }
 
@@ -261,7 +278,7 @@ impl Agent {
         })
     }
 
-    /// What the kernel's tables say of an id.
+    /// What the kernel's tables say of an id that is in no configuration.
     fn of_id(&self, id: u16, slots: &Takers, meters: &Meters<'_>) -> BackendStatus {
         let backend = self.publisher.maps.backends.read(id.into());
         let ip: IpAddr = backend.address.into();
@@ -289,9 +306,9 @@ impl Agent {
             takes_new: false,
             why_not: Some("it is gone from the configuration, and finishes the flows that it has".to_owned()),
             standby: false,
-            slots: if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) },
+            slots: slots_of(id, slots),
             tracked_flows: self.swept.load(id).flows,
-            next_hop: self.next_hop(ip),
+            next_hop: self.next_hop(ip, meters.brief),
             terminating: true,
             traffic: traffic(meters.backend(id)),
             rate: self.rates.of(id),
@@ -328,8 +345,20 @@ impl Agent {
         .collect()
     }
 
-    fn health_status(&self, service: &Service, view: &BackendView) -> HealthStatus {
+    fn health_status(&self, service: &Service, view: &BackendView, brief: bool) -> HealthStatus {
+        let status = match view.health {
+            Health::Unchecked => HealthState::Unchecked,
+            Health::Unknown => HealthState::Unknown,
+            Health::Up => HealthState::Up,
+            Health::Down => HealthState::Down,
+        };
         let id = self.targets.ids.get(&(service.name.clone(), view.address));
+        if brief {
+            let last =
+                id.and_then(|&id| self.scheduler.look(id, |_, last| last.map(|result| result.duration)));
+            let last_duration_ms = last.flatten().map(|duration| duration.as_secs_f64() * 1e3);
+            return HealthStatus { status, reason: None, since_seconds: 0, last_duration_ms };
+        }
         let report = id.and_then(|&id| self.scheduler.report(id));
         let last = report.as_ref().and_then(|report| report.last.as_ref());
         let reason = last.and_then(|result| result.outcome.as_ref().err()).map(|miss| match miss {
@@ -337,12 +366,7 @@ impl Agent {
             Miss::NotRun(trouble) => trouble.to_string(),
         });
         HealthStatus {
-            status: match view.health {
-                Health::Unchecked => HealthState::Unchecked,
-                Health::Unknown => HealthState::Unknown,
-                Health::Up => HealthState::Up,
-                Health::Down => HealthState::Down,
-            },
+            status,
             reason: match view.advice {
                 _ if view.health_is_forced => Some("set by hand".to_owned()),
                 Advice::NONE => reason,
@@ -359,7 +383,10 @@ impl Agent {
         }
     }
 
-    fn next_hop(&self, ip: IpAddr) -> NextHop {
+    fn next_hop(&self, ip: IpAddr, brief: bool) -> NextHop {
+        if brief {
+            return NextHop::Unreachable { unreachable: String::new() };
+        }
         let unreachable = |why: &str| NextHop::Unreachable { unreachable: why.to_owned() };
         match self.hops.get(&ip) {
             None => unreachable("not looked for yet"),
@@ -772,6 +799,11 @@ fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overri
     list
 }
 
+/// Slots that lead to an id; 0 is nobody's.
+fn slots_of(id: u16, slots: &Takers) -> u32 {
+    if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) }
+}
+
 fn connections(service: &Service, map: &Mapped<Limit>, index: u16) -> Option<ConnectionCount> {
     let limits = service.limits.as_ref().filter(|_| index != 0)?;
     let counted = limits.max_connections.or(limits.pool_max_connections);
@@ -828,11 +860,13 @@ pub(super) struct Meters<'a> {
     maps: &'a Maps,
     /// Of all pools and backends, by their ids.
     all: Option<[Vec<abi::Traffic>; 2]>,
+    /// Whether figures are all that is asked for.
+    brief: bool,
 }
 
 impl<'a> Meters<'a> {
     pub fn of_few(publisher: &'a Publisher) -> Self {
-        Self { maps: &publisher.maps, all: None }
+        Self { maps: &publisher.maps, all: None, brief: false }
     }
 
     pub fn of_all(publisher: &'a Publisher) -> Self {
@@ -840,7 +874,7 @@ impl<'a> Meters<'a> {
         let end = |last: Option<u16>| last.map_or(0, |last| u32::from(last) + 1);
         let pools = maps.pool_traffic.sums(end(registry.last_pool()));
         let backends = maps.backend_traffic.sums(end(registry.backend_ids().max()));
-        Self { maps, all: pools.and_then(|pools| Ok([pools, backends?])).ok() }
+        Self { maps, all: pools.and_then(|pools| Ok([pools, backends?])).ok(), brief: false }
     }
 
     /// Of a pool; nothing if it cannot be read.

@@ -622,8 +622,9 @@ impl<T: Pod> PerCpu<T> {
         const AT_ONCE: u32 = 1024;
         let (end, stride) = (end.min(self.length), Self::stride() * self.cpus);
         let mut sums: Vec<T> = Vec::with_capacity(end as usize);
-        let mut keys = vec![0u32; AT_ONCE as usize];
-        let mut values = vec![0u8; stride * AT_ONCE as usize];
+        let at_once = AT_ONCE.min(end);
+        let mut keys = vec![0u32; at_once as usize];
+        let mut values = vec![0u8; stride * at_once as usize];
         while (sums.len() as u32) < end {
             let (done, mut next) = (sums.len() as u32, 0u32);
             let last = done.wrapping_sub(1);
@@ -632,7 +633,7 @@ impl<T: Pod> PerCpu<T> {
                 out_batch: (&raw mut next) as u64,
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
-                count: AT_ONCE.min(end - done),
+                count: at_once.min(end - done),
                 map_fd: self.fd.as_raw_fd() as u32,
                 ..BatchAttr::zeroed()
             };
