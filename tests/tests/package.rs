@@ -295,7 +295,7 @@ fn container() -> Result<()> {
         r#"
 mount -t tmpfs tmp /tmp
 mkdir /run/shim
-printf '#!/bin/sh\n[ "$1" = update ] || exec /usr/bin/apt-get "$@" --no-download\n' > /run/shim/apt-get && chmod +x /run/shim/apt-get
+printf '#!/bin/sh\n[ "$1" = update ] || exec /usr/bin/apt-get "$@" --no-download --no-upgrade\n' > /run/shim/apt-get && chmod +x /run/shim/apt-get
 cp /run/lb.deb /tmp/{package}
 PATH=/run/shim:$PATH sh -ec '{run}'
 ip link add eth0 type dummy && ip link set eth0 up && ip addr add 10.0.0.1/8 dev eth0
