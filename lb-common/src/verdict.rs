@@ -242,7 +242,8 @@ impl Event {
     pub const COUNT: usize = Self::ALL.len();
 }
 
-/// Value of `REASONS`, per CPU: how often each road ended, and what happened on the way.
+/// Value of `COUNTERS`, per CPU and interface ([`Counters::place`]): how often each road ended, and what happened on the way (of all
+/// interfaces together, in the first element).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Counters {
@@ -250,6 +251,26 @@ pub struct Counters {
     pub reasons: [u64; Reason::COUNT],
     /// By [`Event`].
     pub events: [u64; Event::COUNT],
+}
+
+impl Counters {
+    /// How many interfaces are counted apart.
+    pub const PLACES: u32 = 64;
+
+    /// Where packets that came in by an interface are counted. Interfaces whose numbers end alike share a place: what is exact would cost each
+    /// packet a look-up.
+    #[must_use]
+    #[inline(always)]
+    pub const fn place(ifindex: u32) -> u32 {
+        ifindex % Self::PLACES
+    }
+}
+
+impl core::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.reasons.iter_mut().zip(other.reasons).for_each(|(sum, count)| *sum += count);
+        self.events.iter_mut().zip(other.events).for_each(|(sum, count)| *sum += count);
+    }
 }
 
 impl Default for Counters {

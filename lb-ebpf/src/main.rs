@@ -182,7 +182,7 @@ fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
         }
         Err(reason) => Verdict::of(reason),
     };
-    Kernel.count(&verdict);
+    Kernel.count(frame.ifindex(), &verdict);
     trace::ends(ctx, &verdict);
     debug!(ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
     act(frame, &verdict)

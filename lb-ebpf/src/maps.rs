@@ -142,7 +142,7 @@ pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);
 pub static STAGES: ProgramArray = ProgramArray::with_max_entries(Stage::COUNT as u32, 0);
 
 #[map]
-pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(Counters::PLACES, 0);
 
 #[map]
 pub static POOL_TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(8192, 0);

@@ -28,7 +28,7 @@ use lb_common::retry::Budget;
 use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
 use lb_common::too_big::admit;
-use lb_common::verdict::{Account, Event, Reason, Verdict};
+use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
 use lb_common::vlan::Vlan;
 use lb_common::watch::Word;
 use lb_common::wire::Mac;
@@ -49,10 +49,10 @@ const _: () = assert!(Reason::COUNT <= REASONS_MASK as usize + 1);
 pub struct Kernel;
 
 impl Kernel {
-    /// Counts the end of a packet's road.
+    /// Counts the end of the road of a packet that came in by that interface.
     #[inline(always)]
-    pub fn count(&self, verdict: &Verdict) {
-        if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
+    pub fn count(&self, ifindex: u32, verdict: &Verdict) {
+        if let Some(counters) = maps::COUNTERS.get_ptr_mut(Counters::place(ifindex)) {
             // SAFETY: a per-CPU element, and a program is not preempted by itself.
             let reasons = unsafe { &mut (*counters).reasons };
             // What a global function returned is any number to the verifier, and LLVM would leave the check out.

@@ -1,7 +1,7 @@
 //! What has happened: a bounded memory of events, and a stream of those to come.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::broadcast;
 
@@ -105,7 +105,7 @@ pub struct Occurrence {
 /// The memory.
 pub struct EventLog {
     inner: Mutex<Inner>,
-    tally: Mutex<Tally>,
+    tally: Mutex<Arc<Tally>>,
     stream: broadcast::Sender<Event>,
 }
 
@@ -182,9 +182,14 @@ impl EventLog {
         inner.events.iter().skip(inner.events.len().saturating_sub(count)).cloned().collect()
     }
 
-    /// What was counted.
+    /// What was counted. (It is copied only while somebody still looks at [`Self::counted`].)
     pub fn tally<R>(&self, f: impl FnOnce(&mut Tally) -> R) -> R {
-        f(&mut self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        f(Arc::make_mut(&mut self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)))
+    }
+
+    /// What was counted so far.
+    pub fn counted(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
 

@@ -15,8 +15,8 @@ use crate::api::{
     Answer, Api, ApiError, BackendPath, BackendStatus, BreakerStatus, ConnectionCount, DataplaneStatus,
     DrainStatus, EjectionStatus, ErrorCode, Finding, FlowInfo, FlowKind, HealthState, HealthStatus,
     InterfaceStatus, KeepOrReset, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    ProgramStatus, ProtectionStatus, Room, ServiceQuery, ServiceStatus, Services, Severity, SlotRoom,
-    SplitStatus, Status, SteeringStatus, Traffic, XdpMode,
+    ProgramStatus, ProtectionStatus, Quantiles, Room, ServiceQuery, ServiceStatus, Services, Severity,
+    SlotRoom, SplitStatus, Status, SteeringStatus, Traffic, XdpMode,
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
@@ -31,13 +31,23 @@ use crate::state::{Author, Intent, Overrides};
 impl Agent {
     /// The whole at a glance, with every service.
     pub(super) fn status(&self) -> Status {
-        let services = self.all_services();
-        self.status_with(Services { services, ..Services::default() })
+        self.status_by(&Meters::of_all(&self.publisher))
+    }
+
+    /// The same without what only people read of each backend: where it is next to, and what its last check said.
+    pub(super) fn brief_status(&self) -> Status {
+        self.status_by(&Meters { brief: true, ..Meters::of_all(&self.publisher) })
     }
 
     /// The whole at a glance, with some of the services.
     pub(super) fn status_page(&self, query: &ServiceQuery) -> Answer<Status> {
         self.services(query).map(|page| self.status_with(page))
+    }
+
+    fn status_by(&self, meters: &Meters<'_>) -> Status {
+        let services = self.desired.services();
+        let services = services.iter().map(|service| self.service_status(service, meters)).collect();
+        self.status_with(Services { services, ..Services::default() })
     }
 
     fn status_with(&self, page: Services) -> Status {
@@ -177,6 +187,7 @@ impl Agent {
             table.map_or(&nobody, |table| &table.takers)
         };
         let plans = [Some(&compiled.plan.stable), compiled.plan.canary.as_ref()];
+        let measured = self.pools_of(&service.name).filter(|_| !meters.brief && !service.mode.is_dsr());
         compiled
             .pools
             .iter()
@@ -219,6 +230,10 @@ impl Agent {
                         .collect(),
                     backends,
                     traffic: pool_index.map(|pool| traffic(meters.pool(pool))).unwrap_or_default(),
+                    handshake: measured.filter(|_| role != PoolRole::Idle).and_then(|pools| {
+                        let (_, answered, _) = self.measured(pools, role == PoolRole::Canary);
+                        Quantiles::of(&answered)
+                    }),
                 }
             })
             .collect()
@@ -259,9 +274,9 @@ impl Agent {
                 weight_percent: view.steer,
             }),
             connections: connections(service, &self.publisher.maps.limits, id),
-            health: self.health_status(service, view),
+            health: self.health_status(service, view, meters.brief),
             takes_new: view.why_not.is_none(),
-            why_not: view.why_not.map(|why| why.words().to_owned()),
+            why_not: view.why_not.filter(|_| !meters.brief).map(|why| why.words().to_owned()),
             standby: view.why_not == Some(WhyNot::Standby),
             terminating: false,
             ..self.of_id(id, view.address, slots, meters)
@@ -319,9 +334,9 @@ impl Agent {
             takes_new: false,
             why_not: None,
             standby: false,
-            slots: if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) },
+            slots: slots_of(id, slots),
             tracked_flows: self.swept.load(id).flows,
-            next_hop: self.next_hop(address.ip()),
+            next_hop: self.next_hop(address.ip(), meters.brief),
             terminating: true,
             traffic: traffic(meters.backend(id)),
             rate: self.rates.of(id),
@@ -363,8 +378,20 @@ impl Agent {
         .collect()
     }
 
-    fn health_status(&self, service: &Service, view: &BackendView) -> HealthStatus {
+    fn health_status(&self, service: &Service, view: &BackendView, brief: bool) -> HealthStatus {
+        let status = match view.health {
+            Health::Unchecked => HealthState::Unchecked,
+            Health::Unknown => HealthState::Unknown,
+            Health::Up => HealthState::Up,
+            Health::Down => HealthState::Down,
+        };
         let id = self.targets.ids.get(&(service.name.clone(), view.address));
+        if brief {
+            let last =
+                id.and_then(|&id| self.scheduler.look(id, |_, last| last.map(|result| result.duration)));
+            let last_duration_ms = last.flatten().map(|duration| duration.as_secs_f64() * 1e3);
+            return HealthStatus { status, reason: None, since_seconds: 0, last_duration_ms };
+        }
         let report = id.and_then(|&id| self.scheduler.report(id));
         let last = report.as_ref().and_then(|report| report.last.as_ref());
         let reason = last.and_then(|result| result.outcome.as_ref().err()).map(|miss| match miss {
@@ -372,12 +399,7 @@ impl Agent {
             Miss::NotRun(trouble) => trouble.to_string(),
         });
         HealthStatus {
-            status: match view.health {
-                Health::Unchecked => HealthState::Unchecked,
-                Health::Unknown => HealthState::Unknown,
-                Health::Up => HealthState::Up,
-                Health::Down => HealthState::Down,
-            },
+            status,
             reason: match view.advice {
                 _ if view.health_is_forced => Some("set by hand".to_owned()),
                 Advice::NONE => reason,
@@ -394,7 +416,10 @@ impl Agent {
         }
     }
 
-    fn next_hop(&self, ip: IpAddr) -> NextHop {
+    fn next_hop(&self, ip: IpAddr, brief: bool) -> NextHop {
+        if brief {
+            return NextHop::Unreachable { unreachable: String::new() };
+        }
         let unreachable = |why: &str| NextHop::Unreachable { unreachable: why.to_owned() };
         match self.hops.get(&ip) {
             None => unreachable("not looked for yet"),
@@ -801,6 +826,11 @@ fn protection(of: &Protection) -> ProtectionStatus {
     }
 }
 
+/// Slots that lead to an id; 0 is nobody's.
+fn slots_of(id: u16, slots: &Takers) -> u32 {
+    if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) }
+}
+
 fn connections(service: &Service, map: &Mapped<Limit>, index: u16) -> Option<ConnectionCount> {
     let limits = service.limits.as_ref().filter(|_| index != 0)?;
     let counted = limits.max_connections.or(limits.pool_max_connections);
@@ -921,6 +951,8 @@ pub(super) struct Meters<'a> {
     maps: &'a Maps,
     pools: Piece,
     backends: Piece,
+    /// Whether figures are all that is asked for.
+    brief: bool,
 }
 
 /// The counters from an index on.
@@ -959,6 +991,7 @@ impl<'a> Meters<'a> {
             maps,
             pools: Piece::of(&maps.pool_traffic, registry.pools()),
             backends: Piece::of(&maps.backend_traffic, registry.backend_ids()),
+            brief: false,
         }
     }
 
@@ -972,6 +1005,7 @@ impl<'a> Meters<'a> {
             maps,
             pools: Piece::of(&maps.pool_traffic, pools),
             backends: Piece::of(&maps.backend_traffic, backends),
+            brief: false,
         }
     }
 

@@ -611,7 +611,7 @@ fn table(
 }
 
 /// Where Linux's own documents have GUE.
-const GUE_PORT: u16 = 6080;
+pub(crate) const GUE_PORT: u16 = 6080;
 
 /// Where clients find a service.
 #[must_use]

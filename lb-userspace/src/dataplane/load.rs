@@ -340,7 +340,8 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
     // SAFETY: an all-zero structure of integers is valid, and is filled in.
     unsafe {
         let mut stat: libc::statfs = std::mem::zeroed();
-        libc::statfs(path.as_ptr(), &raw mut stat) == 0 && stat.f_type == libc::BPF_FS_MAGIC
+        // C libraries differ in the type of the field.
+        libc::statfs(path.as_ptr(), &raw mut stat) == 0 && stat.f_type as i64 == libc::BPF_FS_MAGIC as i64
     }
 }
 

@@ -93,7 +93,7 @@ pub struct Maps {
     pub vip_rules: Hash<Address, u32>,
     /// Sources -> when their next packets are due.
     pub sources: Hash<SourceKey, Source>,
-    /// One element.
+    /// By [`Counters::place`].
     pub counters: PerCpu<Counters>,
     /// By pool index.
     pub pool_traffic: PerCpu<Traffic>,
@@ -215,18 +215,24 @@ impl Maps {
         self.backends.len().saturating_sub(1)
     }
 
-    /// The counters, summed over CPUs.
+    /// The counters, summed over CPUs and interfaces.
     ///
     /// # Errors
     ///
     /// Whatever the kernel says.
     pub fn counters(&self) -> io::Result<Counters> {
         let mut sum = Counters::default();
-        for counters in self.counters.read(0)? {
-            sum.reasons.iter_mut().zip(counters.reasons).for_each(|(sum, count)| *sum += count);
-            sum.events.iter_mut().zip(counters.events).for_each(|(sum, count)| *sum += count);
-        }
+        self.counters_by_place()?.into_iter().for_each(|counters| sum += counters);
         Ok(sum)
+    }
+
+    /// The counters by the places of interfaces ([`Counters::place`]), summed over CPUs.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn counters_by_place(&self) -> io::Result<Vec<Counters>> {
+        self.counters.sums(self.counters.len())
     }
 }
 

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::judge::{forwarding_key, rp_filter_key};
-use super::wire::{self, Question, Syn};
+use super::wire::{self, Question, Syn, Tunnel};
 use super::{Address, Agent, Answer, Claim, Facts, Kernel, Link, Pins, Probe, Way, Wire, Xdp, nic::Nics};
 use crate::api::{Client, XdpMode};
+use crate::compile::GUE_PORT;
 use crate::config::{self, Config, Mode, Protocol, Service};
 use crate::dataplane::{self, maps};
 use crate::lifecycle::check::{missing_capabilities, probes_vips};
@@ -292,8 +293,7 @@ fn probe(service: &Service, backend: SocketAddr, answer: Answer) -> Probe {
     Probe { service: service.name.as_str().to_owned(), mode: service.mode, vip: service.vip, backend, answer }
 }
 
-/// A SYN for the VIP as the data path would send it; `None` where the way is not known, which is a finding of its own, and for
-/// `dsr-gue`.
+/// A SYN for the VIP as the data path would send it; `None` where the way is not known, which is a finding of its own.
 fn syn(
     config: &Config,
     service: &Service,
@@ -305,10 +305,6 @@ fn syn(
 ) -> Option<Syn> {
     /// Discard (RFC 863), where a service has no port of its own.
     const ANY: u16 = 9;
-    // Nothing here speaks GUE yet: what is not asked is not said to be silent.
-    if service.mode == Mode::DsrGue {
-        return None;
-    }
     let Some(Way::Known { interface, mac: Some(to), .. }) = ways.get(&backend.ip()) else { return None };
     let (link, hop) = (links.get(interface)?, hops.get(&backend.ip())?);
     // Decapsulators take packets from the balancers' own prefixes only.
@@ -316,7 +312,9 @@ fn syn(
         IpAddr::V4(_) => config.dataplane.tunnel_source_v4.hosts().next()?.into(),
         IpAddr::V6(_) => config.dataplane.tunnel_source_v6.hosts().nth(1)?.into(),
     };
-    let tunnel = (service.mode == Mode::DsrIpip).then_some((outer, backend.ip()));
+    let gue_port = (service.mode == Mode::DsrGue).then(|| service.gue_port.unwrap_or(GUE_PORT));
+    let is_tunnel = matches!(service.mode, Mode::DsrIpip | Mode::DsrGue);
+    let tunnel = is_tunnel.then_some(Tunnel { from: outer, to: backend.ip(), gue_port });
     let target = if service.port == 0 { ANY } else { service.port };
     Some(Syn {
         ifindex: link.index,

@@ -288,6 +288,14 @@ impl Schedule {
         self.entries.get(&id).map(Entry::report)
     }
 
+    pub(super) fn look<R>(
+        &self,
+        id: TargetId,
+        f: impl FnOnce(&Counters, Option<&ProbeResult>) -> R,
+    ) -> Option<R> {
+        self.entries.get(&id).map(|entry| f(&entry.counters, entry.last.as_ref()))
+    }
+
     pub(super) fn reports(&self) -> impl Iterator<Item = (TargetId, Report)> {
         self.entries.iter().map(|(&id, entry)| (id, entry.report()))
     }

@@ -19,7 +19,7 @@ use super::{
     check::{Target, TargetId},
     judge::{Health, Transition},
     probe::{Failure, Miss, ProbeResult, To, Trouble, Way, probe_to},
-    schedule::{Job, Report, Schedule, Ticket, Told},
+    schedule::{Counters, Job, Report, Schedule, Ticket, Told},
     vip::{Along, Roads},
 };
 
@@ -138,6 +138,11 @@ impl Scheduler {
     /// What is known of that target.
     pub fn report(&self, id: TargetId) -> Option<Report> {
         self.shared.lock().schedule.report(id)
+    }
+
+    /// Looks at a target's counts and at its last check, without making a [`Report`].
+    pub fn look<R>(&self, id: TargetId, f: impl FnOnce(&Counters, Option<&ProbeResult>) -> R) -> Option<R> {
+        self.shared.lock().schedule.look(id, f)
     }
 
     /// What is known of every target, in no order.

@@ -241,6 +241,7 @@ fn pool(name: &str, role: PoolRole, share_percent: f64, backends: Vec<BackendSta
         priorities: Vec::new(),
         backends,
         traffic,
+        handshake: None,
     }
 }
 

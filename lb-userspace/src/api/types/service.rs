@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::words::words;
-use super::{Api, KeepOrReset};
+use super::{Api, KeepOrReset, Quantiles};
 use crate::config::{AdminState, Mode, Protocol};
 
 /// Answer to `GET /v1/services`.
@@ -132,6 +132,9 @@ pub struct PoolStatus {
     pub backends: Vec<BackendStatus>,
     /// What went through it.
     pub traffic: Traffic,
+    /// From a client's first SYN to its answer, where that is measured: since the step of the rollout under way began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake: Option<Quantiles>,
 }
 
 /// The backends of one priority of a pool.

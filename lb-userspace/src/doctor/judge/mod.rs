@@ -148,7 +148,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         code: "LB1119",
         title: "tunnels",
-        why: "a backend of dsr-ipip has to take the outer header off",
+        why: "a backend of dsr-ipip or dsr-gue has to take the outer headers off",
         judge: network::tunnels,
     },
     Rule {

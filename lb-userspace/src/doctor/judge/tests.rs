@@ -231,7 +231,7 @@ fn the_network_is_judged() {
     let backend: SocketAddr = BACKEND.parse().unwrap();
     let jumbo = |facts: &mut Facts| {
         if let Some(Way::Known { mtu, .. }) = facts.ways.get_mut(&backend.ip()) {
-            *mtu = 1520;
+            *mtu = 1528;
         }
     };
     finds(ipip, "LB1112", Error, "ip link set dev eth1 mtu 1520", |_| {});
@@ -266,6 +266,16 @@ fn the_network_is_judged() {
         jumbo(facts);
         facts.wire.probes[0].answer = Answer::Silence;
     });
+    finds(
+        Mode::DsrGue,
+        "LB1119",
+        Error,
+        "ip fou add port 6080 gue && ip link add lb0 type ipip external",
+        |facts| {
+            jumbo(facts);
+            facts.wire.probes[0].answer = Answer::Silence;
+        },
+    );
     finds(nat, "LB1120", Error, "ss -ltn 'sport = :80'", |facts| {
         facts.wire.probes[0].answer = Answer::Refused;
     });

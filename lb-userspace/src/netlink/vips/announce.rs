@@ -1,11 +1,9 @@
 //! Gratuitous ARP and unsolicited neighbour advertisements, from a packet socket.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::OwnedFd,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::packet_socket::{self, send};
+use super::super::PacketSocket;
+
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// All nodes on the link: ff02::1, and its MAC (RFC 2464, 7).
@@ -15,12 +13,12 @@ const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 /// Sends announcements, if it may.
 #[derive(Debug)]
 pub(super) struct Announcer {
-    socket: Option<OwnedFd>,
+    socket: Option<PacketSocket>,
 }
 
 impl Announcer {
     pub(super) fn new() -> Self {
-        match packet_socket::sender() {
+        match PacketSocket::sending() {
             Ok(socket) => Self { socket: Some(socket) },
             Err(error) => {
                 tracing::warn!(
@@ -36,8 +34,8 @@ impl Announcer {
     pub(super) fn announce(&self, ifindex: u32, mac: [u8; 6], address: IpAddr) {
         let Some(socket) = &self.socket else { return };
         let result = match address {
-            IpAddr::V4(ip) => send(socket, ifindex, &gratuitous_arp(mac, ip)),
-            IpAddr::V6(ip) => send(socket, ifindex, &advertisement(mac, ip)),
+            IpAddr::V4(ip) => socket.send(ifindex, &gratuitous_arp(mac, ip)),
+            IpAddr::V6(ip) => socket.send(ifindex, &advertisement(mac, ip)),
         };
         if let Err(error) = result {
             tracing::debug!(%address, ifindex, %error, "a VIP was not announced");
