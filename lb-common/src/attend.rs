@@ -5,7 +5,7 @@
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::fault;
 use crate::handshake;
-use crate::parse::{self, Kind, Network, Transport};
+use crate::parse::{self, Kind, Network};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service};
 use crate::rewrite;
 use crate::stage::Stage;
@@ -56,8 +56,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         && matches!(transport.kind, Kind::Syn(_))
         && let Some(action) = tables.injected(service, &key, target.backend.pool, place.backend)
     {
-        return fault::strike(packet, tables, service, &network, &key, place.backend, action)
-            .map(Step::End);
+        return fault::strike(packet, tables, service, &network, &key, place.backend, action).map(Step::End);
     }
     let account = Account::of(place.backend, target.backend, &network, place.begins);
     let sent = tables.send(packet, index, place);

@@ -8,7 +8,7 @@
 use crate::abi::{FAULTS, Fault, FlowKey, Service, Split};
 use crate::hash::mix;
 use crate::measure::Reply;
-use crate::parse::{Network, Transport};
+use crate::parse::Network;
 use crate::pipeline::{Packet, Tables};
 use crate::verdict::{Account, Reason, Verdict};
 

@@ -147,7 +147,11 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
         return Ok(Step::End(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account }));
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Step::End(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(&network, exit.ifindex), account }))
+    Ok(Step::End(Verdict {
+        reason: Reason::FragmentReplied,
+        ifindex: leaving(&network, exit.ifindex),
+        account,
+    }))
 }
 
 /// The `nat` backend whose reply begins with this fragment; `None`: it may be of a session.

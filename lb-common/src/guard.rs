@@ -579,7 +579,7 @@ mod tests {
     fn in_no_second_more_than_the_rate_and_the_burst_is_let_through() {
         let (count, burst) = (100_u64, 20_u64);
         let rate = Rate::per_second(count as u32, burst as u32);
-        let (mut due, mut passed) = (0, std::vec::Vec::new());
+        let (mut due, mut passed) = (0, Vec::new());
         // Lulls and bursts, for five seconds.
         for step in 0..50_000_u64 {
             let now = 1_000_000_000 + step * 100_000;

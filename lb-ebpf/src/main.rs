@@ -213,7 +213,7 @@ extern "C" fn lb_depart(ctx: *mut xdp_md, ifindex: u32) -> u32 {
         Ok(below) => maps::EGRESS.redirect(below, XDP_DROP.into()).unwrap_or(XDP_DROP),
         Err(reason) => {
             // Beside what it was counted as before: it was on its way.
-            Kernel.count(&Verdict::of(reason));
+            Kernel.count(frame.ifindex(), &Verdict::of(reason));
             XDP_DROP
         }
     }

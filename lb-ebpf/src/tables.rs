@@ -21,7 +21,7 @@ use lb_common::guard::{self, Asked, Guard, Message, Rule, Source, SourceKey};
 use lb_common::handshake;
 use lb_common::limit::{self, Admission, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
-use lb_common::parse::{Family, Kind, Network, Transport};
+use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
 use lb_common::quic;
 use lb_common::retry::Budget;

@@ -11,8 +11,8 @@ use crate::abi::{
     FragmentKey, GuestKey, HalfOpen, LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings,
     Slot, Split, TCP_IDLE_TICKS, VipKey,
 };
-use crate::guard::{self, Guard, Message, Rule, Source, SourceKey};
 use crate::awaited;
+use crate::guard::{self, Guard, Message, Rule, Source, SourceKey};
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
 use crate::maglev::{self, Candidate};

@@ -64,7 +64,11 @@ fn carry<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reaso
     let account = Account::of(session.backend, target.backend, &network, begins);
     rewritten(packet, tables, &network, &piece, &transport, &mut session)?;
     rewrite::link(packet, target.device.mac, target.mac)?;
-    Ok(Verdict { reason: Reason::FragmentForwarded, ifindex: leaving(&network, target.device.ifindex), account })
+    Ok(Verdict {
+        reason: Reason::FragmentForwarded,
+        ifindex: leaving(&network, target.device.ifindex),
+        account,
+    })
 }
 
 /// From a backend to its client.

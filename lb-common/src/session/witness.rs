@@ -68,8 +68,7 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
                 tables.drop_session(Held::Opening, &behind);
                 tables.drop_session(Held::Opening, &key);
             }
-            return strike(packet, tables, service, &network, &transport, &flow, backend, action)
-                .map(Step::End);
+            return strike(packet, tables, service, &network, &flow, backend, action).map(Step::End);
         }
     }
     Ok(Step::Next(Stage::Carry))

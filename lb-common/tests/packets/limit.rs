@@ -198,7 +198,8 @@ fn a_pool_on_trial_gets_so_many_connections_and_not_one_more() {
     assert_eq!(bench.through(100..200), 100);
 
     // Whoever is sent elsewhere within it is one of them.
-    let mut bench = Bench::new(Service::SPILLS);
+    let mut bench = Bench::new(0);
+    bench.tables.services[0].on_limit = Service::SPILL;
     bench.limit(pool, Limit { trials: Limit::on_trial(7, false), ..Limit::default() });
     let full = Limit { most: 1, open: 1, ..Limit::default() };
     bench.limit(Whose::Backend(bench.ids[0]), full);
@@ -208,7 +209,8 @@ fn a_pool_on_trial_gets_so_many_connections_and_not_one_more() {
 
 #[test]
 fn a_flood_marks_no_more_slots_than_others_have_room_for() {
-    let mut bench = Bench::new(Service::SPILLS);
+    let mut bench = Bench::new(0);
+    bench.tables.services[0].on_limit = Service::SPILL;
     bench.each(Limit { interval: SECOND / 100, burst: SECOND / 10, ..Limit::default() });
     let through = bench.through(0..40_000);
     let marked = bench.tables.slots.iter().filter(|slot| slot.get().exceptions() > 0).count();

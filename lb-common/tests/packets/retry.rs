@@ -208,7 +208,7 @@ fn a_connection_that_moves_is_not_taken_for_one_past_the_vip() {
     let bench = Bench::new(Service::RETRIED);
     for n in 0..3 {
         // The same ports, a moment ago.
-        let packet = Bench::packet("A", 1, 0, Packet::tcp(client(false), at(n)));
+        let packet = Bench::packet("A", 1, 0, Packet::tcp(client(false), Three::at(n)));
         packet.ends(&bench.tables, Reason::Direct);
     }
     let first = bench.syn();

@@ -595,7 +595,7 @@ impl Agent {
 
     /// Ids of backends that are neither configured nor discovered any more, and that no slot and no flow refers to.
     pub(super) fn free_what_nobody_uses(&mut self) {
-        let mut wanted = std::collections::HashSet::new();
+        let mut wanted = HashSet::new();
         let previews =
             super::preview::wanted(&self.desired).into_iter().map(|(preview, _)| Cow::Owned(preview));
         for service in self.desired.services().into_iter().chain(previews) {

@@ -81,7 +81,7 @@ impl Agent {
                 ..Explanation::default()
             });
         }
-        let named = request.quic_id.as_ref().map(|id| self.named(&service, index, id, &mut tables));
+        let named = request.quic_id.as_ref().map(|id| self.named_by_id(&service, index, id, &mut tables));
         if service.has(Service::QUIC) && named.is_none() {
             let text = "a connection id that names a backend counts before all that follows: see --quic-id";
             steps.push(step("quic", text.to_owned(), &[]));

@@ -24,6 +24,7 @@ use crate::health::{
 };
 use crate::netlink::{Link, NextHop, NextHopEvent, Unreachable, Vip};
 use crate::outlier::Gate;
+use crate::packet_socket::PacketSocket;
 use crate::publish::Sources;
 
 /// The agent's view, for the compiler.
@@ -390,7 +391,7 @@ impl Agent {
         let services = self.desired.services();
         let targets = self.targets.update(&services);
         if targets.iter().any(|target| target.via.is_some())
-            && let Err(error) = crate::packet_socket::sender()
+            && let Err(error) = PacketSocket::sending()
         {
             warn!(
                 "no VIP can be probed on its backends (`via = \"vip\"` needs CAP_NET_RAW, and AF_PACKET in the unit file): {error}"

@@ -565,6 +565,7 @@ fn protection(protection: &config::Protection, service: &Service) -> Protection 
             ..Guard::default()
         },
     }
+}
 
 fn quic(quic: &config::Quic) -> QuicPlan {
     let codec = |config: &config::QuicConfig| Codec {

@@ -690,7 +690,7 @@ impl<T: Pod> PerCpu<T> {
                 out_batch: (&raw mut next) as u64,
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
-                count: at_once.min(end - done),
+                count: AT_ONCE.min(end - done),
                 map_fd: self.fd.as_raw_fd() as u32,
                 ..BatchAttr::zeroed()
             };

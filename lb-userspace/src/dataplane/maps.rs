@@ -10,8 +10,8 @@ use lb_common::abi::{
 };
 use lb_common::guard::{Guard, Source, SourceKey};
 use lb_common::limit::{Limit, Open};
-use lb_common::quic;
 use lb_common::measure::{Handshake, Measure};
+use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::session::{Session, SessionKey};
 use lb_common::verdict::Counters;
@@ -232,7 +232,7 @@ impl Maps {
     ///
     /// Whatever the kernel says.
     pub fn counters_by_place(&self) -> io::Result<Vec<Counters>> {
-        self.counters.sums(self.counters.len())
+        self.counters.sums(0..self.counters.len())
     }
 }
 

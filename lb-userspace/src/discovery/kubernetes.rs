@@ -333,6 +333,7 @@ fn backends<'a>(
         priority: 0,
         health_port: None,
         agent_port: None,
+        server_ids: None,
     };
     Ok(all.into_iter().map(backend).collect())
 }

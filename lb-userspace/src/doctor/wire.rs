@@ -15,7 +15,7 @@ use etherparse::{
 };
 
 use super::Answer;
-use crate::netlink::PacketSocket;
+use crate::packet_socket::PacketSocket;
 
 /// How long answers are waited for, and after what time who was silent is asked again.
 const PATIENCE: Duration = Duration::from_millis(900);

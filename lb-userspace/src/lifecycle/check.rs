@@ -10,7 +10,7 @@ use crate::agent::Places;
 use crate::config::{self, Config, Service, Via};
 use crate::dataplane;
 use crate::netlink::list_links;
-use crate::packet_socket;
+use crate::packet_socket::PacketSocket;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +131,7 @@ pub(crate) fn probes_vips(service: &Service) -> bool {
 }
 
 fn probes() -> Result<String, String> {
-    match packet_socket::sender() {
+    match PacketSocket::sending() {
         Ok(_) => Ok("there are packet sockets".to_owned()),
         Err(error) => Err(format!(
             "no packet socket, which `via = \"vip\"` needs: {error}; give lbd CAP_NET_RAW, and in the unit file AF_PACKET \

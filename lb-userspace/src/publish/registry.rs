@@ -387,11 +387,6 @@ impl Registry {
         self.pools.keys().copied()
     }
 
-    /// The indexes of the pools of a service.
-    pub fn pools_of(&self, service: u32) -> impl Iterator<Item = u16> + '_ {
-        self.pools_of.get(&service).into_iter().flatten().copied()
-    }
-
     /// How many backends there are.
     #[must_use]
     pub fn backend_count(&self) -> usize {

@@ -133,8 +133,7 @@ fn rates() -> Result<()> {
             Reason::ServicePackets,
         ),
     ] {
-        let tables = tables(&network, true, guard);
-        network.namespace().run(|| kernel.fill(&tables, &network.egress()))?;
+        network.namespace().run(|| kernel.fill(&tables(&network, true, guard), &network.egress()))?;
         let frame = segment(&network, 0xc633_6401, begins);
         let began = Instant::now();
         let flood = |cpu| {

@@ -7,7 +7,6 @@ use lb_common::guard::{Guard, HOST, Rate, Rule};
 use lb_common::host::{Tables, fuzz};
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure::Measure;
-use lb_common::pipeline::Route;
 use lb_common::quic::Codec;
 use lb_common::session::{Session, SessionKey};
 use lb_common::wire::IPPROTO_TCP;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::health::probe::Trouble;
-use crate::packet_socket;
+use crate::packet_socket::PacketSocket;
 
 /// Packets that a probe may leave lying; more are lost, as in any receiver.
 const BACKLOG: usize = 64;
@@ -29,7 +29,7 @@ type Key = (u8, SocketAddr, u16);
 /// The sockets.
 #[derive(Debug)]
 pub(super) struct Wire {
-    sender: OwnedFd,
+    sender: PacketSocket,
     ports: RangeInclusive<u16>,
     waiting: Mutex<Waiting>,
     reader: AbortHandle,
@@ -54,8 +54,8 @@ pub(super) struct Seat {
 impl Wire {
     /// Opens both, and reads in a task of the runtime that it is called in.
     pub(super) fn open(ports: RangeInclusive<u16>) -> io::Result<Arc<Self>> {
-        let sender = packet_socket::sender()?;
-        let receiver = packet_socket::of_packets(&filter(&ports))?;
+        let sender = PacketSocket::sending()?;
+        let receiver = PacketSocket::filtered(&filter(&ports))?;
         // SAFETY: the descriptor is owned by what keeps it, and closed with it.
         let receiver = unsafe { AsyncFd::register_with_interest(receiver, Interest::READABLE)? };
         Ok(Arc::new_cyclic(|wire| {
@@ -123,7 +123,7 @@ impl Seat {
 
     /// Sends a frame.
     pub(super) fn send(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-        packet_socket::send(&self.wire.sender, ifindex, frame)
+        self.wire.sender.send(ifindex, frame)
     }
 
     /// What has come, an IP packet.
@@ -142,7 +142,7 @@ impl Drop for Seat {
     }
 }
 
-async fn read(receiver: AsyncFd<OwnedFd>, wire: Weak<Wire>) {
+async fn read(receiver: AsyncFd<PacketSocket>, wire: Weak<Wire>) {
     let mut buffer = vec![0; LONGEST];
     loop {
         let Ok(mut ready) = receiver.readable().await else { return };
@@ -160,7 +160,7 @@ async fn read(receiver: AsyncFd<OwnedFd>, wire: Weak<Wire>) {
     }
 }
 
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+fn receive(socket: &PacketSocket, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer is ours, with the length that is passed.
     let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     usize::try_from(length).map_err(|_| io::Error::last_os_error())

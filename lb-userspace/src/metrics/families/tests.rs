@@ -138,7 +138,10 @@ fn scrape() -> Scrape {
         counters,
         rollouts: HashMap::from([("web".to_owned(), (Phase::Holding, 2))]),
         handshakes: HashMap::from([("web".to_owned(), HashMap::from([("v2".to_owned(), handshakes)]))]),
-        watches: HashMap::from([(2, Watch { refused: 6, unanswered: 1, reset_early: 4, ..Watch::default() })]),
+        watches: HashMap::from([(
+            2,
+            Watch { refused: 6, unanswered: 1, reset_early: 4, ..Watch::default() },
+        )]),
         analyses: vec![Analysed {
             service: "web".to_owned(),
             pool: "v2".to_owned(),

@@ -2,8 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::super::PacketSocket;
-
+use crate::packet_socket::PacketSocket;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// All nodes on the link: ff02::1, and its MAC (RFC 2464, 7).
