@@ -349,10 +349,12 @@ pub use codec::{Codec, Refused};
 
 #[cfg(any(test, feature = "std"))]
 mod codec {
+    use core::fmt;
+
     use super::*;
 
     /// How servers and balancers agree to write ids.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, PartialEq, Eq)]
     pub struct Codec {
         /// Its number, from 0 to [`MAX_CONFIG`].
         pub config: u8,
@@ -362,6 +364,14 @@ mod codec {
         pub nonce_length: u8,
         /// Encrypts both.
         pub key: Option<[u8; 16]>,
+    }
+
+    impl fmt::Debug for Codec {
+        fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let Self { config, server_id_length, nonce_length, key } = self;
+            let key = if key.is_some() { "secret" } else { "none" };
+            write!(out, "Codec({config}: {server_id_length} + {nonce_length} bytes, key: {key})")
+        }
     }
 
     /// Why nobody could read such ids.
