@@ -115,12 +115,19 @@ impl Along {
     ) -> Result<Road, Miss> {
         let wire = self.wire()?;
         let opened = async {
-            while !self.roads.is_open(via) {
+            loop {
+                let source = self.roads.source(via, vip.is_ipv6());
+                if let Some(source) = source.filter(|_| self.roads.is_open(via)) {
+                    return source;
+                }
                 sleep(PATIENCE).await;
             }
         };
-        timeout_at(deadline, opened).await.map_err(|_| Failure::Unreachable)?;
-        let source = self.roads.source(via, vip.is_ipv6()).ok_or(Trouble::NoSource)?;
+        let source = match timeout_at(deadline, opened).await {
+            Ok(source) => source,
+            Err(_) if self.roads.is_open(via) => return Err(Trouble::NoSource.into()),
+            Err(_) => return Err(Failure::Unreachable.into()),
+        };
         let seat = wire.sit_down(protocol, source, vip)?;
         Ok(Road { roads: Arc::clone(&self.roads), via: via.clone(), seat })
     }

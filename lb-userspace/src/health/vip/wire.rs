@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use lb_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
@@ -32,7 +32,7 @@ pub(super) struct Wire {
     sender: PacketSocket,
     ports: RangeInclusive<u16>,
     waiting: Mutex<Waiting>,
-    reader: AbortHandle,
+    reader: OnceLock<AbortHandle>,
 }
 
 #[derive(Debug, Default)]
@@ -58,10 +58,10 @@ impl Wire {
         let receiver = PacketSocket::filtered(&filter(&ports))?;
         // SAFETY: the descriptor is owned by what keeps it, and closed with it.
         let receiver = unsafe { AsyncFd::register_with_interest(receiver, Interest::READABLE)? };
-        Ok(Arc::new_cyclic(|wire| {
-            let reader = tokio::spawn(read(receiver, Weak::clone(wire))).abort_handle();
-            Self { sender, ports, waiting: Mutex::default(), reader }
-        }))
+        let wire = Arc::new(Self { sender, ports, waiting: Mutex::default(), reader: OnceLock::new() });
+        let reader = tokio::spawn(read(receiver, Arc::downgrade(&wire)));
+        _ = wire.reader.set(reader.abort_handle());
+        Ok(wire)
     }
 
     pub(super) const fn ports(&self) -> &RangeInclusive<u16> {
@@ -106,7 +106,9 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        self.reader.abort();
+        if let Some(reader) = self.reader.get() {
+            reader.abort();
+        }
     }
 }
 
