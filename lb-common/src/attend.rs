@@ -4,7 +4,8 @@
 
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::fault;
-use crate::parse::{self, Kind, Network, Transport};
+use crate::handshake;
+use crate::parse::{self, Kind, Network};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service};
 use crate::rewrite;
 use crate::stage::Stage;
@@ -35,14 +36,14 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     let key = FlowKey::of_request(&network, &transport, index);
     let mut place = tables.place_attended(service, &key, transport.kind)?;
     if place.backend == 0 {
-        return empty(packet, service, &network, &transport).map(Step::End);
+        return empty(packet, tables, service, &network, &transport).map(Step::End);
     }
     if service.has(Service::HANDSHAKES)
         && let Kind::Syn(sequence) = transport.kind
     {
-        place = tables.begins(service, &key, sequence, place);
+        place = handshake::begins(tables, service, &key, sequence, place);
         if place.backend == 0 {
-            return kept_away(packet, service, &network, &transport).map(Step::End);
+            return kept_away(packet, tables, service, &network).map(Step::End);
         }
     }
     let target = Target::of(tables, &place)?;
@@ -55,26 +56,25 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         && matches!(transport.kind, Kind::Syn(_))
         && let Some(action) = tables.injected(service, &key, target.backend.pool, place.backend)
     {
-        return fault::strike(packet, tables, service, &network, &transport, &key, place.backend, action)
-            .map(Step::End);
+        return fault::strike(packet, tables, service, &network, &key, place.backend, action).map(Step::End);
     }
-    let account = Account::of_request(&network, &place, target.backend);
+    let account = Account::of(place.backend, target.backend, &network, place.begins);
     let sent = tables.send(packet, index, place);
     ended(sent.map(|ifindex| Verdict { reason: Reason::Forwarded, ifindex, account }))
 }
 
 /// A limit keeps it away.
 #[inline(always)]
-fn kept_away<P: Packet>(
-    packet: &mut P,
+fn kept_away<T: Tables>(
+    packet: &mut T::Packet,
+    tables: &T,
     service: &Service,
     network: &Network,
-    transport: &Transport,
 ) -> Result<Verdict, Reason> {
     let says = if service.on_limit == Service::SPILL { service.on_empty } else { service.on_limit };
     if says == OnEmpty::Reset as u8 {
         let ifindex = packet.ifindex();
-        packet.reset(network, transport)?;
+        tables.reset(packet, network)?;
         return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });
     }
     Err(Reason::LimitDrop)

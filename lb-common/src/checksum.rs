@@ -13,6 +13,7 @@
 //! UDP has a special case: zero means "no checksum". It stays zero, and a sum that comes out as zero is sent as `0xffff`
 //! (RFC 768).
 
+use crate::abi::Address;
 use crate::wire::Ipv4;
 
 /// The change of a one's complement sum, not folded.
@@ -46,6 +47,13 @@ impl Delta {
         self.long(old[0], new[0]).long(old[1], new[1]).long(old[2], new[2]).long(old[3], new[3])
     }
 
+    /// Another change as well.
+    #[must_use]
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0))
+    }
+
     /// The checksum field after the change.
     #[must_use]
     #[inline(always)]
@@ -74,6 +82,14 @@ pub const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// The sum of an address's words: its part of a pseudo header. (Of IPv4 the words beside the address are in it as well.)
+#[must_use]
+#[inline(always)]
+pub const fn of_address(address: Address) -> u64 {
+    let [a, b, c, d] = address.wire_words();
+    a as u64 + b as u64 + c as u64 + d as u64
 }
 
 /// The checksum of an IPv4 header of 20 bytes whose checksum field is zero.

@@ -13,16 +13,19 @@
 use crate::abi::{
     Address, FRAGMENT_TICKS, FlowKey, FragmentEntry, FragmentKey, Mode, Port, Service, Settings,
 };
+use crate::guard::Asked;
 use crate::parse::{self, Family, Kind, Network, Transport};
-use crate::pipeline::{Packet, Route, Step, Tables, Target, contains, ended, find, find_service};
+use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service, stands_in};
 use crate::reply::{is_direct, past_vip};
 use crate::rewrite::{self, End};
 use crate::select::Place;
+use crate::session;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{
     IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_TCP, IPPROTO_UDP, Ipv4,
-    Ipv6Extension, Ipv6Fragment, Ports, TCP_ACK, TCP_RST, TCP_SYN, Tcp, Udp, Wire,
+    Ipv6Extension, Ipv6Fragment, Ports, Wire,
 };
 
 /// How many extension headers may stand before a fragment header: hop-by-hop options and a routing header.
@@ -39,23 +42,28 @@ pub fn fragment<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, R
     match to_backend(packet, tables) {
         // Neither to a service, nor after one that was.
         Err(Reason::NotOurs) => Ok(Step::Next(Stage::FragmentReply)),
-        result => ended(result),
+        Err(Reason::TooBig) => Ok(Step::Next(Stage::TooBig)),
+        Err(Reason::Fragment | Reason::FragmentUnknown) => Ok(Step::Next(Stage::Host)),
+        result => result,
     }
 }
 
-/// [`Stage::FragmentReply`](crate::stage::Stage::FragmentReply): a fragment that is for no service, perhaps from a `nat`
-/// backend to its client.
+/// [`Stage::FragmentReply`](crate::stage::Stage::FragmentReply): a fragment that is for no service, perhaps from a backend to its
+/// client.
 ///
 /// # Errors
 ///
 /// As [`fragment`].
 #[inline(always)]
 pub fn fragment_reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
-    ended(to_client(packet, tables))
+    match to_client(packet, tables) {
+        Err(Reason::TooBig) => Ok(Step::Next(Stage::TooBig)),
+        result => result,
+    }
 }
 
 #[inline(always)]
-fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason> {
+fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     let piece = Piece::of_flow(packet, &network)?;
@@ -63,14 +71,21 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         if !contains(&settings.vips, network.destination) {
             return Err(Reason::NotOurs);
         }
-        let transport = transport(packet, &network, piece.protocol, piece.l4)?;
+        let transport = piece.transport(packet, &network)?;
         let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
         let service = tables.service(index).ok_or(Reason::NoTable)?;
-        if service.has(Service::SESSIONS) {
-            // The host would put it together, know of no connection, and end it with a RST.
-            return Err(Reason::NoSession);
+        if matches!(transport.kind, Kind::Syn(_)) && service.has(Service::HANDSHAKES | Service::FAULTS) {
+            // It would begin a connection past limits, faults and whoever measures.
+            return Err(Reason::FragmentedSyn);
         }
         let key = FlowKey::of_request(&network, &transport, index);
+        if service.has(Service::GUARDED) {
+            // Who is not let through leaves no note for the others, either.
+            tables.admits(&key, Asked::of(transport.kind))?;
+        }
+        if service.has(Service::SESSIONS) {
+            return Ok(Step::Next(Stage::Opening));
+        }
         let place = tables.place_attended(service, &key, transport.kind)?;
         if place.backend == 0 {
             return Err(Reason::NoBackend);
@@ -79,13 +94,20 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         place
     } else {
         let entry = follow(tables, &network, &piece)?;
-        if entry.way != FragmentEntry::TO_BACKEND {
-            return Err(Reason::NotOurs);
+        match entry.way {
+            FragmentEntry::TO_BACKEND => {}
+            FragmentEntry::SESSION => return Ok(Step::Next(Stage::SessionFragment)),
+            _ => return Err(Reason::NotOurs),
         }
         Place { backend: entry.backend, begins: false, spread: entry.spread }
     };
     let target = Target::of(tables, &place)?;
-    let service = tables.service(target.backend.service).ok_or(Reason::NoTable)?;
+    let index = target.backend.service;
+    let service = tables.service(index).ok_or(Reason::NoTable)?;
+    if !piece.first && service.has(Service::GUARDED) {
+        let key = FlowKey { client: network.source, client_port: Port::ANY, port: Port::ANY, owner: index };
+        tables.admits(&key, Asked(Asked::LISTS | Asked::PACKET))?;
+    }
     if !target.fits(service, &network) {
         return Err(Reason::TooBig);
     }
@@ -96,23 +118,21 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
     } else {
         target.carry(packet, settings, service, &network, place.spread)?;
     }
-    let account = Account {
-        backend: place.backend,
-        pool: target.backend.pool,
-        bytes: network.end as u32,
-        begins: place.begins.into(),
-    };
-    Ok(Verdict { reason: Reason::FragmentForwarded, ifindex: target.device.ifindex, account })
+    let account = Account::of(place.backend, target.backend, &network, place.begins);
+    let ifindex = leaving(&network, target.device.ifindex);
+    Ok(Step::End(Verdict { reason: Reason::FragmentForwarded, ifindex, account }))
 }
 
 #[inline(always)]
-fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason> {
+fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     let piece = Piece::of_flow(packet, &network)?;
     let id = if piece.first {
-        let transport = transport(packet, &network, piece.protocol, piece.l4)?;
-        let id = lead_back(tables, settings, &network, &transport)?;
+        let transport = piece.transport(packet, &network)?;
+        let Some(id) = lead_back(tables, settings, &network, &transport)? else {
+            return Ok(Step::Next(session::leads(tables, &network, &transport)));
+        };
         note(tables, &network, &piece, id, FragmentEntry::TO_CLIENT, 0)?;
         id
     } else {
@@ -120,54 +140,49 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, R
     };
     let backend = tables.backend(id).ok_or(Reason::NoTable)?;
     let service = tables.service(backend.service).ok_or(Reason::NoTable)?;
-    let account = Account { backend: id, pool: backend.pool, bytes: network.end as u32, begins: 0 };
-    let out = match tables.route(packet, &network) {
-        Route::Out { ifindex, source, destination } => Some((ifindex, source, destination)),
-        Route::Unresolved => None,
-        Route::Local => return Err(Reason::Local),
-        Route::TooBig => return Err(Reason::TooBig),
-        Route::ForwardingOff => return Err(Reason::ForwardingOff),
-        Route::None => return Err(Reason::NoRoute),
-    };
+    let account = Account::of(id, backend, &network, false);
+    let exit = tables.route(packet, &network).exit()?;
     translate(packet, &network, &piece, End::Source, service.vip, service.port)?;
-    let Some((ifindex, source, destination)) = out else {
-        return Ok(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account });
+    let Some(exit) = exit else {
+        return Ok(Step::End(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account }));
     };
-    rewrite::link(packet, source, destination)?;
-    Ok(Verdict { reason: Reason::FragmentReplied, ifindex, account })
+    rewrite::link(packet, exit.source, exit.destination)?;
+    Ok(Step::End(Verdict {
+        reason: Reason::FragmentReplied,
+        ifindex: leaving(&network, exit.ifindex),
+        account,
+    }))
 }
 
-/// The backend whose reply begins with this fragment.
+/// The `nat` backend whose reply begins with this fragment; `None`: it may be of a session.
 #[inline(always)]
 fn lead_back<T: Tables>(
     tables: &T,
     settings: &Settings,
     network: &Network,
     transport: &Transport,
-) -> Result<u16, Reason> {
+) -> Result<Option<u16>, Reason> {
     if contains(&settings.repliers, network.source)
         && let Some(replier) = find(network.source, transport, End::Source, |key| tables.replier(key))
     {
-        let key = FlowKey {
-            client: network.destination,
-            client_port: transport.destination,
-            port: transport.source,
-            owner: u32::from(replier.backend),
-        };
-        if replier.direct != 0 && is_direct(tables, settings, &key, transport.kind, replier.direct) {
+        let client = (network.destination, transport.destination);
+        if is_direct(tables, settings, &replier, client, transport.source, transport.kind) {
             return Err(Reason::Direct);
         }
-        return Ok(replier.backend);
+        return Ok(Some(replier.backend));
     }
     if contains(&settings.repliers, network.destination) {
-        return Err(past_vip(tables, network, transport));
+        past_vip(tables, network, transport)?;
+    }
+    if stands_in(settings, network.destination, transport.destination) {
+        return Ok(None);
     }
     Err(Reason::NotOurs)
 }
 
 /// A first fragment leaves a note for the others.
 #[inline(always)]
-fn note<T: Tables>(
+pub(crate) fn note<T: Tables>(
     tables: &T,
     network: &Network,
     piece: &Piece,
@@ -185,7 +200,11 @@ fn note<T: Tables>(
 
 /// Another fragment: where the first one went.
 #[inline(always)]
-fn follow<T: Tables>(tables: &T, network: &Network, piece: &Piece) -> Result<FragmentEntry, Reason> {
+pub(crate) fn follow<T: Tables>(
+    tables: &T,
+    network: &Network,
+    piece: &Piece,
+) -> Result<FragmentEntry, Reason> {
     let entry = tables.fragments(&piece.key(network)).ok_or(Reason::FragmentUnknown)?;
     let backend = tables.backend(entry.backend).ok_or(Reason::NoTable)?;
     if tables.ticks().wrapping_sub(entry.at) > FRAGMENT_TICKS
@@ -217,43 +236,59 @@ fn translate<P: Packet>(
     rewrite::translate(packet, network, &transport, end, address, port)
 }
 
-/// The transport header of a whole packet or of a first fragment, for what needs no more than its ports.
+/// The transport header of a whole packet or of a first fragment, and whether the packet is whole.
 ///
 /// # Errors
 ///
 /// As [`parse::transport`], and [`Reason::TooBig`] for another fragment: its sender is told of the first, and listens to that
 /// only.
 #[inline(always)]
-pub fn first_transport<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+pub fn leading<P: Packet>(packet: &P, network: &Network) -> Result<(Transport, bool), Reason> {
     match Piece::of(packet, network)? {
-        None => parse::transport(packet, network),
-        Some(piece) if piece.first => transport(packet, network, piece.protocol, piece.l4),
+        None => Ok((parse::transport(packet, network)?, true)),
+        Some(piece) if piece.first => Ok((piece.transport(packet, network)?, false)),
         Some(_) => Err(Reason::TooBig),
     }
 }
 
 /// A piece of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece {
+pub(crate) struct Piece {
     /// It begins the packet.
-    first: bool,
+    pub first: bool,
     /// Others come after it.
-    more: bool,
+    pub more: bool,
     /// What all pieces of a packet share.
-    id: u32,
+    pub id: u32,
     /// What the packet's first piece begins with.
-    protocol: u8,
+    pub protocol: u8,
     /// Where that starts, in the first piece.
-    l4: usize,
+    pub l4: usize,
+}
+
+/// What a packet is to the host that may have it: [`Reason::NotOurs`] or [`Reason::OtherProtocol`] if it is whole, else
+/// [`Reason::Fragment`] or, where a first one would have led it, [`Reason::FragmentUnknown`].
+#[inline(always)]
+pub(crate) fn for_host<P: Packet>(packet: &P, network: &Network) -> Result<Reason, Reason> {
+    Ok(match Piece::of(packet, network)? {
+        None if matches!(network.protocol, IPPROTO_TCP | IPPROTO_UDP) => Reason::NotOurs,
+        None => Reason::OtherProtocol,
+        Some(piece) if piece.has_ports() => Reason::FragmentUnknown,
+        Some(_) => Reason::Fragment,
+    })
 }
 
 impl Piece {
     /// A piece of a packet whose first one has ports. (The protocol is in every piece.)
     #[inline(always)]
-    fn of_flow<P: Packet>(packet: &P, network: &Network) -> Result<Self, Reason> {
+    pub fn of_flow<P: Packet>(packet: &P, network: &Network) -> Result<Self, Reason> {
         let piece = Self::of(packet, network)?.ok_or(Reason::Fragment)?;
-        let has_ports = piece.protocol == IPPROTO_TCP || piece.protocol == IPPROTO_UDP;
-        if has_ports { Ok(piece) } else { Err(Reason::Fragment) }
+        if piece.has_ports() { Ok(piece) } else { Err(Reason::Fragment) }
+    }
+
+    #[inline(always)]
+    const fn has_ports(&self) -> bool {
+        self.protocol == IPPROTO_TCP || self.protocol == IPPROTO_UDP
     }
 
     /// `None` if the packet is whole.
@@ -301,6 +336,12 @@ impl Piece {
         }))
     }
 
+    /// The transport header of a first piece.
+    #[inline(always)]
+    pub fn transport<P: Packet>(&self, packet: &P, network: &Network) -> Result<Transport, Reason> {
+        parse::header::<_, false>(packet, network, self.protocol, self.l4)
+    }
+
     #[inline(always)]
     const fn key(&self, network: &Network) -> FragmentKey {
         FragmentKey {
@@ -310,36 +351,5 @@ impl Piece {
             protocol: self.protocol,
             pad: [0; 3],
         }
-    }
-}
-
-/// The transport header of a first fragment: what lengths say of the whole packet does not hold here.
-#[inline(always)]
-fn transport<P: Packet>(packet: &P, network: &Network, protocol: u8, l4: usize) -> Result<Transport, Reason> {
-    // Cut within the transport header: nobody honest does that (RFC 1858).
-    match protocol {
-        IPPROTO_TCP => {
-            let header: &Tcp = packet.view(l4).ok_or(Reason::Malformed)?;
-            if l4 + Tcp::SIZE > network.end {
-                return Err(Reason::Malformed);
-            }
-            let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));
-            let sequence = u32::from_be_bytes(header.sequence);
-            let kind = match header.flags & (TCP_SYN | TCP_ACK | TCP_RST) {
-                TCP_SYN => Kind::Syn(sequence),
-                flags if flags & TCP_RST != 0 => Kind::Rst,
-                _ => Kind::Tcp(sequence),
-            };
-            Ok(Transport { l4, protocol, source, destination, kind })
-        }
-        IPPROTO_UDP => {
-            let header: &Udp = packet.view(l4).ok_or(Reason::Malformed)?;
-            if l4 + Udp::SIZE > network.end {
-                return Err(Reason::Malformed);
-            }
-            let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));
-            Ok(Transport { l4, protocol, source, destination, kind: Kind::Udp })
-        }
-        _ => Err(Reason::Fragment),
     }
 }

@@ -1,11 +1,12 @@
 //! The handshakes of services that are looked at: measured, watched, or tried again elsewhere.
 //!
 //! Only packets that begin or end a handshake count: a SYN, the answer to it, the first byte that the backend sends, a RST. An
-//! entry of `HANDSHAKES` connects them; whatever else passes costs nothing on the way to the backend, and a look-up on the way
-//! back. What they mean is another's business: [`measure`] knows pools and clients, [`watch`] backends and connections, and
-//! [`retry`] finds another backend.
+//! entry of `HANDSHAKES` connects them; whatever else passes costs nothing on the way to the backend, and on the way back a glance
+//! at whether anything is [awaited](crate::awaited) of its flow. What they mean is another's business: [`measure`] knows pools
+//! and clients, [`watch`] backends and connections, and [`retry`] finds another backend.
 
-use crate::abi::{FlowKey, Service};
+use crate::abi::{FlowKey, Mode, Service};
+use crate::awaited;
 use crate::limit;
 use crate::measure::{self, Handshake, Reply};
 use crate::pipeline::Tables;
@@ -21,20 +22,31 @@ const SOONEST: u64 = 1 << 28;
 /// A SYN that would go to `place`. Returns where it goes.
 #[inline(always)]
 pub fn begins<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
-    match known(tables, key, sequence) {
-        Some(known) if repeats(tables, service, key, &known) => moves(tables, service, key, &known, place),
-        Some(_) => place,
-        None if service.has(Service::LIMITED) => {
-            let place = limit::admit(tables, service, key, sequence, place);
-            if place.backend == 0 { place } else { first(tables, service, key, sequence, place) }
-        }
-        None => first(tables, service, key, sequence, place),
+    if tables.is_known(key, sequence) {
+        return match tables.repeats(service, key, sequence) {
+            true => tables.moves(service, key, sequence, place),
+            false => place,
+        };
     }
+    let mut place = place;
+    if service.has(Service::LIMITED) {
+        place = limit::admit(tables, service, key, sequence, place);
+        if place.backend == 0 {
+            return place;
+        }
+    }
+    tables.first(service, key, sequence, place)
+}
+
+/// Whether a handshake began with this SYN before.
+#[inline(always)]
+pub fn is_known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32) -> bool {
+    known(tables, key, sequence).is_some()
 }
 
 /// The handshake that began with this SYN before.
 #[inline(always)]
-pub fn known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32) -> Option<Handshake> {
+fn known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32) -> Option<Handshake> {
     tables.handshake(key).filter(|known| known.sequence == sequence)
 }
 
@@ -61,12 +73,14 @@ pub fn first<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
         pad: [0; 6],
     };
     tables.keep_handshake(key, &handshake);
+    awaited::begins(tables, service, key);
     place
 }
 
 /// Its client asks again. Returns whether it may go elsewhere.
 #[inline(always)]
-pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> bool {
+pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32) -> bool {
+    let Some(known) = known(tables, key, sequence) else { return false };
     let refused = known.state == Handshake::REFUSED;
     let soon = tables.clock().wrapping_sub(known.at) < SOONEST;
     if known.is_answered() || soon && !refused {
@@ -75,10 +89,10 @@ pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &
     }
     if known.state == Handshake::WAITING {
         if service.has(Service::MEASURED) {
-            measure::repeats(tables, service, key, known);
+            measure::repeats(tables, service, key, &known);
         }
         if service.has(Service::WATCHED) {
-            watch::repeats(tables, known);
+            watch::repeats(tables, &known);
         }
         if !service.has(Service::RETRIED) {
             tables.note_state(key, Handshake::REPEATED);
@@ -89,21 +103,18 @@ pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &
 
 /// It goes elsewhere, if there is somebody and the budget allows it.
 #[inline(always)]
-pub fn moves<T: Tables>(
-    tables: &T,
-    service: &Service,
-    key: &FlowKey,
-    known: &Handshake,
-    place: Place,
-) -> Place {
-    if let Some(backend) = retry::elsewhere(tables, service, key, known, place.backend) {
+pub fn moves<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
+    let Some(known) = known(tables, key, sequence) else { return place };
+    if let Some(backend) = retry::elsewhere(tables, service, key, &known, place.backend) {
         if service.has(Service::WATCHED) {
             watch::begins(tables, backend);
         }
         let retries = known.retries.wrapping_add(1);
         let handshake =
-            Handshake { at: tables.clock(), backend, state: Handshake::WAITING, retries, ..*known };
+            Handshake { at: tables.clock(), backend, state: Handshake::WAITING, retries, ..known };
         tables.keep_handshake(key, &handshake);
+        // It was counted as a connection when it began; but for this backend it begins now.
+        forget_direct(tables, service, key, backend);
         return Place { backend, begins: false, ..place };
     }
     // Of a refusal that was kept, too: the next one is the client's.
@@ -111,6 +122,25 @@ pub fn moves<T: Tables>(
         tables.note_state(key, Handshake::REPEATED);
     }
     place
+}
+
+/// The client had the same ports in use with a `nat` backend past the VIP before: replies of that backend to them are ours
+/// again.
+#[inline(always)]
+fn forget_direct<T: Tables>(tables: &T, service: &Service, key: &FlowKey, id: u16) {
+    if service.mode != Mode::Nat as u8 {
+        return;
+    }
+    let Some(backend) = tables.backend(id) else { return };
+    let port = if backend.port.is_any() { key.port } else { backend.port };
+    tables.forget_direct(&FlowKey { port, owner: id.into(), ..*key });
+}
+
+/// Nothing is awaited of a flow any more.
+#[inline(always)]
+fn forget<T: Tables>(tables: &T, service: &Service, key: &FlowKey) {
+    awaited::ends(tables, service, key);
+    tables.forget_handshake(key);
 }
 
 /// A reply of a backend.
@@ -121,7 +151,7 @@ pub fn moves<T: Tables>(
 #[inline(always)]
 pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: Reply) -> Result<(), Reason> {
     if reply.resets && service.has(Service::COUNTED) {
-        limit::end(tables, key);
+        limit::end_of(tables, key, reply.backend);
     }
     let Some(known) = tables.handshake(key) else { return Ok(()) };
     if known.backend != reply.backend {
@@ -145,7 +175,7 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
             tables.note_state(key, state);
         }
     } else if reply.data && known.is_answered() {
-        tables.forget_handshake(key);
+        forget(tables, service, key);
         if service.has(Service::MEASURED) {
             measure::serves(tables, service, &known);
         }
@@ -154,7 +184,7 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
         }
     } else if !known.is_answered() {
         // The backend speaks within a connection (RFC 5961, 4.2): that SYN was not the beginning of one.
-        tables.forget_handshake(key);
+        forget(tables, service, key);
     }
     Ok(())
 }
@@ -179,6 +209,6 @@ fn ends<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handsha
         tables.note_state(key, Handshake::REFUSED);
         return Err(Reason::RefusalKept);
     }
-    tables.forget_handshake(key);
+    forget(tables, service, key);
     Ok(())
 }

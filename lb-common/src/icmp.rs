@@ -1,30 +1,35 @@
 //! ICMP errors about a service's flows: they go to whoever sent the packet that they quote.
 //!
 //! An error is not part of a flow: it comes from any router on the way, and names the flow by the packet that it quotes, of
-//! which eight bytes behind the IP header are enough (RFC 792; RFC 4443 has more). Two kinds concern us:
+//! which eight bytes behind the IP header are enough (RFC 792; RFC 4443 has more). Three kinds concern us:
 //!
 //! - **To a VIP**, quoting a packet *from* the VIP: a backend sent that packet. The quoted packet turned round is a request
 //!   of the flow, so the rule that places requests finds the backend ([`peek`](crate::select::peek): nothing is noted for
 //!   it). In `nat` the backend must recognise its packet: the VIP becomes its own address again, outside and in the quote. In
 //!   the other modes the backend has the VIP, and gets the error as it gets requests. Path MTU discovery of everything that
 //!   backends send depends on this (RFC 1191, RFC 8201).
+//! - **Of a session** (`full-nat`), either way: a [stage of their own](crate::session::session_icmp) knows whose they are.
 //! - **To a client**, quoting a packet to a `nat` backend: the backend itself or a router before it says so. The client knows
 //!   the VIP only, so the backend's address in the quote becomes the VIP. So does the sender (RFC 5508, REQ-5: a router behind
 //!   the translator has no address that means anything before it).
 //!
 //! Everything else is the host's. That goes for echo requests to a VIP as well: the host has the VIP, and answers, in pieces
-//! if need be, at the rate and under the sysctls that it has for that.
+//! if need be, under the sysctls that it has for that; but it gets them at a rate, and from nobody whom the VIP's services
+//! deny ([`guard`](crate::guard)).
 //!
 //! What routers say about the packets *around* a tunnelled one goes to the tunnel's made-up source, and is lost. The tunnel's
 //! MTU is known beforehand instead: [`too_big`](crate::too_big).
 
-use crate::abi::{Address, FlowKey, Mode, Port, Replier, Service, Settings};
+use crate::abi::{Address, Backend, FlowKey, Mode, Port, Replier, Service, Settings};
 use crate::checksum::Delta;
+use crate::guard::{Asked, asks_host};
 use crate::parse::{self, Family, Kind, Network, Transport};
-use crate::pipeline::{Packet, Route, Step, Tables, Target, contains, find};
+use crate::pipeline::{Packet, Step, Tables, Target, contains, find, stands_in};
 use crate::reply::is_direct;
 use crate::rewrite::{self, End};
+use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{
     IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Icmp, Ipv4, Ipv6, Ports, Wire, Word,
 };
@@ -52,6 +57,9 @@ pub fn icmp<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reaso
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     let to_vip = contains(&settings.vips, network.destination);
+    if to_vip && asks_host(packet, &network) {
+        return Ok(Step::Next(Stage::Host));
+    }
     // Of whom no table speaks.
     let nobodys = if to_vip { Reason::OtherProtocol } else { Reason::NotOurs };
     let quote = quote(packet, &network).ok_or(nobodys)?;
@@ -61,7 +69,7 @@ pub fn icmp<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reaso
     }
     let transport = quote.transport();
     if to_vip && let Some(index) = find(quote.source, &transport, End::Source, |key| tables.vip(key)) {
-        return to_backend(packet, tables, settings, &network, &quote, index).map(Step::End);
+        return to_backend(packet, tables, settings, &network, &quote, index);
     }
     if contains(&settings.repliers, quote.destination)
         && let Some(replier) =
@@ -69,24 +77,29 @@ pub fn icmp<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reaso
     {
         return to_client(packet, tables, settings, &network, &quote, replier).map(Step::End);
     }
+    if stands_in(settings, quote.source, quote.source_port) {
+        return Ok(Step::Next(Stage::SessionIcmp));
+    }
     Err(nobodys)
 }
 
 /// The packet that an error quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Quote {
+pub(crate) struct Quote {
     /// Where its IP header starts.
-    l3: usize,
+    pub l3: usize,
     /// Where its transport header starts.
-    l4: usize,
+    pub l4: usize,
     /// TCP or UDP.
-    protocol: u8,
+    pub protocol: u8,
     /// Who sent it.
-    source: Address,
-    source_port: Port,
+    pub source: Address,
+    /// From this port.
+    pub source_port: Port,
     /// Whom it was for.
-    destination: Address,
-    destination_port: Port,
+    pub destination: Address,
+    /// At this port.
+    pub destination_port: Port,
 }
 
 impl Quote {
@@ -104,7 +117,7 @@ impl Quote {
 
 /// Reads what an error quotes; `None` if it is no error, or not about a packet of TCP or UDP whose ports are quoted.
 #[inline(always)]
-fn quote<P: Packet>(packet: &P, network: &Network) -> Option<Quote> {
+pub(crate) fn quote<P: Packet>(packet: &P, network: &Network) -> Option<Quote> {
     if network.fragment {
         return None;
     }
@@ -162,10 +175,10 @@ fn to_backend<T: Tables>(
     network: &Network,
     quote: &Quote,
     index: u32,
-) -> Result<Verdict, Reason> {
+) -> Result<Step, Reason> {
     let service = tables.service(index).ok_or(Reason::NoTable)?;
     if service.has(Service::SESSIONS) {
-        return Err(Reason::OtherProtocol);
+        return Ok(Step::Next(Stage::SessionIcmp));
     }
     // A request of the same flow is the quoted packet turned round.
     let key = FlowKey {
@@ -174,6 +187,11 @@ fn to_backend<T: Tables>(
         port: quote.source_port,
         owner: index,
     };
+    if service.has(Service::GUARDED) {
+        // The flow is one that may be. Whoever speaks of it may be any router on the way, but for those that are denied.
+        tables.admits(&key, Asked(Asked::LISTS))?;
+        tables.admits(&FlowKey { client: network.source, ..key }, Asked(Asked::DENIED | Asked::PACKET))?;
+    }
     let place = tables.peek(service, &key)?;
     if place.backend == 0 {
         return Err(Reason::OtherProtocol);
@@ -184,12 +202,16 @@ fn to_backend<T: Tables>(
         return Err(Reason::TooBig);
     }
     if service.mode == Mode::Nat as u8 {
-        translate(packet, network, quote, End::Destination, target.backend.address, target.backend.port)?;
+        let Backend { address, port, .. } = *target.backend;
+        let port = if port.is_any() { quote.source_port } else { port };
+        let client = (quote.destination, quote.destination_port);
+        translate(packet, network, quote, network.source, (address, port), client)?;
         rewrite::link(packet, target.device.mac, target.mac)?;
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    Ok(Verdict { reason: Reason::ErrorForwarded, ifindex: target.device.ifindex, account: Account::NONE })
+    let ifindex = leaving(network, target.device.ifindex);
+    Ok(Step::End(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE }))
 }
 
 /// About a packet that a client sent, as a `nat` backend got it.
@@ -202,93 +224,69 @@ fn to_client<T: Tables>(
     quote: &Quote,
     replier: Replier,
 ) -> Result<Verdict, Reason> {
-    if replier.direct != 0 {
-        let key = FlowKey {
-            client: quote.source,
-            client_port: quote.source_port,
-            port: quote.destination_port,
-            owner: u32::from(replier.backend),
-        };
-        if is_direct(tables, settings, &key, quote.transport().kind, replier.direct) {
-            return Err(Reason::Direct);
-        }
+    let client = (quote.source, quote.source_port);
+    if is_direct(tables, settings, &replier, client, quote.destination_port, quote.transport().kind) {
+        return Err(Reason::Direct);
     }
-    let out = match tables.route(packet, network) {
-        Route::Out { ifindex, source, destination } => Some((ifindex, source, destination)),
-        Route::Unresolved => None,
-        Route::Local => return Err(Reason::Local),
-        Route::TooBig => return Err(Reason::TooBig),
-        Route::ForwardingOff => return Err(Reason::ForwardingOff),
-        Route::None => return Err(Reason::NoRoute),
-    };
+    let exit = tables.route(packet, network).exit()?;
     let service: &Service = tables.service(replier.service).ok_or(Reason::NoTable)?;
-    translate(packet, network, quote, End::Source, service.vip, service.port)?;
-    let Some((ifindex, source, destination)) = out else {
+    let port = if service.port.is_any() { quote.destination_port } else { service.port };
+    translate(packet, network, quote, service.vip, client, (service.vip, port))?;
+    let Some(exit) = exit else {
         return Ok(Verdict::of(Reason::ErrorRepliedByHost));
     };
-    rewrite::link(packet, source, destination)?;
+    rewrite::link(packet, exit.source, exit.destination)?;
+    let ifindex = leaving(network, exit.ifindex);
     Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE })
 }
 
 /// Where TCP's checksum is.
 const TCP_CHECKSUM: usize = 16;
 
-/// Replaces one end of the error, and the same host's address and port in the packet that it quotes: there it is at the
-/// other end. Port 0 keeps the port.
+/// Makes it an error from `from` about the packet from `source` to `destination`, which it goes to. Counts a hop.
 ///
 /// The quoted packet comes out as it was before it was translated, its checksums included (as far as they are quoted), and
 /// the error's own checksum follows from what has changed.
 #[inline(always)]
-fn translate<P: Packet>(
+pub(crate) fn translate<P: Packet>(
     packet: &mut P,
     network: &Network,
     quote: &Quote,
-    end: End,
-    address: Address,
-    port: Port,
+    from: Address,
+    source: (Address, Port),
+    destination: (Address, Port),
 ) -> Result<(), Reason> {
-    let (old, old_port) = match end {
-        End::Destination => (quote.source, quote.source_port),
-        End::Source => (quote.destination, quote.destination_port),
-    };
-    let port = if port.is_any() { old_port } else { port };
     // First, since it is what may send the packet up: as it came.
-    let outer = match end {
-        End::Destination => network.destination,
-        End::Source => network.source,
-    };
-    rewrite::readdress(packet, network, end, address)?;
+    let around = rewrite::readdress_both(packet, network, from, source.0)?;
 
-    let moved = Delta::NONE.address(old.wire_words(), address.wire_words());
+    let moved = Delta::NONE
+        .address(quote.source.wire_words(), source.0.wire_words())
+        .address(quote.destination.wire_words(), destination.0.wire_words());
+    let transport = moved
+        .word(quote.source_port.wire(), source.1.wire())
+        .word(quote.destination_port.wire(), destination.1.wire());
     // Of the message: the quoted addresses and all that depends on them.
-    let mut delta = moved.word(old_port.wire(), port.wire());
-    let transport = delta;
+    let mut delta = transport;
     match network.family {
         Family::V4 => {
             let quoted: &mut Ipv4 = packet.view_mut(quote.l3).ok_or(Reason::Malformed)?;
             let before = quoted.checksum;
             quoted.checksum = moved.apply(before);
             delta = delta.word(before, quoted.checksum);
-            match end {
-                End::Destination => quoted.source = address.v4_octets(),
-                End::Source => quoted.destination = address.v4_octets(),
-            }
+            quoted.source = source.0.v4_octets();
+            quoted.destination = destination.0.v4_octets();
         }
         Family::V6 => {
             let quoted: &mut Ipv6 = packet.view_mut(quote.l3).ok_or(Reason::Malformed)?;
-            match end {
-                End::Destination => quoted.source = address.v6_octets(),
-                End::Source => quoted.destination = address.v6_octets(),
-            }
+            quoted.source = source.0.v6_octets();
+            quoted.destination = destination.0.v6_octets();
             // The pseudo header around the message.
-            delta = delta.address(outer.wire_words(), address.wire_words());
+            delta = delta.and(around);
         }
     }
     let ports: &mut Ports = packet.view_mut(quote.l4).ok_or(Reason::Malformed)?;
-    match end {
-        End::Destination => ports.source = port.wire(),
-        End::Source => ports.destination = port.wire(),
-    }
+    ports.source = source.1.wire();
+    ports.destination = destination.1.wire();
     if quote.protocol == IPPROTO_UDP {
         // UDP's checksum is in the eight bytes that are there.
         let [a, b, c, d] = ports.rest;

@@ -10,10 +10,12 @@
 pub mod abi;
 pub mod aes;
 pub mod attend;
+pub mod awaited;
 pub mod checksum;
 pub mod decap;
 pub mod fault;
 pub mod fragment;
+pub mod guard;
 pub mod handshake;
 pub mod hash;
 pub mod icmp;
@@ -21,6 +23,7 @@ pub mod limit;
 pub mod measure;
 pub mod parse;
 pub mod pipeline;
+pub mod probe;
 pub mod quic;
 pub mod reply;
 pub mod retry;
@@ -31,6 +34,7 @@ pub mod stage;
 pub mod too_big;
 pub mod trace;
 pub mod verdict;
+pub mod vlan;
 pub mod watch;
 pub mod wire;
 

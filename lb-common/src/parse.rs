@@ -125,7 +125,7 @@ pub fn network<P: Packet>(packet: &P) -> Result<Network, Reason> {
     }
 }
 
-const fn is_tag(ether_type: u16) -> bool {
+pub(crate) const fn is_tag(ether_type: u16) -> bool {
     ether_type == ETHERTYPE_VLAN || ether_type == ETHERTYPE_QINQ
 }
 
@@ -161,12 +161,12 @@ fn ipv6<P: Packet>(packet: &P, l3: usize) -> Result<Network, Reason> {
     let end = next + usize::from(u16::from_be_bytes(header.payload_length));
     let (source, destination) = (Address::v6(&header.source), Address::v6(&header.destination));
     // A v4-mapped address is IPv4's in the tables, and nobody's on the wire (RFC 5156, section 2.2).
-    if header.version_class_label[0] >> 4 != 6
-        || !packet.reaches(end)
-        || source.is_v4()
-        || destination.is_v4()
-    {
+    if header.version_class_label[0] >> 4 != 6 || !packet.reaches(end) || destination.is_v4() {
         return Err(Reason::Malformed);
+    }
+    // Whoever it is for: the host's stack does the same with it (since Linux 5.4).
+    if source.is_v4() {
+        return Err(Reason::Martian);
     }
     Ok(Network {
         family: Family::V6,
@@ -190,12 +190,28 @@ pub fn transport<P: Packet>(packet: &P, network: &Network) -> Result<Transport, 
     if network.family == Family::V6 && protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
         (protocol, l4) = packet.past_extensions(protocol, l4)?;
     }
+    header::<_, true>(packet, network, protocol, l4)
+}
+
+/// The transport header at `l4`. Of a packet that is not `WHOLE`, a first fragment, the lengths say nothing about the frame: all
+/// that has to be there is the fixed part of the header (whoever cuts within it hides something: RFC 1858).
+///
+/// # Errors
+///
+/// [`Reason::Malformed`] for a header that is not all there; what the protocol is, where it has no ports.
+#[inline(always)]
+pub(crate) fn header<P: Packet, const WHOLE: bool>(
+    packet: &P,
+    network: &Network,
+    protocol: u8,
+    l4: usize,
+) -> Result<Transport, Reason> {
     match protocol {
         IPPROTO_TCP => {
             let header: &Tcp = packet.view(l4).ok_or(Reason::Malformed)?;
             let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));
-            let header_length = usize::from(header.data_offset >> 4) * 4;
-            if header_length < Tcp::SIZE || l4 + header_length > network.end {
+            let length = if WHOLE { usize::from(header.data_offset >> 4) * 4 } else { Tcp::SIZE };
+            if length < Tcp::SIZE || l4 + length > network.end {
                 return Err(Reason::Malformed);
             }
             let sequence = u32::from_be_bytes(header.sequence);
@@ -210,14 +226,14 @@ pub fn transport<P: Packet>(packet: &P, network: &Network) -> Result<Transport, 
             let header: &Udp = packet.view(l4).ok_or(Reason::Malformed)?;
             // A datagram may be shorter than the packet around it (RFC 768 has a length of its own), but not longer. Zero
             // is for jumbograms (RFC 2675, section 4), whose option nobody here sends.
-            let length = usize::from(u16::from_be_bytes(header.length));
+            let length = if WHOLE { usize::from(u16::from_be_bytes(header.length)) } else { Udp::SIZE };
             if length < Udp::SIZE || l4 + length > network.end {
                 return Err(Reason::Malformed);
             }
             let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));
             Ok(Transport { l4, protocol, source, destination, kind: Kind::Udp })
         }
-        _ => Err(Reason::OtherProtocol),
+        _ => Err(if WHOLE { Reason::OtherProtocol } else { Reason::Fragment }),
     }
 }
 

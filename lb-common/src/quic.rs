@@ -339,7 +339,7 @@ pub fn quic<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reaso
     let place = Place { backend: backend as u16, begins: false, spread };
     let target = Target::of(tables, &place)?;
     tables.event(Event::QuicById);
-    let account = Account::of_request(&network, &place, target.backend);
+    let account = Account::of(place.backend, target.backend, &network, place.begins);
     let sent = tables.send(packet, index, place);
     ended(sent.map(|ifindex| Verdict { reason: Reason::Forwarded, ifindex, account }))
 }

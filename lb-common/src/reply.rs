@@ -1,11 +1,13 @@
 //! The way back: from a `nat` backend to its client, with the VIP as its source; and what goes past the VIP.
 
-use crate::abi::{FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
+use crate::abi::{Address, FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
+use crate::awaited;
 use crate::measure::Reply;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Route, Step, Tables, contains, elsewhere, ended, find};
+use crate::pipeline::{Packet, Step, Tables, contains, elsewhere, ended, find};
 use crate::rewrite::{self, End};
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
 
 /// [`Stage::Reply`](crate::stage::Stage::Reply): from or to an address that is a backend's.
@@ -27,7 +29,7 @@ pub fn reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
         return ended(back(packet, tables, settings, &network, &transport, replier));
     }
     if contains(&settings.repliers, network.destination) {
-        return Err(past_vip(tables, &network, &transport));
+        past_vip(tables, &network, &transport)?;
     }
     Err(Reason::NotOurs)
 }
@@ -42,25 +44,11 @@ fn back<T: Tables>(
     transport: &Transport,
     replier: Replier,
 ) -> Result<Verdict, Reason> {
-    if replier.direct != 0 {
-        let key = FlowKey {
-            client: network.destination,
-            client_port: transport.destination,
-            port: transport.source,
-            owner: u32::from(replier.backend),
-        };
-        if is_direct(tables, settings, &key, transport.kind, replier.direct) {
-            return Err(Reason::Direct);
-        }
+    let client = (network.destination, transport.destination);
+    if is_direct(tables, settings, &replier, client, transport.source, transport.kind) {
+        return Err(Reason::Direct);
     }
-    let out = match tables.route(packet, network) {
-        Route::Out { ifindex, source, destination } => Some((ifindex, source, destination)),
-        Route::Unresolved => None,
-        Route::Local => return Err(Reason::Local),
-        Route::TooBig => return Err(Reason::TooBig),
-        Route::ForwardingOff => return Err(Reason::ForwardingOff),
-        Route::None => return Err(Reason::NoRoute),
-    };
+    let exit = tables.route(packet, network).exit()?;
     let service = tables.service(replier.service).ok_or(Reason::NoTable)?;
     let backend = tables.backend(replier.backend).ok_or(Reason::NoTable)?;
     if service.has(Service::HANDSHAKES | Service::COUNTED) && transport.protocol == IPPROTO_TCP {
@@ -73,14 +61,12 @@ fn back<T: Tables>(
         }
     }
     rewrite::translate(packet, network, transport, End::Source, service.vip, service.port)?;
-    let account =
-        Account { backend: replier.backend, pool: backend.pool, bytes: network.end as u32, begins: 0 };
-    let Some((ifindex, source, destination)) = out else {
-        // The host knows how to find a neighbour, and keeps the packet meanwhile.
+    let account = Account::of(replier.backend, backend, network, false);
+    let Some(exit) = exit else {
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     };
-    rewrite::link(packet, source, destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex, account })
+    rewrite::link(packet, exit.source, exit.destination)?;
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, exit.ifindex), account })
 }
 
 /// What a reply says about its handshake; an error if its client must not see it.
@@ -108,10 +94,14 @@ fn measured<T: Tables>(
         port,
         owner: replier.service,
     };
+    // Most replies are of flows that are long past their first byte. A RST may also end a connection that is counted.
+    if !awaited::is(tables, service, &key) && !(reply.resets && service.has(Service::COUNTED)) {
+        return Ok(());
+    }
     tables.replies(service, &key, reply)
 }
 
-/// Whether a flow goes on past the VIP, to a backend that was `marked` last.
+/// Whether a flow of this client goes on past the VIP, to this port of a backend.
 ///
 /// Mark and entry hold the time of the newest packet, and are void once that is older than a flow may be silent: nobody
 /// has to take them away.
@@ -119,24 +109,37 @@ fn measured<T: Tables>(
 pub(crate) fn is_direct<T: Tables>(
     tables: &T,
     settings: &Settings,
-    key: &FlowKey,
+    replier: &Replier,
+    (client, client_port): (Address, Port),
+    port: Port,
     kind: Kind,
-    marked: u32,
 ) -> bool {
+    if replier.direct == 0 {
+        return false;
+    }
     let idle = if matches!(kind, Kind::Udp) { settings.udp_idle } else { TCP_IDLE_TICKS };
     let now = tables.ticks();
     // Signed: another CPU may have seen the next tick.
     let recent = |then| now.wrapping_sub(then) as i32 <= idle as i32;
-    recent(marked) && tables.direct(key).is_some_and(recent)
+    let key = FlowKey { client, client_port, port, owner: u32::from(replier.backend) };
+    recent(replier.direct) && tables.direct(&key).is_some_and(recent)
 }
 
 /// From a client to a backend's own address: its replies are none of ours.
+///
+/// # Errors
+///
+/// [`Reason::Direct`], if it is one.
 #[inline(always)]
-pub(crate) fn past_vip<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Reason {
+pub(crate) fn past_vip<T: Tables>(
+    tables: &T,
+    network: &Network,
+    transport: &Transport,
+) -> Result<(), Reason> {
     let Some((key, replier)) = find(network.destination, transport, End::Destination, |key| {
         tables.replier(key).map(|replier| (*key, replier))
     }) else {
-        return Reason::NotOurs;
+        return Ok(());
     };
     let flow = FlowKey {
         client: network.source,
@@ -147,5 +150,5 @@ pub(crate) fn past_vip<T: Tables>(tables: &T, network: &Network, transport: &Tra
     if tables.direct(&flow) != Some(tables.ticks()) {
         tables.note_direct(&flow, &key);
     }
-    Reason::Direct
+    Err(Reason::Direct)
 }

@@ -81,44 +81,14 @@ pub fn translate<P: Packet>(
 
 /// Replaces addresses and ports of both ends, and counts a hop.
 #[inline(always)]
-pub fn readdress_both<P: Packet>(
+pub fn translate_both<P: Packet>(
     packet: &mut P,
     network: &Network,
     transport: &Transport,
     source: (Address, Port),
     destination: (Address, Port),
 ) -> Result<(), Reason> {
-    let delta = match network.family {
-        Family::V4 => {
-            let addresses = Delta::NONE
-                .long(network.source.wire_words()[3], source.0.wire_words()[3])
-                .long(network.destination.wire_words()[3], destination.0.wire_words()[3]);
-            let header: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
-            if header.ttl <= 1 {
-                return Err(Reason::TtlExpired);
-            }
-            let ttl = header.ttl - 1;
-            header.checksum =
-                addresses.word([header.ttl, header.protocol], [ttl, header.protocol]).apply(header.checksum);
-            header.ttl = ttl;
-            header.source = source.0.v4_octets();
-            header.destination = destination.0.v4_octets();
-            addresses
-        }
-        Family::V6 => {
-            let header: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
-            if header.hop_limit <= 1 {
-                return Err(Reason::TtlExpired);
-            }
-            header.hop_limit -= 1;
-            header.source = source.0.v6_octets();
-            header.destination = destination.0.v6_octets();
-            Delta::NONE
-                .address(network.source.wire_words(), source.0.wire_words())
-                .address(network.destination.wire_words(), destination.0.wire_words())
-        }
-    };
-    let delta = delta
+    let delta = readdress_both(packet, network, source.0, destination.0)?
         .word(transport.source.wire(), source.1.wire())
         .word(transport.destination.wire(), destination.1.wire());
     if transport.protocol == IPPROTO_TCP {
@@ -133,6 +103,47 @@ pub fn readdress_both<P: Packet>(
         header.destination = destination.1.wire();
     }
     Ok(())
+}
+
+/// Replaces both addresses in the IP header, and counts a hop: all there is to do for a fragment without ports. Returns the change of a
+/// pseudo header.
+#[inline(always)]
+pub fn readdress_both<P: Packet>(
+    packet: &mut P,
+    network: &Network,
+    source: Address,
+    destination: Address,
+) -> Result<Delta, Reason> {
+    match network.family {
+        Family::V4 => {
+            let addresses = Delta::NONE
+                .long(network.source.wire_words()[3], source.wire_words()[3])
+                .long(network.destination.wire_words()[3], destination.wire_words()[3]);
+            let header: &mut Ipv4 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            if header.ttl <= 1 {
+                return Err(Reason::TtlExpired);
+            }
+            let ttl = header.ttl - 1;
+            header.checksum =
+                addresses.word([header.ttl, header.protocol], [ttl, header.protocol]).apply(header.checksum);
+            header.ttl = ttl;
+            header.source = source.v4_octets();
+            header.destination = destination.v4_octets();
+            Ok(addresses)
+        }
+        Family::V6 => {
+            let header: &mut Ipv6 = packet.view_mut(network.l3).ok_or(Reason::Malformed)?;
+            if header.hop_limit <= 1 {
+                return Err(Reason::TtlExpired);
+            }
+            header.hop_limit -= 1;
+            header.source = source.v6_octets();
+            header.destination = destination.v6_octets();
+            Ok(Delta::NONE
+                .address(network.source.wire_words(), source.wire_words())
+                .address(network.destination.wire_words(), destination.wire_words()))
+        }
+    }
 }
 
 /// Replaces the address of one end in the IP header, and counts a hop: all there is to do for a fragment without ports.
@@ -342,7 +353,7 @@ pub fn reset<P: Packet>(packet: &mut P, network: &Network, transport: &Transport
         urgent: [0; 2],
     };
     // The pseudo header: both addresses, the protocol and the length; for IPv4 the words beside the address cancel out.
-    let pseudo = sum(network.source) + sum(network.destination);
+    let pseudo = checksum::of_address(network.source) + checksum::of_address(network.destination);
     let v4_mapping = u64::from(0xffff_u32.to_be()) * 2;
     let tail = u64::from((IPPROTO_TCP as u16).to_be()) + u64::from((Tcp::SIZE as u16).to_be());
     let pseudo = if network.family == Family::V4 { pseudo - v4_mapping } else { pseudo } + tail;
@@ -444,12 +455,6 @@ pub fn clamp<P: Packet>(packet: &mut P, hops: usize, l4: usize, limit: u16) {
             _ => at += usize::from(option.length),
         }
     }
-}
-
-#[inline(always)]
-fn sum(address: Address) -> u64 {
-    let [a, b, c, d] = address.wire_words();
-    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
 }
 
 /// Whether a RST is what `service` gives to a packet of this kind. A RST is never answered by another one.

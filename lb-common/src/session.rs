@@ -26,8 +26,15 @@
 //! the RST back, for whoever is established ignores a spoofed one.
 //!
 //! Silent sessions are swept by the agent. Without an agent they go when somebody needs their port.
+//!
+//! # What has no ports, or only quotes them
+//!
+//! A first fragment finds its session, or begins one, as a whole packet does; [`session_fragment`] carries it and those that
+//! follow it. An ICMP error quotes a packet of one direction, and is for whoever sends in that direction: [`session_icmp`].
 
+mod errors;
 mod opening;
+mod pieces;
 pub mod ports;
 mod toa;
 mod witness;
@@ -36,13 +43,17 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::abi::{Address, HANDSHAKE_TICKS, Port, Service, Settings};
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Route, Step, Tables, Target};
+use crate::pipeline::{Exit, Packet, Step, Tables, Target, ended};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac, TCP_FIN, TCP_RST, Tcp};
 
+pub use errors::session_icmp;
 pub use opening::{begin, opening};
+pub(crate) use pieces::leads;
+pub use pieces::session_fragment;
 pub use witness::witness;
 
 /// [`ticks`](crate::abi::ticks) that a closed session stays: as long as Linux keeps a port in TIME_WAIT (60 s).
@@ -282,10 +293,9 @@ pub fn session<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         return Ok(Step::Next(Stage::Witness));
     }
     match through(packet, tables, &network, &transport, &mut entry, Held::Established) {
-        Ok(verdict) => Ok(Step::End(verdict)),
         // Void: its packet is as it came.
         Err(Reason::NoSession) => Ok(Step::Next(Stage::Opening)),
-        Err(reason) => Err(reason),
+        result => ended(result),
     }
 }
 
@@ -311,12 +321,27 @@ pub fn carry<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     let network = parse::network(packet)?;
     let transport = parse::transport(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
-    // This order: in `OPENING` an established session's port may stand for whoever is trying it.
-    let (mut entry, held) = match tables.session_mut(Held::Established, &key) {
-        Some(entry) => (entry, Held::Established),
-        None => (tables.session_mut(Held::Opening, &key).ok_or(Reason::NoSession)?, Held::Opening),
-    };
-    through(packet, tables, &network, &transport, &mut entry, held).map(Step::End)
+    let (mut entry, held) = held_mut(tables, &key).ok_or(Reason::NoSession)?;
+    ended(through(packet, tables, &network, &transport, &mut entry, held))
+}
+
+/// The session of these packets, wherever it is. This order: in `OPENING` an established session's port may stand for whoever
+/// is trying it.
+#[inline(always)]
+pub(crate) fn held<'a, T: Tables>(tables: &'a T, key: &SessionKey) -> Option<T::Entry<'a>> {
+    match tables.session(Held::Established, key) {
+        Some(entry) => Some(entry),
+        None => tables.session(Held::Opening, key),
+    }
+}
+
+/// The same, to be changed.
+#[inline(always)]
+fn held_mut<'a, T: Tables>(tables: &'a T, key: &SessionKey) -> Option<(T::EntryMut<'a>, Held)> {
+    match tables.session_mut(Held::Established, key) {
+        Some(entry) => Some((entry, Held::Established)),
+        None => tables.session_mut(Held::Opening, key).map(|entry| (entry, Held::Opening)),
+    }
 }
 
 /// Sends a packet on as its entry says. [`Reason::NoSession`]: that is void, and the packet is as it came.
@@ -359,7 +384,7 @@ fn is_alive<T: Tables>(tables: &T, session: &Session) -> bool {
 
 /// The backend of a session, if it is still the one that the session began with.
 #[inline(always)]
-fn target<'a, T: Tables>(tables: &'a T, session: &Session) -> Result<Target<'a>, Reason> {
+pub(crate) fn target<'a, T: Tables>(tables: &'a T, session: &Session) -> Result<Target<'a>, Reason> {
     let backend = tables.backend(session.backend).ok_or(Reason::NoTable)?;
     let life = backend.life();
     if !life.is_usable() || life.generation() != session.generation {
@@ -385,9 +410,8 @@ fn forth<P: Packet>(
     let told = session.has(Session::TOA)
         && toa::belongs(transport.kind, session.sequence, held)
         && toa::fits(packet, network, transport, target.device)?;
-    let account =
-        Account { backend: session.backend, pool: target.backend.pool, bytes: network.end as u32, begins: 0 };
-    rewrite::readdress_both(
+    let account = Account::of(session.backend, target.backend, network, false);
+    rewrite::translate_both(
         packet,
         network,
         transport,
@@ -399,7 +423,7 @@ fn forth<P: Packet>(
     } else {
         rewrite::link(packet, target.device.mac, target.mac)?;
     }
-    Ok(Verdict { reason: Reason::Forwarded, ifindex: target.device.ifindex, account })
+    Ok(Verdict { reason: Reason::Forwarded, ifindex: leaving(network, target.device.ifindex), account })
 }
 
 /// Asks where a session's replies leave, and notes it. Returns whether the next hop's hardware address is known.
@@ -415,18 +439,25 @@ pub fn find_way<T: Tables>(
     session: &mut Session,
 ) -> Result<bool, Reason> {
     let towards = Network { source: session.source, destination: session.destination, ..*network };
-    match tables.route(packet, &towards) {
-        Route::Out { ifindex, source, destination } => {
-            let longest = (network.end - network.l3) as u32;
-            session.way = Way { ifindex, source, destination, at: tables.ticks(), longest };
-            Ok(true)
-        }
-        Route::Unresolved => Ok(false),
-        Route::Local => Err(Reason::Local),
-        Route::TooBig => Err(Reason::TooBig),
-        Route::ForwardingOff => Err(Reason::ForwardingOff),
-        Route::None => Err(Reason::NoRoute),
-    }
+    let Some(Exit { ifindex, source, destination }) = tables.route(packet, &towards).exit()? else {
+        return Ok(false);
+    };
+    let longest = (network.end - network.l3) as u32;
+    session.way = Way { ifindex, source, destination, at: tables.ticks(), longest };
+    Ok(true)
+}
+
+/// Whether the way of a session's replies is known; if it was not asked for in this tick, it is now.
+#[inline(always)]
+fn has_way<T: Tables>(
+    packet: &T::Packet,
+    tables: &T,
+    network: &Network,
+    session: &mut Session,
+    now: u32,
+) -> Result<bool, Reason> {
+    let length = (network.end - network.l3) as u32;
+    Ok(session.way.at == now && length <= session.way.longest || tables.find_way(packet, network, session)?)
 }
 
 /// From a backend to its client.
@@ -440,11 +471,9 @@ fn back<T: Tables>(
     session: &mut Session,
 ) -> Result<Verdict, Reason> {
     let now = tables.ticks();
-    let length = (network.end - network.l3) as u32;
-    let resolved = session.way.at == now && length <= session.way.longest
-        || tables.find_way(packet, network, session)?;
+    let resolved = has_way(packet, tables, network, session, now)?;
     let backend = tables.backend(session.backend).ok_or(Reason::NoTable)?;
-    rewrite::readdress_both(
+    rewrite::translate_both(
         packet,
         network,
         transport,
@@ -452,14 +481,12 @@ fn back<T: Tables>(
         (session.destination, session.destination_port),
     )?;
     session.note(now, segment);
-    let account =
-        Account { backend: session.backend, pool: backend.pool, bytes: network.end as u32, begins: 0 };
+    let account = Account::of(session.backend, backend, network, false);
     if !resolved {
-        // The host knows how to find a neighbour, and keeps the packet meanwhile.
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     }
     rewrite::link(packet, session.way.source, session.way.destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex: session.way.ifindex, account })
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, session.way.ifindex), account })
 }
 
 const _: () = {

@@ -9,13 +9,15 @@
 //! Nobody can make us shout: a message is never longer than the packet that it answers, at most one goes out for each, and
 //! all of a CPU's keep to a rate ([`admit`]). Beyond that, packets are dropped in silence.
 
-use crate::abi::{Address, FlowKey, Settings};
+use crate::abi::{FlowKey, Service, Settings};
 use crate::checksum;
 use crate::fragment;
+use crate::guard::{self, Message};
 use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, UNREACHABLE};
 use crate::parse::{self, Family, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service};
+use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service, stands_in};
 use crate::rewrite::{self, End};
+use crate::session::{self, Session, SessionKey};
 use crate::verdict::{Account, Reason, Verdict};
 use crate::wire::{
     Chunk, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_ICMP, IPPROTO_ICMPV6, Icmp, Ipv4, Ipv6, Ports,
@@ -60,16 +62,29 @@ pub fn too_big<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
 fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let transport = fragment::first_transport(packet, &network)?;
-    let mtu = if contains(&settings.vips, network.destination)
-        && let Some(index) = find_service(tables, &network, &transport)
-    {
-        to_backend(tables, &network, &transport, index)?
-    } else {
-        to_client(packet, tables, settings, &network, &transport)?
+    let (transport, _) = fragment::leading(packet, &network)?;
+    let index = match contains(&settings.vips, network.destination) {
+        true => find_service(tables, &network, &transport),
+        false => None,
+    };
+    let service = match index {
+        Some(index) => Some((index, tables.service(index).ok_or(Reason::NoTable)?)),
+        None => None,
+    };
+    let mtu = match service {
+        Some((index, service)) if !service.has(Service::SESSIONS) => {
+            to_backend(tables, &network, &transport, index, service)?
+        }
+        None if !stands_in(settings, network.destination, transport.destination) => {
+            to_client(packet, tables, settings, &network, &transport)?
+        }
+        _ => in_session(packet, tables, &network, &transport)?,
     };
     let length = network.end - network.l3;
-    if length <= mtu || !can_be_told(&network) || !tables.admits_message(settings.message_interval) {
+    if length <= mtu
+        || guard::can_be_answered(packet, &network).is_err()
+        || !tables.admits_message(Message::TooBig, settings.message_interval)
+    {
         return Err(Reason::TooBig);
     }
     let ifindex = packet.ifindex();
@@ -84,12 +99,33 @@ fn to_backend<T: Tables>(
     network: &Network,
     transport: &Transport,
     index: u32,
+    service: &Service,
 ) -> Result<usize, Reason> {
-    let service = tables.service(index).ok_or(Reason::NoTable)?;
     let place = tables.peek(service, &FlowKey::of_request(network, transport, index))?;
     let target = Target::of(tables, &place)?;
-    let mtu = usize::from(target.device.mtu).saturating_sub(target.overhead(service));
-    Ok(if network.family == Family::V6 && mtu < MTU_V6 { MTU_V6 } else { mtu })
+    Ok(told(network, usize::from(target.device.mtu).saturating_sub(target.overhead(service))))
+}
+
+/// How long a packet of a session may be.
+#[inline(always)]
+fn in_session<T: Tables>(
+    packet: &T::Packet,
+    tables: &T,
+    network: &Network,
+    transport: &Transport,
+) -> Result<usize, Reason> {
+    let session = session::held(tables, &SessionKey::of(network, transport)).ok_or(Reason::NoSession)?;
+    if session.has(Session::REPLY) {
+        let towards = Network { source: session.source, destination: session.destination, ..*network };
+        return on_path(packet, tables, &towards);
+    }
+    Ok(told(network, session::target(tables, &session)?.device.mtu.into()))
+}
+
+/// What the sender is told of an interface that takes `mtu` bytes.
+#[inline(always)]
+const fn told(network: &Network, mtu: usize) -> usize {
+    if matches!(network.family, Family::V6) && mtu < MTU_V6 { MTU_V6 } else { mtu }
 }
 
 /// How long a `nat` backend's packet may be.
@@ -105,21 +141,15 @@ fn to_client<T: Tables>(
         return Err(Reason::NotOurs);
     }
     find(network.source, transport, End::Source, |key| tables.replier(key)).ok_or(Reason::NotOurs)?;
+    on_path(packet, tables, network)
+}
+
+/// How long a packet may be on its route.
+#[inline(always)]
+fn on_path<T: Tables>(packet: &T::Packet, tables: &T, network: &Network) -> Result<usize, Reason> {
     match tables.path_mtu(packet, network) {
         0 => Err(Reason::TooBig),
         mtu => Ok(mtu.into()),
-    }
-}
-
-/// Whether the sender is somebody (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
-#[inline(always)]
-const fn can_be_told(network: &Network) -> bool {
-    let [a, b, c, d] = network.source.words();
-    match network.family {
-        // Not "this network", the loopback, multicast or what is beyond.
-        Family::V4 => !matches!(d >> 24, 0 | 127 | 224..),
-        // Not unspecified, the loopback, or multicast.
-        Family::V6 => a >> 24 != 0xff && (a | b | c != 0 || d > 1),
     }
 }
 
@@ -157,7 +187,7 @@ fn tell<P: Packet>(
     };
     let mut sum = packet.sum(network.l3 + headers, quoted)?;
     if network.family == Family::V6 {
-        sum += pseudo(network.source) + pseudo(network.destination);
+        sum += checksum::of_address(network.source) + checksum::of_address(network.destination);
         sum += u64::from((message as u32).to_be()) + u64::from(u32::from(IPPROTO_ICMPV6).to_be());
     }
     icmp.checksum = checksum::of_words::<2>(bytemuck::cast_ref(&icmp), sum);
@@ -214,13 +244,6 @@ pub fn sum<P: Packet>(packet: &P, start: usize, length: usize) -> Result<u64, Re
     Ok(sum)
 }
 
-/// An address's part of the pseudo header.
-#[inline(always)]
-fn pseudo(address: Address) -> u64 {
-    let [a, b, c, d] = address.wire_words();
-    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,28 +271,5 @@ mod tests {
     #[test]
     fn without_an_interval_a_bucket_is_never_empty() {
         assert!((0..1000).try_fold(0, |bucket, _| admit(bucket, 7, 0)).is_some());
-    }
-
-    #[test]
-    fn nobody_is_told_who_is_nobody() {
-        let told = |source: &str| {
-            let source: std::net::IpAddr = source.parse().unwrap();
-            can_be_told(&Network {
-                family: if source.is_ipv4() { Family::V4 } else { Family::V6 },
-                l3: 14,
-                next: 34,
-                end: 60,
-                protocol: 6,
-                fragment: false,
-                source: source.into(),
-                destination: source.into(),
-            })
-        };
-        for nobody in ["0.1.2.3", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"] {
-            assert!(!told(nobody), "{nobody}");
-        }
-        for somebody in ["1.2.3.4", "10.0.0.1", "223.255.255.255", "2001:db8::1", "fe80::1", "::2", "1::"] {
-            assert!(told(somebody), "{somebody}");
-        }
     }
 }

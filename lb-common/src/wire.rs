@@ -41,6 +41,10 @@ pub const IPPROTO_ROUTING: u8 = 43;
 pub const IPPROTO_FRAGMENT: u8 = 44;
 /// ICMPv6 (RFC 4443).
 pub const IPPROTO_ICMPV6: u8 = 58;
+/// ICMP's echo reply.
+pub const ICMP_ECHO_REPLY: u8 = 0;
+/// ICMPv6's echo request.
+pub const ICMPV6_ECHO_REQUEST: u8 = 128;
 /// Authentication header (RFC 4302).
 pub const IPPROTO_AH: u8 = 51;
 /// IPv6 destination options (RFC 8200).

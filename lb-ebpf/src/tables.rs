@@ -15,9 +15,11 @@ use lb_common::abi::{
     Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
     HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
 };
+use lb_common::awaited::SHARED;
 use lb_common::fault;
+use lb_common::guard::{self, Asked, Guard, Message, Rule, Source, SourceKey};
 use lb_common::handshake;
-use lb_common::limit::{self, Limit, Open, Whose};
+use lb_common::limit::{self, Admission, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
@@ -26,7 +28,8 @@ use lb_common::retry::Budget;
 use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
 use lb_common::too_big::admit;
-use lb_common::verdict::{Account, Event, Reason, Verdict};
+use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
+use lb_common::vlan::Vlan;
 use lb_common::watch::Word;
 use lb_common::wire::Mac;
 
@@ -46,10 +49,10 @@ const _: () = assert!(Reason::COUNT <= REASONS_MASK as usize + 1);
 pub struct Kernel;
 
 impl Kernel {
-    /// Counts the end of a packet's road.
+    /// Counts the end of the road of a packet that came in by that interface.
     #[inline(always)]
-    pub fn count(&self, verdict: &Verdict) {
-        if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
+    pub fn count(&self, ifindex: u32, verdict: &Verdict) {
+        if let Some(counters) = maps::COUNTERS.get_ptr_mut(Counters::place(ifindex)) {
             // SAFETY: a per-CPU element, and a program is not preempted by itself.
             let reasons = unsafe { &mut (*counters).reasons };
             // What a global function returned is any number to the verifier, and LLVM would leave the check out.
@@ -95,6 +98,26 @@ macro_rules! flows {
     ($udp:expr) => {
         if $udp { &maps::UDP_FLOWS } else { &maps::FLOWS }
     };
+}
+
+/// Sets a word to `new` if it is `old`. Returns whether it was. (rustc knows no compare-and-swap for BPF.)
+///
+/// # Safety
+///
+/// An aligned word of a map's living element.
+#[inline(always)]
+unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> bool {
+    let found: u64;
+    // SAFETY: the caller's; the instruction takes what is expected in r0, and leaves what it found there.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inout("r0") old => found,
+        );
+    }
+    found == old
 }
 
 /// A word of a measure.
@@ -206,7 +229,7 @@ extern "C" fn lb_peek(key: *const FlowKey) -> u64 {
 #[inline(never)]
 extern "C" fn lb_known(key: *const FlowKey, sequence: u32) -> u32 {
     let Some(key) = copied(key) else { return 0 };
-    handshake::known(&Kernel, &key, sequence).is_some().into()
+    handshake::is_known(&Kernel, &key, sequence).into()
 }
 
 /// [`handshake::first`]; it takes and returns a packed [`Place`], and so do those below.
@@ -224,8 +247,7 @@ extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
 extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
     let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let known = handshake::known(&Kernel, &key, sequence);
-    known.is_some_and(|known| handshake::repeats(&Kernel, service, &key, &known)).into()
+    handshake::repeats(&Kernel, service, &key, sequence).into()
 }
 
 /// [`handshake::moves`], of a packed [`Place`].
@@ -234,10 +256,7 @@ extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
 extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
     let Some(key) = copied(key) else { return place };
     let Some(service) = maps::SERVICES.get(key.owner) else { return place };
-    match handshake::known(&Kernel, &key, sequence) {
-        Some(known) => handshake::moves(&Kernel, service, &key, &known, Place::unpack(place)).pack(),
-        None => place,
-    }
+    handshake::moves(&Kernel, service, &key, sequence, Place::unpack(place)).pack()
 }
 
 /// [`limit::judge`], of a backend's id.
@@ -287,6 +306,18 @@ extern "C" fn lb_passes(key: *const FlowKey, place: u64) -> u32 {
     let Some(key) = copied(key) else { return 0 };
     limit::passes(&Kernel, &key, place as u16, (place >> 16) as u16, place >> 32 != 0);
     0
+}
+
+/// [`guard::admits`], as a function of its own in the kernel's eyes ("global"): verified once, for any client and service, and
+/// with a stack of its own. Returns the reason: forwarded, if it may go on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_admits(key: *const FlowKey, asked: u32) -> u64 {
+    let Some(key) = copied(key) else { return Reason::NoTable as u64 };
+    match guard::admits(&Kernel, &key, Asked(asked)) {
+        Ok(()) => Reason::Forwarded as u64,
+        Err(reason) => reason as u64,
+    }
 }
 
 /// The element of whoever is limited.
@@ -477,7 +508,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
-        let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
+        let entry = FlowEntry::of(backend, generation, self.ticks());
         flows!(udp).insert(key, entry, 0).is_ok()
     }
 
@@ -537,13 +568,81 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn admits_message(&self, interval: u32) -> bool {
-        let Some(bucket) = maps::MESSAGES.get_ptr_mut(0) else { return false };
+    fn admits_message(&self, message: Message, interval: u32) -> bool {
+        let Some(bucket) = maps::MESSAGES.get_ptr_mut(message as u32) else { return false };
         // SAFETY: a per-CPU element, and a program is not preempted by itself.
         let bucket = unsafe { &mut *bucket };
         let Some(next) = admit(*bucket, self.clock(), interval) else { return false };
         *bucket = next;
         true
+    }
+
+    #[inline(always)]
+    fn reset(&self, frame: &mut Frame, _: &Network) -> Result<(), Reason> {
+        frame.reset()
+    }
+
+    #[inline(always)]
+    fn admits(&self, key: &FlowKey, asked: Asked) -> Result<(), Reason> {
+        match Reason::of(lb_admits(key, asked.0)) {
+            Reason::Forwarded => Ok(()),
+            reason => Err(reason),
+        }
+    }
+
+    #[inline(always)]
+    fn guard(&self, service: u32) -> Option<&Guard> {
+        maps::GUARDS.get(service)
+    }
+
+    #[inline(always)]
+    fn rule(&self, client: &GuestKey) -> Option<Rule> {
+        // SAFETY: as for guests.
+        let key = unsafe { &*(&raw const *client).cast::<Key<[u32; 5]>>() };
+        maps::RULES.get(key).map(|value| Rule::of(*value))
+    }
+
+    #[inline(always)]
+    fn vip_rules(&self, vip: &Address) -> Option<u32> {
+        // SAFETY: the value is one word.
+        unsafe { maps::VIP_RULES.get(vip) }.copied()
+    }
+
+    /// New connections, then packets.
+    type Dues<'a> = *mut u64;
+
+    #[inline(always)]
+    fn dues(&self, service: u32) -> Option<*mut u64> {
+        let guard = maps::GUARDS.get_ptr_mut(service)?;
+        // SAFETY: within the element, as the verifier checks.
+        Some(unsafe { &raw mut (*guard).connections_due })
+    }
+
+    #[inline(always)]
+    fn source(&self, key: &SourceKey) -> Option<*mut u64> {
+        let known = maps::SOURCES.get_ptr_mut(key);
+        let source = match known {
+            Some(source) => source,
+            None => {
+                // If another CPU was faster, it is there all the same.
+                let _ = maps::SOURCES.insert(key, Source::default(), BPF_NOEXIST.into());
+                maps::SOURCES.get_ptr_mut(key)?
+            }
+        };
+        // SAFETY: as above.
+        Some(unsafe { &raw mut (*source).connections_due })
+    }
+
+    #[inline(always)]
+    fn due(&self, dues: *mut u64, word: guard::Word) -> u64 {
+        // SAFETY: an aligned word of an element, which lives until the program ends.
+        unsafe { dues.add(word as usize).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn swap_due(&self, dues: *mut u64, word: guard::Word, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { compare_and_swap(dues.add(word as usize), old, new) }
     }
 
     #[inline(always)]
@@ -677,6 +776,12 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn vlan(&self, ifindex: u32) -> Option<Vlan> {
+        // SAFETY: two words that the agent replaces as one element; one that is replaced meanwhile stays as it was.
+        unsafe { maps::VLANS.get(&ifindex) }.copied()
+    }
+
+    #[inline(always)]
     fn path_mtu(&self, frame: &Frame, network: &Network) -> u16 {
         let Some((result, query)) = look_up(frame, network) else { return 0 };
         if result != BPF_FIB_LKUP_RET_FRAG_NEEDED {
@@ -746,25 +851,33 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn begins(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
-        let mut place = place;
-        if lb_known(key, sequence) != 0 {
-            return match lb_repeats(key, sequence) {
-                0 => place,
-                _ => Place::unpack(lb_moves(key, sequence, place.pack())),
-            };
-        }
-        if service.has(Service::LIMITED) {
-            match lb_judge(key, place.backend.into()) {
-                0 => {}
-                2 => place.backend = lb_spill(key, sequence, place.backend.into()) as u16,
-                _ => place.backend = 0,
-            }
-            if place.backend == 0 {
-                return place;
-            }
-        }
+    fn is_known(&self, key: &FlowKey, sequence: u32) -> bool {
+        lb_known(key, sequence) != 0
+    }
+
+    #[inline(always)]
+    fn first(&self, _: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
         Place::unpack(lb_first(key, sequence, place.pack()))
+    }
+
+    #[inline(always)]
+    fn repeats(&self, _: &Service, key: &FlowKey, sequence: u32) -> bool {
+        lb_repeats(key, sequence) != 0
+    }
+
+    #[inline(always)]
+    fn moves(&self, _: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
+        Place::unpack(lb_moves(key, sequence, place.pack()))
+    }
+
+    #[inline(always)]
+    fn judge(&self, _: &Service, key: &FlowKey, backend: u16) -> Admission {
+        Admission::of(lb_judge(key, backend.into()))
+    }
+
+    #[inline(always)]
+    fn spill(&self, _: &Service, key: &FlowKey, sequence: u32, backend: u16) -> u16 {
+        lb_spill(key, sequence, backend.into()) as u16
     }
 
     #[inline(always)]
@@ -804,6 +917,28 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn awaited(&self, place: u32) -> u64 {
+        // SAFETY: an aligned word of the map; others change it while we run.
+        maps::AWAITED.get_ptr(place).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the map.
+        maps::AWAITED.get_ptr_mut(place).is_some_and(|word| unsafe { compare_and_swap(word, old, new) })
+    }
+
+    #[inline(always)]
+    fn share_awaited(&self, place: u32) {
+        let Some(word) = maps::AWAITED.get_ptr_mut(place) else { return };
+        // SAFETY: as above; atomic, as other CPUs write, too.
+        unsafe {
+            asm!("lock *(u64 *)({word} + 0) |= {bit}", word = in(reg) word, bit = in(reg) SHARED);
+            asm!("lock *(u64 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64);
+        }
+    }
+
+    #[inline(always)]
     fn count(&self, measure: u32, offset: usize) {
         let Some(word) = measure_word(measure, offset) else { return };
         // SAFETY: an aligned word of the map; atomic, as other CPUs count, too.
@@ -827,18 +962,8 @@ impl Tables for Kernel {
     #[inline(always)]
     fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
         let Some(word) = measure_word(measure, offset) else { return false };
-        let found: u64;
-        // rustc knows no compare-and-swap for BPF.
-        // SAFETY: an aligned word of the map; the instruction takes what is expected in r0, and leaves what it found there.
-        unsafe {
-            asm!(
-                "r0 = cmpxchg_64({word} + 0, r0, {new})",
-                word = in(reg) word,
-                new = in(reg) new,
-                inout("r0") old => found,
-            );
-        }
-        found == old
+        // SAFETY: an aligned word of the map.
+        unsafe { compare_and_swap(word, old, new) }
     }
 
     #[inline(always)]
@@ -905,9 +1030,16 @@ impl Tables for Kernel {
                 due: (&raw const (*limit).due).read_volatile(),
                 most: (*limit).most,
                 open: (&raw const (*limit).open).read_volatile(),
+                trials: (&raw const (*limit).trials).read_volatile(),
                 ..Limit::default()
             })
         }
+    }
+
+    #[inline(always)]
+    fn swap_trials(&self, whose: Whose, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the map.
+        limit_of(whose).is_some_and(|limit| unsafe { compare_and_swap(&raw mut (*limit).trials, old, new) })
     }
 
     #[inline(always)]

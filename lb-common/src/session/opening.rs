@@ -3,16 +3,17 @@
 
 use super::{Held, Session, SessionKey, after, flags, is_alive, is_closed, is_over, onward, toa};
 use crate::abi::{FlowKey, HANDSHAKE_WINDOW, Mode, Port, Service, Settings};
+use crate::fragment;
 use crate::hash::mix;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, contains, empty, find_service};
+use crate::pipeline::{Packet, Step, Tables, contains, empty, find_service, is_nats};
 use crate::rewrite;
 use crate::select;
 use crate::stage::Stage;
 use crate::verdict::{Event, Reason, Verdict};
 use crate::wire::{IPPROTO_TCP, TCP_ACK, TCP_SYN, Tcp};
 
-/// [`Stage::Opening`]: whatever no established session takes.
+/// [`Stage::Opening`]: whatever no established session takes; and first fragments.
 ///
 /// # Errors
 ///
@@ -21,15 +22,20 @@ use crate::wire::{IPPROTO_TCP, TCP_ACK, TCP_SYN, Tcp};
 pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let transport = parse::transport(packet, &network)?;
+    let (transport, whole) = fragment::leading(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
     let opening = tables.session(Held::Opening, &key);
     if let Some(found) = &opening
         && found.has(Session::REPLY)
     {
-        return answer(packet, tables, &network, &transport, &key, found);
+        let stage = answer(packet, tables, &network, &transport, &key, found)?;
+        return Ok(Step::Next(if whole { stage } else { Stage::SessionFragment }));
     }
-    let client = Client::of(tables, settings, &network, &transport, &key)?;
+    let client = match Client::of(tables, settings, &network, &transport, whole, &key) {
+        // The port stands for nobody; or the address only looks like one that does, and is a client's.
+        Err(Reason::NotOurs) if whole && is_nats(settings, &network) => return Ok(Step::Next(Stage::Reply)),
+        client => client?,
+    };
     let goes_on = if let Some(found) = opening {
         client.goes_on(packet, tables, &found)?
     } else if let Some(found) = tables.session(Held::Established, &key) {
@@ -38,11 +44,12 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         false
     };
     match transport.kind {
+        _ if goes_on && !whole => Ok(Step::Next(Stage::SessionFragment)),
         Kind::Syn(_) if goes_on => Ok(Step::Next(after(client.service))),
         _ if goes_on => Ok(Step::Next(Stage::Carry)),
         Kind::Syn(_) | Kind::Udp => Ok(Step::Next(Stage::Begin)),
         Kind::Tcp(_) | Kind::Rst => {
-            client.refused(packet, Reason::NoSession, Reason::NoSessionReset).map(Step::End)
+            client.refused(packet, tables, Reason::NoSession, Reason::NoSessionReset).map(Step::End)
         }
     }
 }
@@ -56,9 +63,9 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
 pub fn begin<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let transport = parse::transport(packet, &network)?;
+    let (transport, whole) = fragment::leading(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
-    Client::of(tables, settings, &network, &transport, &key)?.begins(packet, tables)
+    Client::of(tables, settings, &network, &transport, whole, &key)?.begins(packet, tables)
 }
 
 /// A backend's packet in a session that has yet to prove itself.
@@ -70,7 +77,7 @@ fn answer<T: Tables>(
     transport: &Transport,
     key: &SessionKey,
     found: &Session,
-) -> Result<Step, Reason> {
+) -> Result<Stage, Reason> {
     let forth = key.back(found);
     // The two halves can be forgotten one by one.
     tables.session(Held::Opening, &forth).filter(|other| other.answers(key)).ok_or(Reason::NotOurs)?;
@@ -91,7 +98,7 @@ fn answer<T: Tables>(
             rewrite::clamp_mss(packet, network, transport, service.clamp_mss);
         }
     }
-    Ok(Step::Next(onward(tables, found)?))
+    onward(tables, found)
 }
 
 /// A client's packet to a service.
@@ -99,6 +106,8 @@ struct Client<'a> {
     settings: &'a Settings,
     network: &'a Network,
     transport: &'a Transport,
+    /// Not a first fragment.
+    whole: bool,
     key: &'a SessionKey,
     service: &'a Service,
     /// Of the service.
@@ -112,6 +121,7 @@ impl<'a> Client<'a> {
         settings: &'a Settings,
         network: &'a Network,
         transport: &'a Transport,
+        whole: bool,
         key: &'a SessionKey,
     ) -> Result<Self, Reason> {
         if !contains(&settings.vips, network.destination) {
@@ -122,7 +132,7 @@ impl<'a> Client<'a> {
         if service.mode != Mode::FullNat as u8 {
             return Err(Reason::NotOurs);
         }
-        Ok(Self { settings, network, transport, key, service, index })
+        Ok(Self { settings, network, transport, whole, key, service, index })
     }
 
     /// In a session that has yet to prove itself. `false`: it is void, and gone.
@@ -139,7 +149,7 @@ impl<'a> Client<'a> {
         if found.has(Session::TOA) && matches!(self.transport.kind, Kind::Tcp(_)) {
             // Whoever is yet to be accepted could tell the backend of any address in an option of his own.
             let target = super::target(tables, found)?;
-            if !toa::fits(packet, self.network, self.transport, target.device)? {
+            if !self.whole || !toa::fits(packet, self.network, self.transport, target.device)? {
                 return Err(Reason::TooBig);
             }
         }
@@ -242,7 +252,10 @@ impl<'a> Client<'a> {
         let flow = self.flow();
         let choice = select::admitted(tables, self.service, &flow)?;
         if choice.backend == 0 {
-            return empty(packet, self.service, self.network, self.transport).map(Step::End);
+            if !self.whole {
+                return Err(Reason::NoBackend);
+            }
+            return empty(packet, tables, self.service, self.network, self.transport).map(Step::End);
         }
         let backend = tables.backend(choice.backend).ok_or(Reason::NoTable)?;
         let life = backend.life();
@@ -295,24 +308,25 @@ impl<'a> Client<'a> {
             true
         });
         if !fresh.ok_or(Reason::NoTable)? {
-            return self.refused(packet, Reason::NoPort, Reason::NoPortReset).map(Step::End);
+            return self.refused(packet, tables, Reason::NoPort, Reason::NoPortReset).map(Step::End);
         }
-        Ok(Step::Next(after(self.service)))
+        Ok(Step::Next(if self.whole { after(self.service) } else { Stage::SessionFragment }))
     }
 
     /// A RST where that is what the service gives.
     #[inline(always)]
-    fn refused<P: Packet>(
+    fn refused<T: Tables>(
         &self,
-        packet: &mut P,
+        packet: &mut T::Packet,
+        tables: &T,
         silently: Reason,
         with_reset: Reason,
     ) -> Result<Verdict, Reason> {
-        if !rewrite::answers_with_reset(self.service, self.transport.kind) {
+        if !self.whole || !rewrite::answers_with_reset(self.service, self.transport.kind) {
             return Err(silently);
         }
         let ifindex = packet.ifindex();
-        packet.reset(self.network, self.transport)?;
+        tables.reset(packet, self.network)?;
         Ok(Verdict { ifindex, ..Verdict::of(with_reset) })
     }
 }

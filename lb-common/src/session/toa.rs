@@ -54,7 +54,7 @@ pub(super) const fn belongs(kind: Kind, initial: u32, held: Held) -> bool {
 
 /// Bytes that the option takes.
 #[inline(always)]
-const fn size(network: &Network) -> usize {
+pub(super) const fn size(network: &Network) -> usize {
     match network.family {
         Family::V4 => Toa4::SIZE,
         Family::V6 => Toa6::SIZE,

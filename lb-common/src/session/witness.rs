@@ -1,9 +1,10 @@
 //! What a session tells of its handshake, where the service is measured, and the faults that its SYN meets. By itself, since both this and the rewriting take
 //! most of the stack.
 
-use super::{Held, Session, SessionKey};
+use super::{Held, Session, SessionKey, held};
 use crate::abi::{Fault, FlowKey, Service};
 use crate::fault::strike;
+use crate::handshake;
 use crate::measure::Reply;
 use crate::parse::{self, Kind};
 use crate::pipeline::{Packet, Step, Tables};
@@ -34,11 +35,7 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         acknowledged: u32::from_be_bytes(header.acknowledgement),
     };
     let key = SessionKey::of(&network, &transport);
-    // This order: in `OPENING` an established session's port may stand for whoever is trying it.
-    let entry = match tables.session(Held::Established, &key) {
-        Some(entry) => entry,
-        None => tables.session(Held::Opening, &key).ok_or(Reason::NoSession)?,
-    };
+    let entry = held(tables, &key).ok_or(Reason::NoSession)?;
     let service = tables.service(entry.service).ok_or(Reason::NoTable)?;
     if entry.has(Session::REPLY) {
         if !service.has(Service::HANDSHAKES) {
@@ -56,7 +53,7 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         if service.has(Service::HANDSHAKES) {
             // The session stands: nobody is sent elsewhere here.
             let place = Place { backend: entry.backend, begins: true, spread: 0 };
-            let _ = tables.begins(service, &flow, sequence, place);
+            let _ = handshake::begins(tables, service, &flow, sequence, place);
         }
         let backend = entry.backend;
         let pool = tables.backend(backend).ok_or(Reason::NoTable)?.pool;
@@ -71,8 +68,7 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
                 tables.drop_session(Held::Opening, &behind);
                 tables.drop_session(Held::Opening, &key);
             }
-            return strike(packet, tables, service, &network, &transport, &flow, backend, action)
-                .map(Step::End);
+            return strike(packet, tables, service, &network, &flow, backend, action).map(Step::End);
         }
     }
     Ok(Step::Next(Stage::Carry))

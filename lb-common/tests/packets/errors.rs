@@ -99,14 +99,14 @@ impl Error {
         [self.link(), self.ip()].concat()
     }
 
-    fn becomes(&self, tables: &Tables, reason: Reason, expected: &Self) {
+    pub fn becomes(&self, tables: &Tables, reason: Reason, expected: &Self) {
         let (verdict, frame) = send(tables, &self.frame());
         assert_eq!((verdict.reason, verdict.ifindex), (reason, Tables::IFINDEX));
         assert_eq!(frame, expected.frame());
     }
 }
 
-fn router(v6: bool) -> IpAddr {
+pub fn router(v6: bool) -> IpAddr {
     if v6 { "2001:db8:f::1".parse().unwrap() } else { "192.0.2.1".parse().unwrap() }
 }
 
@@ -115,7 +115,7 @@ fn service(v6: bool) -> SocketAddr {
 }
 
 /// A backend's packet as the client's side knows it, some hops on.
-fn answer(udp: bool, v6: bool) -> Packet {
+pub fn answer(udp: bool, v6: bool) -> Packet {
     Packet { hops: 50, ..Packet::of(udp, service(v6), client(v6)) }
 }
 

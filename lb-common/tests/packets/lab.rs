@@ -220,6 +220,30 @@ impl Lab {
     }
 }
 
+/// One `nat` service at port 443 with three backends, each with a third of the flows.
+pub struct Three {
+    pub tables: Tables,
+    pub service: u32,
+    pub ids: Vec<u16>,
+}
+
+impl Three {
+    /// With these flags of its service.
+    pub fn new(flags: u16) -> Self {
+        let mut tables = Tables::new();
+        let service = tables.add_service(&ServiceSpec::tcp(vip(false), 443, Mode::Nat));
+        let backends: Vec<(SocketAddr, u16)> = (0..3).map(|n| (Self::at(n), 100)).collect();
+        let ids = tables.add_pool(service, false, &backends);
+        tables.services[service as usize].flags |= flags;
+        Self { tables, service, ids }
+    }
+
+    /// Where the `n`th backend is.
+    pub fn at(n: u8) -> SocketAddr {
+        (Ipv4Addr::new(10, 0, 7, n + 1), 443).into()
+    }
+}
+
 /// Every family and protocol: `(v6, udp)`.
 pub const KINDS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
 /// No tag, one, two.

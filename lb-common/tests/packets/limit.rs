@@ -1,14 +1,13 @@
 //! How many connections backends and pools may have.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 
-use lb_common::abi::{Mode, OnEmpty, Service};
-use lb_common::host::{ServiceSpec, Tables};
+use lb_common::abi::{OnEmpty, Service};
+use lb_common::host::Tables;
 use lb_common::limit::{Limit, Whose};
 use lb_common::verdict::{Event, Reason};
 
-use crate::lab::{Packet, backend, client, vip};
+use crate::lab::{Packet, Three, client, vip};
 
 /// One `nat` service with three backends.
 struct Bench {
@@ -21,12 +20,8 @@ struct Bench {
 
 impl Bench {
     fn new(flags: u16) -> Self {
-        let mut tables = Tables::new();
-        let index = tables.add_service(&ServiceSpec::tcp(vip(false), 443, Mode::Nat));
-        let backends: Vec<(SocketAddr, u16)> = (0..3).map(|n| (at(n), 100)).collect();
-        let ids = tables.add_pool(index, false, &backends);
-        let service = &mut tables.services[index as usize];
-        service.flags |= flags | Service::LIMITED;
+        let Three { mut tables, service, ids } = Three::new(flags | Service::LIMITED);
+        let service = &mut tables.services[service as usize];
         service.on_limit = OnEmpty::Drop as u8;
         let pool = service.stable_pool;
         Self { tables, ids, pool, sequence: Cell::new(1000) }
@@ -68,12 +63,6 @@ impl Bench {
     fn pass(&self, nanoseconds: u64) {
         self.tables.clock.set(self.tables.clock.get() + nanoseconds);
     }
-}
-
-fn at(n: u8) -> SocketAddr {
-    let mut at = backend(false, 443);
-    at.set_ip(std::net::Ipv4Addr::new(10, 0, 7, n + 1).into());
-    at
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -173,4 +162,57 @@ fn a_limit_may_answer_with_a_reset() {
         bench.tables.services[0].on_empty = on_empty as u8;
         assert_eq!(bench.send(3, "S"), Err(reason));
     }
+}
+
+#[test]
+fn on_trial_a_backend_gets_so_many_connections_and_not_one_more() {
+    for (spills, elsewhere) in [(true, true), (false, false)] {
+        let mut bench = Bench::new(Service::COUNTED);
+        let tried = bench.ids[0];
+        bench.limit(Whose::Backend(tried), Limit { trials: Limit::on_trial(5, spills), ..Limit::default() });
+        let places: Vec<_> = (0..300).map(|n| bench.send(n, "S")).collect();
+        assert_eq!(places.iter().filter(|place| **place == Ok(tried)).count(), 5);
+        let refused = places.iter().filter(|place| place.is_err()).count();
+        if elsewhere {
+            assert!(refused < 5, "hardly anybody finds no other backend: {refused}");
+        } else {
+            assert!(refused > 50, "a third of the connections, but for five: {refused}");
+        }
+        for (n, place) in (0..).zip(&places) {
+            if let Ok(place) = place {
+                assert_eq!(bench.send(n, "A"), Ok(*place), "a connection stays where it began");
+            }
+        }
+        let trials = bench.tables.limits.borrow()[&Whose::Backend(tried)].trials;
+        assert_eq!(Limit::trials_left(trials), Some(0));
+    }
+}
+
+#[test]
+fn a_pool_on_trial_gets_so_many_connections_and_not_one_more() {
+    let mut bench = Bench::new(0);
+    let pool = Whose::Pool(bench.pool);
+    bench.limit(pool, Limit { trials: Limit::on_trial(7, false), ..Limit::default() });
+    assert_eq!(bench.through(0..100), 7);
+    bench.limit(pool, Limit { trials: 0, ..Limit::default() });
+    assert_eq!(bench.through(100..200), 100);
+
+    // Whoever is sent elsewhere within it is one of them.
+    let mut bench = Bench::new(0);
+    bench.tables.services[0].on_limit = Service::SPILL;
+    bench.limit(pool, Limit { trials: Limit::on_trial(7, false), ..Limit::default() });
+    let full = Limit { most: 1, open: 1, ..Limit::default() };
+    bench.limit(Whose::Backend(bench.ids[0]), full);
+    bench.limit(Whose::Backend(bench.ids[1]), full);
+    assert_eq!(bench.through(0..100), 7);
+}
+
+#[test]
+fn a_flood_marks_no_more_slots_than_others_have_room_for() {
+    let mut bench = Bench::new(0);
+    bench.tables.services[0].on_limit = Service::SPILL;
+    bench.each(Limit { interval: SECOND / 100, burst: SECOND / 10, ..Limit::default() });
+    let through = bench.through(0..40_000);
+    let marked = bench.tables.slots.iter().filter(|slot| slot.get().exceptions() > 0).count();
+    assert!(through <= 33 && marked <= 33, "{marked} slots for {through} connections");
 }

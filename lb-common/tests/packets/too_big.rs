@@ -16,12 +16,12 @@ fn service(v6: bool) -> SocketAddr {
     (vip(v6), 443).into()
 }
 
-fn full(udp: bool, v6: bool, tags: &'static [u16]) -> Packet {
+pub fn full(udp: bool, v6: bool, tags: &'static [u16]) -> Packet {
     Packet { tags, payload: vec![0x5a; 1420], ..Packet::of(udp, client(v6), service(v6)) }
 }
 
 /// The message that tells `mtu` to the sender, about the packet as it came.
-fn message(packet: &Packet, mtu: u16) -> Vec<u8> {
+pub fn message(packet: &Packet, mtu: u16) -> Vec<u8> {
     let v6 = packet.from.is_ipv6();
     let [high, low] = mtu.to_be_bytes();
     let error = Error {
@@ -140,13 +140,16 @@ fn messages_keep_to_a_rate_and_the_rest_is_dropped() {
 }
 
 #[test]
-fn who_has_no_address_to_be_told_at_is_not_told() {
+fn who_has_no_address_to_be_told_at_and_many_at_once_are_not_told() {
     for from in ["127.0.0.1:9", "0.0.0.0:9", "224.0.0.1:9", "[::1]:9", "[ff02::1]:9"] {
         let from: SocketAddr = from.parse().unwrap();
         let v6 = from.is_ipv6();
         let mut lab = Lab::new(Mode::DsrL2, false, v6, backend(v6, 443));
         lab.tables.devices[0].mtu = 1300;
-        Packet { from, ..full(false, v6, &[]) }.ends(&lab.tables, Reason::TooBig);
+        Packet { from, ..full(false, v6, &[]) }.ends(&lab.tables, Reason::Martian);
+        let group = [1, 0, 0x5e, 0, 0, 1];
+        Packet { destination_mac: group, ..full(false, v6, &[]) }.ends(&lab.tables, Reason::TooBig);
+        Packet { source_mac: group, ..full(false, v6, &[]) }.ends(&lab.tables, Reason::TooBig);
     }
 }
 

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{self, FlowKey, GuestKey, Port, Service, Split, VipKey};
+use lb_common::guard::{self, Rule, Source, SourceKey};
 use lb_common::host::Tables;
-use lb_common::parse::Kind;
+use lb_common::parse::{Family, Kind, Network};
 use lb_common::select::{Choice, Why, select};
 use lb_common::session::{Session, SessionKey};
+use lb_common::verdict::Reason;
 
 mod quic;
 mod run;
@@ -17,7 +19,7 @@ use crate::api::{ApiError, Explain, Explanation, Step};
 use crate::clock;
 use crate::config::Protocol;
 use crate::craft::Content;
-use crate::publish::split;
+use crate::publish::{Publisher, split};
 
 impl Agent {
     /// Says where a flow goes, and why.
@@ -39,7 +41,7 @@ impl Agent {
                     &[],
                 )],
                 verdict: "pass".to_owned(),
-                reason: lb_common::verdict::Reason::NotOurs.name().to_owned(),
+                reason: Reason::NotOurs.name().to_owned(),
                 ..Explanation::default()
             });
         };
@@ -50,12 +52,15 @@ impl Agent {
             .iter()
             .find(|s| crate::compile::key_of(s) == key)
             .map(|s| s.name.to_string());
+        let previewed = self.previewed(&key).map(ToString::to_string);
+        let what = match (&name, &previewed) {
+            (Some(name), _) => name.clone(),
+            (None, Some(of)) => format!("the preview of {of}"),
+            (None, None) => "a service".to_owned(),
+        };
+        let name = name.or(previewed);
         let service = self.publisher.maps.services.read(index);
-        steps.push(step(
-            "service",
-            format!("{} is {}", request.to, name.as_deref().unwrap_or("a service")),
-            &[("index", index.to_string())],
-        ));
+        steps.push(step("service", format!("{} is {what}", request.to), &[("index", index.to_string())]));
 
         let flow = FlowKey {
             client: request.from.ip().into(),
@@ -64,7 +69,19 @@ impl Agent {
             owner: index,
         };
         let mut tables = self.copy(&service, &flow, protocol);
-        let named = request.quic_id.as_ref().map(|id| self.named(&service, index, id, &mut tables));
+        let (guard, kept_away) = guard_step(&self.publisher, &service, &flow, request);
+        steps.extend(guard);
+        if let Some(reason) = kept_away {
+            steps.extend(self.run_step(&key, tables, request, run::content(protocol)));
+            return Ok(Explanation {
+                steps,
+                verdict: "drop".to_owned(),
+                reason: reason.name().to_owned(),
+                service: name,
+                ..Explanation::default()
+            });
+        }
+        let named = request.quic_id.as_ref().map(|id| self.named_by_id(&service, index, id, &mut tables));
         if service.has(Service::QUIC) && named.is_none() {
             let text = "a connection id that names a backend counts before all that follows: see --quic-id";
             steps.push(step("quic", text.to_owned(), &[]));
@@ -150,13 +167,13 @@ impl Agent {
         let backend = self.publisher.maps.backends.read(id.into());
         let pool = self.publisher.registry.pool_name(backend.pool).map(str::to_owned);
         let (verdict, reason) = if id == 0 {
-            ("drop", lb_common::verdict::Reason::NoBackend)
+            ("drop", Reason::NoBackend)
         } else if !backend.life().is_usable() {
-            ("drop", lb_common::verdict::Reason::BackendGone)
+            ("drop", Reason::BackendGone)
         } else if backend.next_hop().mac().is_none() {
-            ("drop", lb_common::verdict::Reason::NoNeighbour)
+            ("drop", Reason::NoNeighbour)
         } else {
-            ("transmit", lb_common::verdict::Reason::Forwarded)
+            ("transmit", Reason::Forwarded)
         };
         Explanation {
             steps,
@@ -206,6 +223,8 @@ impl Agent {
         request: &Explain,
         content: Content,
     ) -> Option<Step> {
+        // Here only nobody's packets are asked for it.
+        tables.vip_rules.insert(key.address, 0);
         let ifindex = self.kernel.attached.first()?.ifindex;
         tables.vips.insert(*key, 0);
         let directory = crate::dataplane::maps::directory(&self.places.pin_dir);
@@ -257,6 +276,22 @@ impl Agent {
         crate::api::BackendPath::name_of((ip, backend.port.number()).into())
     }
 
+    /// What guards the one service of a copy, as far as a flow meets it.
+    fn copy_guard(&self, flow: &FlowKey, tables: &mut Tables) {
+        let maps = &self.publisher.maps;
+        let guard = maps.guards.read(flow.owner);
+        if let Some((_, rule)) = self.publisher.rule_of(flow.owner, flow.client) {
+            tables.rules.insert(GuestKey::client(0, flow.client), rule);
+        }
+        let due = Source { connections_due: guard.connections_due, packets_due: guard.packets_due };
+        tables.dues.borrow_mut().insert(0, due);
+        let source = guard.source(flow.owner, flow.client);
+        if let Ok(Some(due)) = maps.sources.get(&source) {
+            tables.sources.borrow_mut().insert(SourceKey { service: 0, ..source }, due);
+        }
+        tables.guards.insert(0, guard);
+    }
+
     /// The tables of one service and what they hold of one flow, in memory.
     fn copy(&self, service: &Service, flow: &FlowKey, protocol: u8) -> Tables {
         let maps = &self.publisher.maps;
@@ -274,12 +309,16 @@ impl Agent {
         tables.backends = (0..maps.backends.len()).map(|id| maps.backends.read(id)).collect();
         tables.clock.set(clock::nanoseconds());
         *tables.settings = maps.settings.read(0);
+        tables.vlans = maps.vlans.entries().unwrap_or_default().into_iter().collect();
         tables.devices = (0..maps.devices.len()).map(|index| maps.devices.read(index)).collect();
         if service.has(Service::GUESTS) {
             let client = GuestKey::client(flow.owner, flow.client);
             if maps.guests.get(&client).ok().flatten().is_some() {
                 tables.guests.push(client);
             }
+        }
+        if service.has(Service::GUARDED) {
+            self.copy_guard(flow, &mut tables);
         }
         if service.has(Service::CAPPED) {
             // As if there were room: whether there is, a new flow finds out when it comes.
@@ -297,6 +336,78 @@ impl Agent {
         }
         tables
     }
+}
+
+/// What stands before a service, and why it keeps a client away if it does.
+fn guard_step(
+    publisher: &Publisher,
+    service: &Service,
+    flow: &FlowKey,
+    request: &Explain,
+) -> (Option<Step>, Option<Reason>) {
+    let from = request.from.ip();
+    let network = Network {
+        family: if from.is_ipv4() { Family::V4 } else { Family::V6 },
+        l3: 0,
+        next: 0,
+        end: 0,
+        protocol: 0,
+        fragment: false,
+        source: flow.client,
+        destination: request.to.ip().into(),
+    };
+    if let Err(reason) = guard::sender(&network) {
+        let text = match reason {
+            Reason::Land => format!("{from} is the VIP itself, which sends nothing: its packets are dropped"),
+            _ => format!("no host has the address {from}: its packets are dropped"),
+        };
+        return (Some(step("guard", text, &[])), Some(reason));
+    }
+    if !service.has(Service::GUARDED) {
+        return (None, None);
+    }
+    let found = publisher.rule_of(flow.owner, flow.client);
+    let (lists, denied) = match found {
+        None if publisher.maps.guards.read(flow.owner).rules == 0 => {
+            ("everybody may talk to it".to_owned(), false)
+        }
+        None => (format!("no network of `deny` has {from}, so it may talk to it"), false),
+        Some((network, Rule::Allowed)) => (format!("{from} is in {network}, which is allowed"), false),
+        Some((network, Rule::Denied)) => {
+            (format!("{from} is in {network}, which is denied: its packets are dropped"), true)
+        }
+        Some((_, Rule::NotAllowed)) => {
+            (format!("no network of `allow` has {from}, and no others may: its packets are dropped"), true)
+        }
+    };
+    let rates = if denied { String::new() } else { rates(publisher, flow) };
+    let step = step("guard", format!("{lists}{rates}"), &[]);
+    (Some(step), denied.then_some(Reason::Denied))
+}
+
+/// The rates that hold for a client, and whether there is room now.
+fn rates(publisher: &Publisher, flow: &FlowKey) -> String {
+    let maps = &publisher.maps;
+    let guard = maps.guards.read(flow.owner);
+    let source = maps.sources.get(&guard.source(flow.owner, flow.client)).ok().flatten().unwrap_or_default();
+    let now = clock::nanoseconds();
+    let rates = [
+        ("new connections of the service", guard.connections, guard.connections_due),
+        ("packets of the service", guard.packets, guard.packets_due),
+        ("new connections of its source", guard.source_connections, source.connections_due),
+        ("packets of its source", guard.source_packets, source.packets_due),
+    ];
+    let of = |(what, rate, due): (&str, guard::Rate, u64)| {
+        (rate.interval != 0).then(|| {
+            let room = if rate.after(due, now).is_some() {
+                "there is room"
+            } else {
+                "there is no room now: they are dropped"
+            };
+            format!("; {what} have a rate, and {room}")
+        })
+    };
+    rates.into_iter().filter_map(of).collect()
 }
 
 /// The index that a slot of the kernel has in the copy.

@@ -80,7 +80,7 @@ impl Target {
                 backend: backend.to_string(),
             });
         }
-        let query = ServiceQuery { service: Some(self.service.clone()) };
+        let query = ServiceQuery { service: Some(self.service.clone()), ..ServiceQuery::default() };
         let known = client.backends(&query).await?.backends;
         self.among(&known)
     }

@@ -8,14 +8,16 @@
 //! | which priority takes how much? | `priority` |
 //! | which part of its weight has a backend that has just come up? | `slow_start` |
 //! | which part of it does a breaker leave? | `shed` |
+//! | what does a rollout's preview reach? | `preview` |
 //! | where do flows go whose pool has nobody? | [`Compiler::compile`] |
 
 mod health;
+mod preview;
 mod priority;
 mod shed;
 mod slow_start;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use lb_common::abi::{self, Address, NextHop, Port, VipKey};
+use lb_common::guard::{Guard, Rate};
 use lb_common::hash::{Keys, Purpose, Seed};
 use lb_common::limit::Limit;
 use lb_common::maglev::{self, Candidate};
@@ -36,9 +39,10 @@ use crate::config::{
 };
 use crate::health::Advice;
 use crate::outlier::{Gate, NEUTRAL};
-use crate::publish::{Limits, Member, PoolPlan, QuicPlan, Registry, ServicePlan};
+use crate::publish::{Limits, Member, PoolPlan, Protection, QuicPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
+pub use preview::preview;
 use priority::{Level, Taker};
 use slow_start::{Presence, Seen, WHOLE, Warmth};
 
@@ -415,8 +419,13 @@ impl Compiler {
         if let Some(limits) = &limits {
             flags |= limits.flags;
         }
+        if service.breaker.is_some() && service.protocol == Protocol::Tcp && service.mode != Mode::FullNat {
+            // Whoever is half open gets so many connections and no more.
+            flags |= abi::Service::LIMITED;
+        }
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
-            flags |= abi::Service::MEASURED;
+            // Of each backend, too: those counts outlive rollout and agent.
+            flags |= abi::Service::MEASURED | abi::Service::WATCHED;
             if intent.rollout.as_ref().is_some_and(|rollout| rollout.plan.cap.is_some()) {
                 flags |= abi::Service::CAPPED;
             }
@@ -461,6 +470,10 @@ impl Compiler {
                 most: ONE * u64::from(retry.burst),
                 ..Budget::default()
             }),
+            protection: service
+                .protection
+                .as_ref()
+                .map_or_else(Protection::default, |it| protection(it, service)),
             quic: quic.unwrap_or_default(),
             stable,
             canary,
@@ -469,8 +482,15 @@ impl Compiler {
     }
 
     /// Forgets services that are not at one of these addresses any more.
-    pub fn keep(&mut self, keys: &[VipKey]) {
+    pub fn keep(&mut self, keys: &HashSet<VipKey>) {
         self.services.retain(|key, _| keys.contains(key));
+    }
+
+    /// Another one that knows what this one knows of the services at these addresses.
+    #[must_use]
+    pub fn knowing(&self, keys: impl IntoIterator<Item = VipKey>) -> Self {
+        let known = keys.into_iter().filter_map(|key| Some((key, self.services.get(&key)?.clone())));
+        Self { services: known.collect() }
     }
 }
 
@@ -520,6 +540,33 @@ fn limits(limits: &config::Limits) -> Limits {
 }
 
 /// Of a service, for the kernel.
+fn protection(protection: &config::Protection, service: &Service) -> Protection {
+    let rate = |per_second: Option<u32>, burst: Option<u32>| match per_second {
+        Some(per_second) => Rate::per_second(per_second, burst.unwrap_or(per_second)),
+        None => Rate::default(),
+    };
+    // Addresses are 16 bytes, IPv4's at the end.
+    let bits =
+        if service.vip.is_ipv4() { 96 + protection.source_prefix_v4 } else { protection.source_prefix_v6 };
+    let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+    let tcp = service.protocol == Protocol::Tcp;
+    Protection {
+        allow: protection.allow.clone(),
+        deny: protection.deny.clone(),
+        rates: Guard {
+            connections: rate(protection.max_new_per_second.filter(|_| tcp), protection.new_burst),
+            packets: rate(protection.max_packets_per_second, protection.packet_burst),
+            source_connections: rate(
+                protection.source_max_new_per_second.filter(|_| tcp),
+                protection.source_new_burst,
+            ),
+            source_packets: rate(protection.source_max_packets_per_second, protection.source_packet_burst),
+            source_mask: Address::v6(&mask.to_be_bytes()),
+            ..Guard::default()
+        },
+    }
+}
+
 fn quic(quic: &config::Quic) -> QuicPlan {
     let codec = |config: &config::QuicConfig| Codec {
         config: config.id as u8,
@@ -565,7 +612,7 @@ fn table(
 }
 
 /// Where Linux's own documents have GUE.
-const GUE_PORT: u16 = 6080;
+pub(crate) const GUE_PORT: u16 = 6080;
 
 /// Where clients find a service.
 #[must_use]

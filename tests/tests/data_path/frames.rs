@@ -57,8 +57,9 @@ impl Frames {
 
     fn damage(&self, frame: &mut Vec<u8>, rng: &mut Rng) {
         let at = Layout::of(frame);
-        match rng.below(16) {
+        match rng.below(17) {
             0..4 => go_on(frame, &at, rng),
+            16 => Self::disown(frame, &at, rng),
             4 => flip(frame, rng),
             5 => frame.truncate(rng.below(frame.len() + 1)),
             6 => stretch(frame, &at, rng),
@@ -83,6 +84,22 @@ impl Frames {
             IpAddr::V6(address) => address.octets().to_vec(),
         };
         put(frame, at.addresses() + rng.below(2) * octets.len(), &octets);
+    }
+
+    /// From nobody: an address that no host has, or the very one that the frame is for.
+    fn disown(frame: &mut [u8], at: &Layout, rng: &mut Rng) {
+        let source = at.addresses();
+        let length = if at.v6 { 16 } else { 4 };
+        if rng.once_in(2) && frame.len() >= source + 2 * length {
+            return frame.copy_within(source + length..source + 2 * length, source);
+        }
+        if at.v6 {
+            let mut octets = [0; 16];
+            (octets[0], octets[15]) = rng.pick(&[(0, 0), (0, 1), (0, 2), (0xff, 1), (0xfe, 1)]);
+            (octets[10], octets[11]) = rng.pick(&[(0, 0), (0, 0), (0xff, 0xff)]);
+            return put(frame, source, &octets);
+        }
+        put(frame, source, &[rng.pick(&[0, 1, 126, 127, 128, 223, 224, 240, 255])]);
     }
 }
 

@@ -1,5 +1,6 @@
 //! A namespace whose routes are known, and what `bpf_fib_lookup` must say of them.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
@@ -8,6 +9,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::Device;
 use lb_common::parse::Network as Header;
 use lb_common::pipeline::Route;
+use lb_common::vlan::{Tags, Vlan};
+use lb_common::wire::{ETHERTYPE_QINQ, ETHERTYPE_VLAN};
 use lb_tests::programs::returning;
 use lb_tests::{Family, Lab, Mac, Namespace, bpf};
 use rtnetlink::RouteMessageBuilder;
@@ -90,7 +93,8 @@ impl Network {
         self.lab.balancer().port().index
     }
 
-    /// What the program may send by: the port, a narrow loopback, and an interface that it is not told how to send by.
+    /// What the program may send by: the port, a narrow loopback, and an interface that it is not told how to send by, unless it is
+    /// one of [`vlans`](Self::vlans).
     pub fn devices(&self) -> [Device; 3] {
         let mac = self.lab.balancer().mac().0;
         [
@@ -98,6 +102,19 @@ impl Network {
             Device { ifindex: LOOPBACK, mtu: NARROW, mac: [0; 6], pad: 0 },
             Device { ifindex: NOWHERE, mtu: MTU, mac: [2; 6], pad: 0 },
         ]
+    }
+
+    /// As if the interface that is not there were a VLAN device on the port, with these tags.
+    pub fn vlans(&self, tags: &[u16]) -> HashMap<u32, Vlan> {
+        let tags = match tags {
+            [outer, inner] => {
+                Tags::NONE.with(ETHERTYPE_QINQ, *outer).and_then(|tags| tags.with(ETHERTYPE_VLAN, *inner))
+            }
+            tags => tags.iter().try_fold(Tags::NONE, |tags, id| tags.with(ETHERTYPE_VLAN, *id)),
+        };
+        let tags = tags.expect("two tags at most").0;
+        let own = |ifindex| (ifindex, Vlan { ifindex, tags: 0 });
+        [own(self.port()), own(LOOPBACK), (NOWHERE, Vlan { ifindex: self.port(), tags })].into()
     }
 
     /// The interfaces of `EGRESS`.
@@ -121,21 +138,44 @@ impl Network {
         odd.iter().filter_map(|text| text.parse().ok()).chain([own, stranger, router]).collect()
     }
 
-    /// What the kernel says of a packet that came in by `arrival`.
-    pub fn route(&self, arrival: u32, header: &Header) -> Route {
-        let out =
-            Route::Out { ifindex: self.port(), source: self.lab.balancer().mac().0, destination: ROUTER.0 };
-        let onward = if header.end - header.l3 > MTU.into() { Route::TooBig } else { out };
+    /// What the kernel says of where packets leave.
+    pub fn routes(&self) -> Routes {
         let balancer = self.lab.balancer();
+        Routes {
+            port: self.port(),
+            mac: balancer.mac(),
+            v4: balancer.v4(),
+            v6: balancer.v6(),
+            known: Family::ALL.map(|family| self.lab.vip(200, family)),
+        }
+    }
+}
+
+/// What the kernel knows of the namespace's routes.
+#[derive(Clone, Copy)]
+pub struct Routes {
+    port: u32,
+    mac: Mac,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+    /// The router that answers, by family.
+    known: [IpAddr; 2],
+}
+
+impl Routes {
+    /// Where a packet leaves that came in by `arrival`.
+    pub fn route(&self, arrival: u32, header: &Header) -> Route {
+        let out = Route::Out { ifindex: self.port, source: self.mac.0, destination: ROUTER.0 };
+        let onward = if header.end - header.l3 > MTU.into() { Route::TooBig } else { out };
         match IpAddr::from(header.destination) {
             IpAddr::V4(_) if arrival == LOOPBACK => Route::ForwardingOff,
             IpAddr::V4(to) => {
-                let lan = Ipv4Net::new_assert(balancer.v4(), 16);
-                if to == balancer.v4() || to.is_loopback() || to == lan.broadcast() {
+                let lan = Ipv4Net::new_assert(self.v4, 16);
+                if to == self.v4 || to.is_loopback() || to == lan.broadcast() {
                     Route::Local
                 } else if FORBIDDEN_V4.contains(&to) {
                     Route::None
-                } else if IpAddr::V4(to) != self.lab.vip(200, Family::V4)
+                } else if !self.known.contains(&to.into())
                     && (lan.contains(&to) || UNRESOLVED_V4.contains(&to))
                 {
                     unresolved(onward)
@@ -144,11 +184,11 @@ impl Network {
                 }
             }
             IpAddr::V6(to) => {
-                let lan = Ipv6Net::new_assert(balancer.v6(), 64);
+                let lan = Ipv6Net::new_assert(self.v6, 64);
                 // What is for a link does not leave it.
                 let link = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
                 // The first address of a prefix is anycast for its routers (RFC 4291, 2.6.1).
-                let ours = [balancer.v6(), lan.network(), Ipv6Addr::LOCALHOST];
+                let ours = [self.v6, lan.network(), Ipv6Addr::LOCALHOST];
                 let stays = |address: Ipv6Addr| {
                     address.is_multicast() || address.is_loopback() || link.contains(&address)
                 };
@@ -157,7 +197,7 @@ impl Network {
                     Route::Local
                 } else if FORBIDDEN_V6.contains(&to) {
                     Route::None
-                } else if IpAddr::V6(to) != self.lab.vip(200, Family::V6)
+                } else if !self.known.contains(&to.into())
                     && [lan, UNRESOLVED_V6].iter().any(|net| net.contains(&to))
                 {
                     unresolved(onward)

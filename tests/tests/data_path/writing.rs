@@ -1,12 +1,14 @@
 //! What publishing writes into the maps, where only the maps show it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{Mode, NextHop, OnEmpty, Port, Service, Split, VipKey};
 use lb_common::quic::{Codec, Server, ServerKey};
-use lb_common::wire::IPPROTO_TCP;
+use lb_common::vlan::{Tags, Vlan};
+use lb_common::wire::{ETHERTYPE_VLAN, IPPROTO_TCP};
 use lb_tests::claim;
 use lb_userspace::dataplane::Capacities;
 use lb_userspace::publish::split::{self, Flows};
@@ -21,6 +23,7 @@ pub fn claims() -> Vec<Trial> {
         claim("as many backends fit as the configuration says", backends_fit),
         claim("ids of a canary whose flows were reset stay void until it is open again", reset_names),
         claim("ids name who is configured, and nobody who is gone", names_follow),
+        claim("frames leave by what VLAN devices are on, and never by themselves", vlans),
         claim("two pools fit for each service that the configuration says", pools_fit),
     ]
 }
@@ -62,6 +65,7 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         salt: 0,
         limits: Default::default(),
         budget: None,
+        protection: Default::default(),
         quic: Default::default(),
         table_size: SLOTS,
         stable,
@@ -111,6 +115,35 @@ fn backends_fit() -> Result<()> {
         }
         other => anyhow::bail!("a fourth backend found room: {other:?}"),
     }
+}
+
+fn vlans() -> Result<()> {
+    /// A card that is there, and a VLAN device on it that is not.
+    const CARD: u32 = 1;
+    const DEVICE: u32 = 4000;
+    let mut publisher = publisher(ROOM)?;
+    let maps = Arc::clone(&publisher.maps);
+    // As an agent would have left it that knew nothing of VLANs.
+    maps.egress.insert(&DEVICE, &[CARD, 0])?;
+    let index = publisher.device(DEVICE, [2, 0, 0, 0, 0, 9], 1400, false)?;
+    publisher.device(CARD, [2, 0, 0, 0, 0, 1], 1500, true)?;
+    let device = maps.devices.read(index.into());
+    ensure!((device.ifindex, device.mtu, device.mac[5]) == (DEVICE, 1400, 9), "{device:?}");
+    let tagged =
+        |id| Vlan { ifindex: CARD, tags: Tags::NONE.with(ETHERTYPE_VLAN, id).expect("there is room").0 };
+    let own = (CARD, Vlan { ifindex: CARD, tags: 0 });
+    for wanted in [
+        BTreeMap::from([own, (DEVICE, tagged(100))]),
+        BTreeMap::from([own, (DEVICE, tagged(200)), (DEVICE + 1, tagged(100))]),
+        BTreeMap::from([own, (DEVICE + 1, tagged(100))]),
+        BTreeMap::new(),
+    ] {
+        publisher.vlans(&wanted)?;
+        let written: BTreeMap<u32, Vlan> = maps.vlans.entries()?.into_iter().collect();
+        ensure!(written == wanted, "{written:?} instead of {wanted:?}");
+        ensure!(maps.egress.get(&DEVICE)?.is_none() && maps.egress.get(&CARD)?.is_some(), "EGRESS");
+    }
+    Ok(())
 }
 
 fn pools_fit() -> Result<()> {

@@ -5,6 +5,7 @@ mod discovery;
 mod dns;
 mod full_nat;
 mod health;
+mod interfaces;
 mod lifecycle;
 mod modes;
 mod observe;
@@ -13,6 +14,7 @@ mod page;
 mod passive;
 mod paths;
 mod policy;
+mod protection;
 mod quic;
 mod refusals;
 mod revisions;
@@ -20,12 +22,14 @@ mod rollout;
 mod split;
 mod survival;
 mod trace;
+mod vip_probes;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let claims = [
         modes::claims(),
+        interfaces::claims(),
         paths::claims(),
         split::claims(),
         survival::claims(),
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         churn::claims(),
         trace::claims(),
         health::claims(),
+        vip_probes::claims(),
         lifecycle::claims(),
         discovery::claims(),
         observe::claims(),
@@ -42,6 +47,7 @@ fn main() -> ExitCode {
         page::claims(),
         passive::claims(),
         policy::claims(),
+        protection::claims(),
         refusals::claims(),
         revisions::claims(),
         rollout::claims(),

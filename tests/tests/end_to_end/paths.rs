@@ -1,6 +1,7 @@
 //! Paths that take less than the interfaces: large transfers find out, and large datagrams arrive in pieces.
 
-use std::io::{Read as _, Write as _};
+use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
 use lb_common::verdict::Reason;
 use lb_tests::scene::{PORT, Plan, Scene};
-use lb_tests::{Family, Lab, Mac, Namespace, Topology, VethEnd, claim};
+use lb_tests::{Family, Host, Lab, Mac, Namespace, Topology, VethEnd, claim, private_dir};
 use lb_userspace::dataplane::maps::{Maps, directory};
 use libtest_mimic::Trial;
 use rtnetlink::RouteMessageBuilder;
@@ -18,9 +19,15 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
 pub fn claims() -> Vec<Trial> {
     use Family::{V4, V6};
     let mut claims = Vec::new();
-    for (mode, family, inner) in
-        [("nat", V4, V4), ("nat", V6, V6), ("dsr-l2", V4, V4), ("dsr-ipip", V6, V4), ("dsr-gue", V4, V6)]
-    {
+    for (mode, family, inner) in [
+        ("nat", V4, V4),
+        ("nat", V6, V6),
+        ("dsr-l2", V4, V4),
+        ("dsr-ipip", V6, V4),
+        ("dsr-gue", V4, V6),
+        ("full-nat", V4, V4),
+        ("full-nat", V6, V6),
+    ] {
         let name = format!("megabytes go both ways over a {family:?} path of 1300 bytes in {mode}");
         claims.push(claim(&name, move || far_away(mode, family, inner)));
     }
@@ -31,14 +38,28 @@ pub fn claims() -> Vec<Trial> {
         claims.push(claim(&name, move || tunnel(mode, family, inner)));
     }
     for family in [V4, V6] {
-        let name = format!("a nat backend learns what fits the balancer's way to {family:?} clients");
-        claims.push(claim(&name, move || narrow_front(family)));
-        let name = format!("with clamp_mss nobody has to learn, over {family:?}");
-        claims.push(claim(&name, move || clamped(family)));
+        for mode in ["nat", "full-nat"] {
+            let name = format!("a {mode} backend learns what fits the balancer's way to {family:?} clients");
+            claims.push(claim(&name, move || narrow_front(mode, family)));
+            let name = format!("with clamp_mss nobody has to learn, over {family:?} in {mode}");
+            claims.push(claim(&name, move || clamped(mode, family)));
+        }
+        let name = format!("a client learns what fits the {family:?} path to a full-nat backend");
+        claims.push(claim(&name, move || deep(family, false)));
+        let name = format!("the same where the backend is told of its {family:?} client");
+        claims.push(claim(&name, move || deep(family, true)));
+        let name = format!("a client hears at once that nobody serves a full-nat backend's {family:?} port");
+        claims.push(claim(&name, move || unserved(family)));
     }
-    for (mode, family, inner) in
-        [("nat", V4, V4), ("nat", V6, V6), ("dsr-l2", V6, V6), ("dsr-ipip", V4, V4), ("dsr-gue", V6, V6)]
-    {
+    for (mode, family, inner) in [
+        ("nat", V4, V4),
+        ("nat", V6, V6),
+        ("dsr-l2", V6, V6),
+        ("dsr-ipip", V4, V4),
+        ("dsr-gue", V6, V6),
+        ("full-nat", V4, V4),
+        ("full-nat", V6, V6),
+    ] {
         let name = format!("a large {family:?} datagram and its answer arrive in {mode}");
         claims.push(claim(&name, move || fragments(mode, family, inner)));
     }
@@ -66,7 +87,11 @@ fn scene(
 
 /// Serves one connection on the backend: takes as much as the client sends, and sends as much.
 fn exchange(scene: &Scene, client: &Namespace) -> Result<()> {
-    let backend = scene.lab.backend(0);
+    exchange_with(scene, client, scene.lab.backend(0).namespace())
+}
+
+/// The same on another host.
+fn exchange_with(scene: &Scene, client: &Namespace, backend: &Namespace) -> Result<()> {
     let port = if scene.plan.mode.starts_with("dsr") { PORT } else { scene.plan.port };
     let any: IpAddr = match scene.plan.family {
         Family::V4 => [0; 4].into(),
@@ -115,18 +140,26 @@ fn count(scene: &Scene, reason: Reason) -> Result<u64> {
     Ok(counts(scene)?.iter().find(|(name, _)| *name == reason.name()).map_or(0, |(_, count)| *count))
 }
 
-/// A host behind the first client, which sends it no packet of more than 1300 bytes.
-fn behind(lab: &Lab) -> Result<Namespace> {
-    let router = lab.client(0);
+/// Where the host behind another one is.
+const fn far_address(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "10.9.0.2",
+        Family::V6 => "fd09::2",
+    }
+}
+
+/// A host behind another one, which sends it no packet of more than 1300 bytes.
+fn behind(lab: &Lab, router: &Host) -> Result<Namespace> {
     let far = Namespace::new("far")?;
     let down = VethEnd { namespace: router.namespace(), name: "down", mac: Mac([2, 0xfa, 0, 0, 0, 1]) };
     far.connect("up", Mac([2, 0xfa, 0, 0, 0, 2]), down, 1500)?;
     for name in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         router.sysctl(name, 1)?;
     }
-    for (net, all, near, own) in
-        [("10.9.0.0/24", "0.0.0.0/0", "10.9.0.1", "10.9.0.2"), ("fd09::/64", "::/0", "fd09::1", "fd09::2")]
-    {
+    for (net, all, near, own) in [
+        ("10.9.0.0/24", "0.0.0.0/0", "10.9.0.1", far_address(Family::V4)),
+        ("fd09::/64", "::/0", "fd09::1", far_address(Family::V6)),
+    ] {
         let (net, all): (IpNet, IpNet) = (net.parse()?, all.parse()?);
         let (near, own): (IpAddr, IpAddr) = (near.parse()?, own.parse()?);
         router.add_address("down", near, net.prefix_len())?;
@@ -140,8 +173,12 @@ fn behind(lab: &Lab) -> Result<Namespace> {
 
 fn far_away(mode: &'static str, family: Family, inner: Family) -> Result<()> {
     let scene = scene(mode, family, inner, &Plan::default(), Lab::builder())?;
-    let far = behind(&scene.lab)?;
+    let far = behind(&scene.lab, scene.lab.client(0))?;
+    // A `full-nat` backend knows no way there.
     for net in ["10.9.0.0/24", "fd09::/64"] {
+        if mode == "full-nat" {
+            continue;
+        }
         let net: IpNet = net.parse()?;
         let family = net.addr().into();
         let next: IpAddr =
@@ -161,24 +198,56 @@ fn tunnel(mode: &'static str, family: Family, inner: Family) -> Result<()> {
     Ok(())
 }
 
-fn narrow_front(family: Family) -> Result<()> {
-    let scene = narrow(family, String::new())?;
+/// A backend at the end of a path that takes 1300 bytes, behind another one.
+fn deep(family: Family, toa: bool) -> Result<()> {
+    let service = if toa { "toa = true".to_owned() } else { String::new() };
+    let scene = scene("full-nat", family, family, &Plan { service, ..Plan::default() }, Lab::builder())?;
+    let router = scene.lab.backend(0);
+    let deep = behind(&scene.lab, router)?;
+    let at = |ip: IpAddr| SocketAddr::from((ip, scene.plan.port)).to_string();
+    let (near, far) = (at(router.ip(family)), at(far_address(family).parse()?));
+    let path = private_dir("paths")?.join("lb.toml");
+    fs::write(&path, scene.plan.config(&scene.lab).replace(&near, &far))?;
+    scene.lbctl(&["apply", "-f", &path.to_string_lossy()])?;
+    scene.wait_taking(1, PATIENCE)?;
+    exchange_with(&scene, scene.lab.client(0).namespace(), &deep)?;
+    // The client cannot know but from the router before the backend.
+    ensure!(count(&scene, Reason::ErrorReplied)? > 0, "{:?}", counts(&scene)?);
+    Ok(())
+}
+
+/// A datagram to a port that nobody has.
+fn unserved(family: Family) -> Result<()> {
+    let more = Plan { protocol: "udp", ..Plan::default() };
+    let scene = scene("full-nat", family, family, &more, Lab::builder())?;
+    let client = scene.lab.client(0);
+    let socket = client.run(|| UdpSocket::bind((client.ip(family), 0)))?;
+    socket.connect(scene.target())?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send(b"is anybody there?")?;
+    let error = socket.recv(&mut [0; 64]).expect_err("nobody answers");
+    ensure!(error.kind() == ErrorKind::ConnectionRefused, "{error}: {:?}", counts(&scene)?);
+    Ok(())
+}
+
+fn narrow_front(mode: &'static str, family: Family) -> Result<()> {
+    let scene = narrow(mode, family, String::new())?;
     exchange(&scene, scene.lab.client(0).namespace())?;
     ensure!(count(&scene, Reason::TooBigTold)? > 0, "{:?}", counts(&scene)?);
     Ok(())
 }
 
-fn clamped(family: Family) -> Result<()> {
-    let scene = narrow(family, "clamp_mss = 1200".to_owned())?;
+fn clamped(mode: &'static str, family: Family) -> Result<()> {
+    let scene = narrow(mode, family, "clamp_mss = 1200".to_owned())?;
     exchange(&scene, scene.lab.client(0).namespace())?;
     ensure!(count(&scene, Reason::TooBigTold)? == 0, "{:?}", counts(&scene)?);
     Ok(())
 }
 
 /// A balancer whose way to the clients takes less than theirs to it.
-fn narrow(family: Family, service: String) -> Result<Scene> {
+fn narrow(mode: &'static str, family: Family, service: String) -> Result<Scene> {
     let more = Plan { service, ..Plan::default() };
-    let scene = scene("nat", family, family, &more, Lab::builder().topology(Topology::Routed))?;
+    let scene = scene(mode, family, family, &more, Lab::builder().topology(Topology::Routed))?;
     let (balancer, client) = (scene.lab.balancer(), scene.lab.client(0));
     narrow_route(balancer.namespace(), balancer.port().index, client.ip(family))?;
     Ok(scene)
@@ -201,10 +270,10 @@ fn fragments(mode: &'static str, family: Family, inner: Family) -> Result<()> {
     let scene = scene(mode, family, inner, &more, Lab::builder())?;
     let backend = scene.lab.backend(0);
     let target = scene.target();
-    let port = if mode == "nat" { scene.plan.port } else { PORT };
     // In the `dsr` modes the answer has to come from the VIP.
+    let dsr = mode.starts_with("dsr");
     let at: SocketAddr =
-        if mode == "nat" { (backend.ip(family), port).into() } else { (target.ip(), port).into() };
+        if dsr { (target.ip(), PORT).into() } else { (backend.ip(family), scene.plan.port).into() };
     let server = backend.run(|| UdpSocket::bind(at))?;
     server.set_read_timeout(Some(PATIENCE))?;
     let client = scene.lab.client(0);
@@ -235,7 +304,7 @@ fn fragments(mode: &'static str, family: Family, inner: Family) -> Result<()> {
     })?;
     ensure!(result, "5000 bytes did not come back: {:?}", counts(&scene)?);
     ensure!(count(&scene, Reason::FragmentForwarded)? >= 4, "{:?}", counts(&scene)?);
-    if mode == "nat" {
+    if !dsr {
         ensure!(count(&scene, Reason::FragmentReplied)? >= 4, "{:?}", counts(&scene)?);
     }
     Ok(())

@@ -26,7 +26,7 @@ pub(super) fn padded(id: &ConnectionId) -> [u8; SHORT_HEADER_ID] {
 
 impl Agent {
     /// Reads a connection id, and copies what it is read by into `tables`, where the service is the first.
-    pub(super) fn named(
+    pub(super) fn named_by_id(
         &self,
         service: &Service,
         index: u32,

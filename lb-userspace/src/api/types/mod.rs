@@ -33,13 +33,13 @@ pub use request::{
     SetHealth, SetSplit, SetState, SetWeight, Undo, Validate,
 };
 pub use rollout::{
-    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, Quantiles, QueryStatus,
-    RolloutStatus, StartRollout, VerdictWord,
+    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, PreviewStatus, Quantiles,
+    QueryStatus, RolloutStatus, StartRollout, VerdictWord,
 };
 pub use service::{
     BackendRow, BackendStatus, Backends, BreakerStatus, ConnectionCount, DrainStatus, EjectionStatus,
     HealthState, HealthStatus, HealthWord, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    Rate, ServiceStatus, Services, SplitStatus, SteeringStatus, Traffic,
+    ProtectionStatus, Rate, ServiceStatus, Services, SplitStatus, SteeringStatus, Traffic,
 };
 pub use share::{Share, ShareError};
 pub use status::{

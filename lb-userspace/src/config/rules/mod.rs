@@ -8,6 +8,7 @@ mod discovery;
 mod fleet;
 mod health;
 mod passive;
+mod protection;
 mod quic;
 mod rollout;
 mod service;
@@ -38,5 +39,6 @@ pub(super) fn check_service(service: &ServiceDraft, findings: &mut Findings) {
     passive::check(service, findings);
     rollout::check(service, findings);
     discovery::check(service, findings);
+    protection::check(service, findings);
     quic::check(service, findings);
 }

@@ -14,7 +14,7 @@ mod sources;
 mod times;
 mod words;
 
-pub(super) use addresses::{Prefix, Prefix4, Prefix6, Target, Unicast};
+pub(super) use addresses::{Endpoint, Prefix, Prefix4, Prefix6, Target, Unicast};
 pub use checks::{CommandLine, FilePath, Payload, Phrase, TlsName};
 pub use http::{HttpHost, HttpPath, StatusRanges};
 pub use names::{InterfaceName, PoolName, ServiceName};
@@ -29,7 +29,7 @@ pub(super) use shares::{Multiple, Text, Truth};
 pub use sources::{DnsName, HttpUrl, NameServer};
 pub(super) use times::Time;
 pub use words::{
-    AdminState, BackendKey, Check, Mode, OnDown, OnEmpty, Protocol, SplitKey, Tracking, Verify, XdpMode,
+    AdminState, BackendKey, Check, Mode, OnDown, OnEmpty, Protocol, SplitKey, Tracking, Verify, Via, XdpMode,
 };
 
 /// Makes a scalar of a type whose text form is its [`FromStr`](std::str::FromStr) and `Display`, in the file and in JSON.

@@ -41,6 +41,8 @@ pub struct Spec {
     pub slots: u32,
     /// The pools `stable` and `canary`: the numbers of their backends, with their weights.
     pub pools: Vec<Vec<(u16, u16)>>,
+    /// Lines of `[service.protection]`, if there are any.
+    pub protection: String,
     /// How its connection ids are read, if they are.
     pub quic: Option<Codec>,
 }
@@ -56,6 +58,7 @@ impl Spec {
             mode: "dsr-ipip",
             slots: 16_381,
             pools: vec![equal(0..10)],
+            protection: String::new(),
             quic: None,
         }
     }
@@ -261,6 +264,9 @@ fn config(lab: &Lab, specs: &[Spec], dataplane: &str) -> String {
             "[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {PORT}\nprotocol = \"{protocol}\"\n\
              mode = \"{mode}\"\ntable_size = {slots}\n"
         );
+        if !spec.protection.is_empty() {
+            let _ = writeln!(text, "[service.protection]\n{}", spec.protection);
+        }
         if let Some(codec) = &spec.quic {
             let Codec { config, server_id_length, nonce_length, key } = codec;
             let key = key.map_or(String::new(), |key| format!("key = \"{}\"\n", hex(&key)));

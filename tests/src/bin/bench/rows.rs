@@ -42,6 +42,8 @@ pub enum Group {
     Quic,
     /// Slots that are changing.
     Unsettled,
+    /// Lists and rates.
+    Guarded,
 }
 
 impl Group {
@@ -54,6 +56,7 @@ impl Group {
             Self::Measured => "measured: a rollout at 10 %, settled, nat",
             Self::Quic => "QUIC by connection id, dsr-ipip",
             Self::Unsettled => "slots that are changing, dsr-ipip",
+            Self::Guarded => "guarded, settled, dsr-ipip",
         }
     }
 }
@@ -80,6 +83,8 @@ pub enum Shape {
     Link,
     /// It is as it was.
     Untouched,
+    /// It goes nowhere.
+    Dropped,
 }
 
 impl Shape {
@@ -87,6 +92,7 @@ impl Shape {
     pub const fn action(self) -> Action {
         match self {
             Self::Untouched => Action::Pass,
+            Self::Dropped => Action::Drop,
             _ => Action::Transmit,
         }
     }
@@ -118,6 +124,12 @@ pub struct Services {
     pub marked: Spec,
     /// UDP, every slot changes hands.
     pub moved_udp: Spec,
+    /// It denies a thousand networks that no client is in.
+    listed: Spec,
+    /// Each source has a rate that it keeps to.
+    paced: Spec,
+    /// It denies every client.
+    denying: Spec,
 }
 
 impl Services {
@@ -172,6 +184,15 @@ impl Services {
             moved: Spec { pools: fallow(40), ..Spec::new("moved", 4) },
             marked: Spec { pools: fallow(60), ..Spec::new("marked", 5) },
             moved_udp: Spec { protocol: "udp", pools: fallow(80), ..Spec::new("moved-udp", 4) },
+            listed: Spec {
+                protection: format!("deny = [{}]", denied().join(", ")),
+                ..Spec::new("listed", 8)
+            },
+            paced: Spec {
+                protection: "source_max_packets_per_second = 1000000000\nsource_prefix_v4 = 24".to_owned(),
+                ..Spec::new("paced", 9)
+            },
+            denying: Spec { protection: format!("deny = [\"{CLIENTS_V4}\"]"), ..Spec::new("denying", 10) },
         }
     }
 
@@ -193,10 +214,13 @@ impl Services {
             moved,
             marked,
             moved_udp,
+            listed,
+            paced,
+            denying,
         } = self;
         let ordinary = [
             tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, measured, moved, marked,
-            moved_udp,
+            moved_udp, listed, paced, denying,
         ];
         ordinary.into_iter().chain(quic).cloned().collect()
     }
@@ -213,8 +237,10 @@ impl Services {
         let not_ours = Expect { reason: Reason::NotOurs, slow: false, shape: Shape::Untouched };
         let nobody = Spec { vip: 99, ..self.tcp4.clone() };
 
+        let kept_away = Expect { reason: Reason::Denied, slow: false, shape: Shape::Dropped };
+
         let [plain, block, three, four] = &self.quic;
-        use Group::{Canary, Measured, Modes, Quic, Settled, Unsettled};
+        use Group::{Canary, Guarded, Measured, Modes, Quic, Settled, Unsettled};
         use Segment::{Ack, Datagram, Initial, Short, Syn};
         let row = |group, name, template, expect| Row { name, group, template, expect, katran: None };
         let known = |name, template, expect, katran| Row {
@@ -226,6 +252,7 @@ impl Services {
             known("TCP v4, 1 024 flows", to(&self.tcp4, Ack, 1024), tunnel4, (150, 184)),
             known("TCP v4, 100 000 flows", to(&self.tcp4, Ack, 100_000), tunnel4, (328, 347)),
             known("TCP SYN v4, 100 000 flows", to(&self.tcp4, Syn, 100_000), tunnel4, (160, 227)),
+            row(Settled, "TCP SYN v4, 1 000 000 flows (a flood)", to(&self.tcp4, Syn, 1_000_000), tunnel4),
             known("UDP v4, 100 000 flows", to(&self.udp4, Datagram, 100_000), tunnel4, (316, 341)),
             known("TCP v6, 1 024 flows", to(&self.tcp6, Ack, 1024), tunnel6, (174, 174)),
             known("not ours (passed up)", to(&nobody, Ack, 1024), not_ours, (72, 92)),
@@ -252,6 +279,24 @@ impl Services {
             row(Measured, "TCP v4, 1 024 flows", to(&self.measured, Ack, 1024), translated),
             row(Measured, "TCP v4, 1 024 flows, replies", reply(bed, &self.measured, 1024), replied),
             row(Measured, "TCP v4, 100 000 flows, replies", reply(bed, &self.measured, 100_000), replied),
+            row(
+                Guarded,
+                "TCP v4, 100 000 flows, 1 000 networks denied",
+                to(&self.listed, Ack, 100_000),
+                tunnel4,
+            ),
+            row(
+                Guarded,
+                "TCP v4, 100 000 flows, 391 sources with rates",
+                to(&self.paced, Ack, 100_000),
+                tunnel4,
+            ),
+            row(
+                Guarded,
+                "TCP SYN v4, 1 000 000 flows, all denied",
+                to(&self.denying, Syn, 1_000_000),
+                kept_away,
+            ),
             row(Quic, "short header, id as it is, 1 024 clients", to(plain, Short, 1024), tunnel4),
             row(Quic, "short header, id as it is, 100 000 clients", to(plain, Short, 100_000), tunnel4),
             row(Quic, "short header, id in one AES block, 1 024 clients", to(block, Short, 1024), tunnel4),
@@ -266,6 +311,17 @@ impl Services {
             row(Unsettled, "UDP v4, 100 000 flows, captured", to(&self.moved_udp, Datagram, 100_000), slow),
         ]
     }
+}
+
+/// Networks that no client is in, of every length.
+fn denied() -> Vec<String> {
+    let networks = (0..1_000_u32).map(|n| {
+        let length = 20 + n % 13;
+        let address = (172 << 24 | 16 << 16 | n << 10) & u32::MAX << (32 - length);
+        format!("\"{}/{length}\"", std::net::Ipv4Addr::from_bits(address))
+    });
+    let all: std::collections::BTreeSet<String> = networks.collect();
+    all.into_iter().collect()
 }
 
 /// What the packets of a row are.
