@@ -26,74 +26,75 @@ pub const KERNEL: &str = "6.18.";
 /// Whatever the kernel, and whatever it does, no program may take more instructions to verify.
 pub const LIMIT: u32 = 100_000;
 
-/// What was measured on [`KERNEL`] plus 5 %. (`lb` has its road twice: for the plainest shape of packets, and for all others.) A change that needs more says what for.
+/// What was measured on [`KERNEL`] plus 5 %. (`lb` has its road twice: for the plainest shape of packets, and for all others. 1.7 KB of
+/// what is translated are `lb_depart`, the end of each road: a global function is part of every program that calls it.) A change that needs more says what for.
 pub const BUDGETS: &[Budget] = &[
-    Budget { program: "lb", verified_instructions: 78_000, translated_bytes: 39_400, jited_bytes: 23_000 },
+    Budget { program: "lb", verified_instructions: 78_000, translated_bytes: 41_700, jited_bytes: 24_300 },
     Budget {
         program: "lb_reply",
         verified_instructions: 33_100,
-        translated_bytes: 22_800,
-        jited_bytes: 13_600,
+        translated_bytes: 25_300,
+        jited_bytes: 14_800,
     },
     Budget {
         program: "lb_attend",
         verified_instructions: 61_100,
-        translated_bytes: 64_700,
-        jited_bytes: 36_200,
+        translated_bytes: 68_100,
+        jited_bytes: 38_400,
     },
     Budget {
         program: "lb_session",
-        verified_instructions: 31_200,
-        translated_bytes: 18_400,
-        jited_bytes: 11_700,
+        verified_instructions: 33_600,
+        translated_bytes: 21_700,
+        jited_bytes: 13_000,
     },
     Budget {
         program: "lb_opening",
         verified_instructions: 31_300,
-        translated_bytes: 19_000,
-        jited_bytes: 11_600,
+        translated_bytes: 21_300,
+        jited_bytes: 12_800,
     },
     Budget {
         program: "lb_begin",
         verified_instructions: 76_400,
-        translated_bytes: 16_900,
-        jited_bytes: 9_820,
+        translated_bytes: 19_700,
+        jited_bytes: 11_500,
     },
     Budget {
         program: "lb_witness",
-        verified_instructions: 20_300,
-        translated_bytes: 39_100,
-        jited_bytes: 21_700,
+        verified_instructions: 21_800,
+        translated_bytes: 41_900,
+        jited_bytes: 23_300,
     },
     Budget {
         program: "lb_carry",
-        verified_instructions: 46_600,
-        translated_bytes: 18_300,
-        jited_bytes: 11_400,
+        verified_instructions: 49_900,
+        translated_bytes: 21_400,
+        jited_bytes: 12_800,
     },
     Budget {
         program: "lb_icmp",
         verified_instructions: 28_700,
-        translated_bytes: 21_900,
-        jited_bytes: 13_100,
+        translated_bytes: 23_900,
+        jited_bytes: 13_900,
     },
     Budget {
         program: "lb_fragment",
         verified_instructions: 42_900,
-        translated_bytes: 24_600,
-        jited_bytes: 14_600,
+        translated_bytes: 27_000,
+        jited_bytes: 15_800,
     },
     Budget {
         program: "lb_fragment_reply",
-        verified_instructions: 53_700,
-        translated_bytes: 11_400,
-        jited_bytes: 7_000,
+        verified_instructions: 56_800,
+        translated_bytes: 13_700,
+        jited_bytes: 8_120,
     },
     Budget {
         program: "lb_too_big",
         verified_instructions: 24_700,
-        translated_bytes: 15_500,
-        jited_bytes: 9_300,
+        translated_bytes: 17_700,
+        jited_bytes: 10_400,
     },
     Budget { program: "lb_decap", verified_instructions: 860, translated_bytes: 3_310, jited_bytes: 1_790 },
 ];
