@@ -103,7 +103,7 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, 
         bytes: network.end as u32,
         begins: place.begins.into(),
     };
-    let ifindex = leaving(&network, target.device.ifindex);
+    let ifindex = leaving(packet, target.device.ifindex);
     Ok(Verdict { reason: Reason::FragmentForwarded, ifindex, account })
 }
 
@@ -126,7 +126,7 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, R
     // (A number for both: LLVM would keep what is none in a register that a helper has cleared.)
     let (ifindex, out) = match tables.route(packet, &network) {
         Route::Out { ifindex, source, destination } => {
-            (leaving(&network, ifindex), Some((source, destination)))
+            (leaving(packet, ifindex), Some((source, destination)))
         }
         Route::Unresolved => (0, None),
         Route::Local => return Err(Reason::Local),

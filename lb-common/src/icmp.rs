@@ -190,7 +190,7 @@ fn to_backend<T: Tables>(
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    let ifindex = leaving(network, target.device.ifindex);
+    let ifindex = leaving(packet, target.device.ifindex);
     Ok(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE })
 }
 
@@ -229,7 +229,7 @@ fn to_client<T: Tables>(
         return Ok(Verdict::of(Reason::ErrorRepliedByHost));
     };
     rewrite::link(packet, source, destination)?;
-    Ok(Verdict { reason: Reason::ErrorReplied, ifindex: leaving(network, ifindex), account: Account::NONE })
+    Ok(Verdict { reason: Reason::ErrorReplied, ifindex: leaving(packet, ifindex), account: Account::NONE })
 }
 
 /// Where TCP's checksum is.

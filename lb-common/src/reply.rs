@@ -81,7 +81,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     };
     rewrite::link(packet, source, destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, ifindex), account })
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(packet, ifindex), account })
 }
 
 /// What a reply says about its handshake; an error if its client must not see it.

@@ -122,10 +122,8 @@ fn vlans() -> Result<()> {
     publisher.device(CARD, [2, 0, 0, 0, 0, 1], 1500, true)?;
     let device = maps.devices.read(index.into());
     ensure!((device.ifindex, device.mtu, device.mac[5]) == (DEVICE, 1400, 9), "{device:?}");
-    let tagged = |id| Vlan {
-        ifindex: CARD,
-        tags: Tags::NONE.with(ETHERTYPE_VLAN, id).expect("there is room").0,
-    };
+    let tagged =
+        |id| Vlan { ifindex: CARD, tags: Tags::NONE.with(ETHERTYPE_VLAN, id).expect("there is room").0 };
     let own = (CARD, Vlan { ifindex: CARD, tags: 0 });
     for wanted in [
         BTreeMap::from([own, (DEVICE, tagged(100))]),
