@@ -66,7 +66,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, exit.ifindex), account })
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(packet, exit.ifindex), account })
 }
 
 /// What a reply says about its handshake; an error if its client must not see it.

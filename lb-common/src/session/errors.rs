@@ -52,7 +52,7 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
             return Ok(Verdict::of(Reason::ErrorRepliedByHost));
         };
         rewrite::link(packet, exit.source, exit.destination)?;
-        let ifindex = leaving(&network, exit.ifindex);
+        let ifindex = leaving(packet, exit.ifindex);
         return Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE });
     }
     let target = target(tables, &session)?;
@@ -62,7 +62,7 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
     }
     translate(packet, &network, &quote, session.source, source, destination)?;
     rewrite::link(packet, target.device.mac, target.mac)?;
-    let ifindex = leaving(&network, target.device.ifindex);
+    let ifindex = leaving(packet, target.device.ifindex);
     Ok(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE })
 }
 
