@@ -44,7 +44,7 @@ pub const BUDGETS: &[Budget] = &[
     Budget {
         program: "lb_session",
         verified_instructions: 31_200,
-        translated_bytes: 18_500,
+        translated_bytes: 18_400,
         jited_bytes: 11_700,
     },
     Budget {
@@ -57,7 +57,7 @@ pub const BUDGETS: &[Budget] = &[
         program: "lb_begin",
         verified_instructions: 76_400,
         translated_bytes: 16_900,
-        jited_bytes: 9_900,
+        jited_bytes: 9_820,
     },
     Budget {
         program: "lb_witness",
