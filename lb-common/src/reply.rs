@@ -110,10 +110,10 @@ fn measured<T: Tables>(
         owner: replier.service,
     };
     // Most replies are of flows that are long past their first byte. A RST may also end a connection that is counted.
-    if !awaited::is(tables, service, &key) && !(reply.resets && service.has(Service::COUNTED)) {
-        return Ok(());
+    if awaited::is(tables, service, &key) || reply.resets && service.has(Service::COUNTED) {
+        return tables.replies(service, &key, reply);
     }
-    tables.replies(service, &key, reply)
+    Ok(())
 }
 
 /// Whether a flow goes on past the VIP, to a backend that was `marked` last.
