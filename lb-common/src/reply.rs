@@ -95,10 +95,10 @@ fn measured<T: Tables>(
         owner: replier.service,
     };
     // Most replies are of flows that are long past their first byte. A RST may also end a connection that is counted.
-    if !awaited::is(tables, service, &key) && !(reply.resets && service.has(Service::COUNTED)) {
-        return Ok(());
+    if awaited::is(tables, service, &key) || reply.resets && service.has(Service::COUNTED) {
+        return tables.replies(service, &key, reply);
     }
-    tables.replies(service, &key, reply)
+    Ok(())
 }
 
 /// Whether a flow of this client goes on past the VIP, to this port of a backend.
