@@ -123,6 +123,7 @@ impl Agent {
         self.compiler.keep(&self.desired.config.services.iter().map(key_of).collect());
         self.follow_config();
         let failures = self.converge(self.names());
+        self.share_indexes();
         self.lower_splits();
         failures
     }
