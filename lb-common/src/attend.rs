@@ -5,7 +5,7 @@
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::fault;
 use crate::handshake;
-use crate::parse::{self, Kind, Network, Transport};
+use crate::parse::{self, Kind, Network};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service};
 use crate::rewrite;
 use crate::stage::Stage;
@@ -43,7 +43,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     {
         place = handshake::begins(tables, service, &key, sequence, place);
         if place.backend == 0 {
-            return kept_away(packet, service, &network, &transport).map(Step::End);
+            return kept_away(packet, service, &network).map(Step::End);
         }
     }
     let target = Target::of(tables, &place)?;
@@ -56,8 +56,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         && matches!(transport.kind, Kind::Syn(_))
         && let Some(action) = tables.injected(service, &key, target.backend.pool, place.backend)
     {
-        return fault::strike(packet, tables, service, &network, &transport, &key, place.backend, action)
-            .map(Step::End);
+        return fault::strike(packet, tables, service, &network, &key, place.backend, action).map(Step::End);
     }
     let account = Account::of(place.backend, target.backend, &network, place.begins);
     let sent = tables.send(packet, index, place);
@@ -66,15 +65,10 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
 
 /// A limit keeps it away.
 #[inline(always)]
-fn kept_away<P: Packet>(
-    packet: &mut P,
-    service: &Service,
-    network: &Network,
-    transport: &Transport,
-) -> Result<Verdict, Reason> {
+fn kept_away<P: Packet>(packet: &mut P, service: &Service, network: &Network) -> Result<Verdict, Reason> {
     if service.on_limit == OnEmpty::Reset as u8 {
         let ifindex = packet.ifindex();
-        packet.reset(network, transport)?;
+        packet.reset(network)?;
         return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });
     }
     Err(Reason::LimitDrop)

@@ -8,7 +8,7 @@
 use crate::abi::{FAULTS, Fault, FlowKey, Service, Split};
 use crate::hash::mix;
 use crate::measure::Reply;
-use crate::parse::{Network, Transport};
+use crate::parse::Network;
 use crate::pipeline::{Packet, Tables};
 use crate::verdict::{Account, Reason, Verdict};
 
@@ -62,16 +62,11 @@ const fn is_picked(hash: u64, fault: &Fault) -> bool {
 ///
 /// The reason, where nothing is sent.
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined; a structure of them would live on the kernel program's stack"
-)]
 pub fn strike<T: Tables>(
     packet: &mut T::Packet,
     tables: &T,
     service: &Service,
     network: &Network,
-    transport: &Transport,
     key: &FlowKey,
     backend: u16,
     action: u32,
@@ -85,6 +80,6 @@ pub fn strike<T: Tables>(
         tables.replies(service, key, reply)?;
     }
     let ifindex = packet.ifindex();
-    packet.reset(network, transport)?;
+    packet.reset(network)?;
     Ok(Verdict { reason: Reason::FaultReset, ifindex, account: Account::NONE })
 }

@@ -98,9 +98,7 @@ pub fn admit<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
     match tables.judge(service, key, place.backend) {
         Admission::Goes => place,
         Admission::KeptAway => Place { backend: 0, ..place },
-        Admission::Spills => {
-            Place { backend: tables.spill(service, key, sequence, place.backend), ..place }
-        }
+        Admission::Spills => Place { backend: tables.spill(service, key, sequence, place.backend), ..place },
     }
 }
 

@@ -47,16 +47,28 @@ pub trait Packet {
     {
         parse::extensions(self, protocol, offset)
     }
+    /// [`fragment::leads`](crate::fragment::leads), likewise.
+    ///
+    /// # Errors
+    ///
+    /// As [`fragment::leads`](crate::fragment::leads).
+    fn leads(&self, network: &Network) -> Result<(u8, usize), Reason>
+    where
+        Self: Sized,
+    {
+        crate::fragment::leads(self, network)
+    }
     /// [`rewrite::reset`], likewise.
     ///
     /// # Errors
     ///
-    /// As [`rewrite::reset`].
-    fn reset(&mut self, network: &Network, transport: &Transport) -> Result<(), Reason>
+    /// [`Reason::Malformed`] for what is no segment; a fragment is none.
+    fn reset(&mut self, network: &Network) -> Result<(), Reason>
     where
         Self: Sized,
     {
-        rewrite::reset(self, network, transport)
+        let transport = parse::transport(self, network).map_err(|_| Reason::Malformed)?;
+        rewrite::reset(self, network, &transport)
     }
     /// [`too_big::sum`](crate::too_big::sum), likewise.
     fn sum(&self, start: usize, length: usize) -> Result<u64, Reason>
@@ -672,7 +684,8 @@ pub(crate) fn empty<P: Packet>(
 ) -> Result<Verdict, Reason> {
     if rewrite::answers_with_reset(service, transport.kind) {
         let ifindex = packet.ifindex();
-        packet.reset(network, transport)?;
+        // A fragment is not answered, nor left to the host, which would answer all of them.
+        packet.reset(network).map_err(|_| Reason::NoBackend)?;
         return Ok(Verdict { reason: Reason::Reset, ifindex, account: Account::NONE });
     }
     Err(if service.on_empty == OnEmpty::Pass as u8 { Reason::EmptyPass } else { Reason::NoBackend })

@@ -22,16 +22,15 @@ use crate::wire::{IPPROTO_TCP, TCP_ACK, TCP_SYN, Tcp};
 pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let (transport, whole) = fragment::leading(packet, &network)?;
+    let transport = fragment::leading(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
     let opening = tables.session(Held::Opening, &key);
     if let Some(found) = &opening
         && found.has(Session::REPLY)
     {
-        let stage = answer(packet, tables, &network, &transport, &key, found)?;
-        return Ok(Step::Next(if whole { stage } else { Stage::SessionFragment }));
+        return answer(packet, tables, &network, &transport, &key, found).map(Step::Next);
     }
-    let client = Client::of(tables, settings, &network, &transport, whole, &key)?;
+    let client = Client::of(tables, settings, &network, &transport, &key)?;
     let goes_on = if let Some(found) = opening {
         client.goes_on(packet, tables, &found)?
     } else if let Some(found) = tables.session(Held::Established, &key) {
@@ -40,7 +39,6 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         false
     };
     match transport.kind {
-        _ if goes_on && !whole => Ok(Step::Next(Stage::SessionFragment)),
         Kind::Syn(_) if goes_on => Ok(Step::Next(after(client.service))),
         _ if goes_on => Ok(Step::Next(Stage::Carry)),
         Kind::Syn(_) | Kind::Udp => Ok(Step::Next(Stage::Begin)),
@@ -59,9 +57,9 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
 pub fn begin<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let (transport, whole) = fragment::leading(packet, &network)?;
+    let transport = fragment::located(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
-    Client::of(tables, settings, &network, &transport, whole, &key)?.begins(packet, tables)
+    Client::of(tables, settings, &network, &transport, &key)?.begins(packet, tables)
 }
 
 /// A backend's packet in a session that has yet to prove itself.
@@ -102,8 +100,6 @@ struct Client<'a> {
     settings: &'a Settings,
     network: &'a Network,
     transport: &'a Transport,
-    /// Not a first fragment.
-    whole: bool,
     key: &'a SessionKey,
     service: &'a Service,
     /// Of the service.
@@ -117,7 +113,6 @@ impl<'a> Client<'a> {
         settings: &'a Settings,
         network: &'a Network,
         transport: &'a Transport,
-        whole: bool,
         key: &'a SessionKey,
     ) -> Result<Self, Reason> {
         if !contains(&settings.vips, network.destination) {
@@ -128,7 +123,7 @@ impl<'a> Client<'a> {
         if service.mode != Mode::FullNat as u8 {
             return Err(Reason::NotOurs);
         }
-        Ok(Self { settings, network, transport, whole, key, service, index })
+        Ok(Self { settings, network, transport, key, service, index })
     }
 
     /// In a session that has yet to prove itself. `false`: it is void, and gone.
@@ -145,7 +140,7 @@ impl<'a> Client<'a> {
         if found.has(Session::TOA) && matches!(self.transport.kind, Kind::Tcp(_)) {
             // Whoever is yet to be accepted could tell the backend of any address in an option of his own.
             let target = super::target(tables, found)?;
-            if !self.whole || !toa::fits(packet, self.network, self.transport, target.device)? {
+            if !toa::fits(packet, self.network, self.transport, target.device)? {
                 return Err(Reason::TooBig);
             }
         }
@@ -248,9 +243,6 @@ impl<'a> Client<'a> {
         let flow = self.flow();
         let choice = select::admitted(tables, self.service, &flow)?;
         if choice.backend == 0 {
-            if !self.whole {
-                return Err(Reason::NoBackend);
-            }
             return empty(packet, self.service, self.network, self.transport).map(Step::End);
         }
         let backend = tables.backend(choice.backend).ok_or(Reason::NoTable)?;
@@ -306,7 +298,7 @@ impl<'a> Client<'a> {
         if !fresh.ok_or(Reason::NoTable)? {
             return self.refused(packet, Reason::NoPort, Reason::NoPortReset).map(Step::End);
         }
-        Ok(Step::Next(if self.whole { after(self.service) } else { Stage::SessionFragment }))
+        Ok(Step::Next(after(self.service)))
     }
 
     /// A RST where that is what the service gives.
@@ -317,11 +309,12 @@ impl<'a> Client<'a> {
         silently: Reason,
         with_reset: Reason,
     ) -> Result<Verdict, Reason> {
-        if !self.whole || !rewrite::answers_with_reset(self.service, self.transport.kind) {
+        if !rewrite::answers_with_reset(self.service, self.transport.kind) {
             return Err(silently);
         }
         let ifindex = packet.ifindex();
-        packet.reset(self.network, self.transport)?;
+        // A fragment is not answered, nor left to the host, which would answer all of them.
+        packet.reset(self.network).map_err(|_| silently)?;
         Ok(Verdict { ifindex, ..Verdict::of(with_reset) })
     }
 }

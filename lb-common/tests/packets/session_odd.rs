@@ -45,8 +45,7 @@ fn an_error_about_an_answer_finds_the_sessions_backend() {
             for quoted in [8, 18, 32, 500] {
                 let (lab, port) = session(udp, v6, proven);
                 let error = Error { tags, quoted, ..Error::about(answer(udp, v6), router(v6)) };
-                let about =
-                    Packet { from: backend(v6, 8443), to: source(v6, port), ..error.about.clone() };
+                let about = Packet { from: backend(v6, 8443), to: source(v6, port), ..error.about.clone() };
                 let (from, to) = (source(v6, 0).ip(), backend(v6, 0).ip());
                 let expected = Error { from, to, hops: 59, about, ..error.clone() }.sent(lab.mac);
                 error.becomes(&lab.tables, Reason::ErrorForwarded, &expected);
@@ -66,8 +65,7 @@ fn an_error_about_a_request_finds_the_sessions_client() {
                     let error = Error { tags, quoted, ..Error::about(asked(udp, v6, port), from) };
                     let about = Packet { from: client(v6), to: service(v6), ..error.about.clone() };
                     let (from, to) = (vip(v6), client(v6).ip());
-                    let expected =
-                        Error { from, to, hops: 59, about, ..error.clone() }.sent(Tables::ROUTER);
+                    let expected = Error { from, to, hops: 59, about, ..error.clone() }.sent(Tables::ROUTER);
                     error.becomes(&lab.tables, Reason::ErrorReplied, &expected);
                 }
             }
@@ -269,6 +267,7 @@ fn fragments_before_their_first_and_long_after_it_are_counted_and_passed_up() {
             assert_eq!(reason(&lab.tables, &given[0]), goes);
         }
         let given = pieces(&request(udp, v6), 7);
+        assert_eq!(reason(&lab.tables, &given[0]), Reason::FragmentForwarded);
         assert_eq!(reason(&lab.tables, &given[1]), Reason::FragmentForwarded);
         lab.tables.backends[usize::from(lab.id)].life = Life::of(2, true).0;
         assert_eq!(reason(&lab.tables, &given[1]), Reason::FragmentUnknown);
