@@ -10,8 +10,16 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::hash::Keys;
 
-/// Version of the maps' layout: part of the pin directory's name. The agent adopts only its own.
-pub const LAYOUT: u32 = 1;
+/// Version of the maps' layout: part of the pin directory's name. The agent adopts only its own, and moves the maps of those
+/// before it over if it knows how.
+///
+/// Whoever changes one of these types counts it up, keeps a reader of the type as it was, and lists the map that it is in with
+/// the agent's `dataplane::layouts`. In every layout the keys of `VIPS` and the first two words of a [`Service`] stay what they are,
+/// so that any `lbctl` can roll back with any data path.
+///
+/// The feature `next-layout` makes up a layout that no release has: its types are wider and in another order, so that tests can
+/// change from one to the other.
+pub const LAYOUT: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
 
 /// Monotonic time in the tables, in ticks of 2^30 ns (1.07 s): a shift of nanoseconds, where a division would cost more than
 /// all of the hashing.
@@ -221,13 +229,13 @@ impl VipKey {
     }
 }
 
-/// Key of `GUESTS`, a trie of longest prefixes (the kernel takes `bits` for how much of what follows counts).
+/// Key of `GUESTS` and `RULES`, tries of longest prefixes (the kernel takes `bits` for how much of what follows counts).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct GuestKey {
     /// Bits of service and address that count.
     pub bits: u32,
-    /// Index of the service.
+    /// Index of the service; in `RULES` perhaps a VIP's ([`HOST`](crate::guard::HOST)).
     pub service: u32,
     /// The network; the bits that do not count are zero.
     pub network: Address,
@@ -298,7 +306,7 @@ pub struct Settings {
     pub udp_idle: u32,
     /// Outer source of IPv4 tunnels: the upper 16 bits; the flow gives the rest.
     pub tunnel_v4: [u8; 4],
-    /// Nanoseconds between messages of [`too_big`](crate::too_big) per CPU, beyond a burst; 0: as many as there are.
+    /// Nanoseconds between messages of each kind ([`Message`](crate::guard::Message)) per CPU, beyond a burst; 0: as many as there are.
     pub message_interval: u32,
     /// Outer source of IPv6 tunnels: the upper 96 bits; the flow gives the rest.
     pub tunnel_v6: [u8; 16],
@@ -402,6 +410,9 @@ pub struct Service {
     pub on_empty: u8,
     /// [`Service::TRACK_UDP`], [`Service::AFFINITY`], [`Service::SPLIT_BY_PORTS`], and those of [`Service::ATTENDED`].
     pub flags: u16,
+    /// Zero.
+    #[cfg(feature = "next-layout")]
+    pub wider: [u64; 2],
     /// Keys of the backend hash.
     pub backend_keys: Keys,
     /// Keys of the split hash.
@@ -420,7 +431,7 @@ pub struct Service {
     pub measure: u16,
     /// IP protocol number.
     pub protocol: u8,
-    /// [`OnEmpty`]: what a new flow gets that a limit keeps away.
+    /// [`OnEmpty`] or [`Service::SPILL`]: what a new flow gets that a limit keeps away.
     pub on_limit: u8,
     /// The largest segment that a SYN may say its sender takes ([`Service::CLAMPED`]).
     pub clamp_mss: u16,
@@ -447,8 +458,8 @@ impl Service {
     pub const LIMITED: u16 = 1 << 12;
     /// Connections are counted.
     pub const COUNTED: u16 = 1 << 13;
-    /// Another backend takes what one may not have.
-    pub const SPILLS: u16 = 1 << 14;
+    /// Connection ids name backends ([`quic`](crate::quic)).
+    pub const QUIC: u16 = 1 << 14;
     /// SYNs say that their sender takes segments of [`Service::clamp_mss`] at most.
     pub const CLAMPED: u16 = 1 << 9;
     /// Flags that need entries of `HANDSHAKES`.
@@ -466,6 +477,8 @@ impl Service {
     pub const CAPPED: u16 = 1 << 7;
     /// Faults are injected: `FAULTS` says which.
     pub const FAULTS: u16 = 1 << 8;
+    /// It has lists or rates ([`guard`](crate::guard)).
+    pub const GUARDED: u16 = 1 << 10;
 
     /// Flags that need more than the bare rule: packets to such a service go through
     /// [`Stage::Attend`](crate::stage::Stage::Attend), and those to all others pay nothing for it.
@@ -475,7 +488,13 @@ impl Service {
         | Self::CAPPED
         | Self::FAULTS
         | Self::CLAMPED
-        | Self::SESSIONS;
+        | Self::SESSIONS
+        | Self::GUARDED
+        | Self::QUIC;
+
+    /// A value of [`on_limit`](Self::on_limit), beside those of [`OnEmpty`]: another backend takes what one may not have. Where
+    /// none may, the flow gets what [`on_empty`](Self::on_empty) says.
+    pub const SPILL: u8 = 4;
 
     /// Whether a flag is set.
     #[must_use]
@@ -622,6 +641,9 @@ impl NextHop {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Backend {
+    /// Zero.
+    #[cfg(feature = "next-layout")]
+    pub wider: [u64; 2],
     /// [`Life`], one word.
     pub life: u64,
     /// [`NextHop`], one word.
@@ -723,8 +745,11 @@ impl FlowKey {
 
 /// Value of `FLOWS` and `UDP_FLOWS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowEntry {
+    /// Zero.
+    #[cfg(feature = "next-layout")]
+    pub wider: [u32; 3],
     /// Where the flow goes.
     pub backend: u16,
     /// Zero.
@@ -733,6 +758,22 @@ pub struct FlowEntry {
     pub generation: u32,
     /// When it last talked, in [`ticks`].
     pub seen: u32,
+}
+
+impl FlowEntry {
+    /// A flow to a backend of this generation, that talked at `seen`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(backend: u16, generation: u32, seen: u32) -> Self {
+        Self {
+            #[cfg(feature = "next-layout")]
+            wider: [0; 3],
+            backend,
+            pad: 0,
+            generation,
+            seen,
+        }
+    }
 }
 
 /// Value of `HALF_OPEN`.
@@ -854,10 +895,13 @@ fn volatile(word: &u64) -> u64 {
 }
 
 const _: () = {
-    assert!(size_of::<Service>() == 192, "three cache lines");
-    assert!(offset_of!(Service, split_keys) == 64, "what every packet needs is in the first");
-    assert!(offset_of!(Service, protocol) == 128, "what a canary needs is in the second");
-    assert!(size_of::<Backend>() == 64, "one cache line");
+    // (One that is made up for tests may be slower.)
+    let made_up = cfg!(feature = "next-layout");
+    assert!(size_of::<Service>() == 192 || made_up, "three cache lines");
+    assert!(offset_of!(Service, split_keys) == 64 || made_up, "what every packet needs is in the first");
+    assert!(offset_of!(Service, protocol) == 128 || made_up, "what a canary needs is in the second");
+    assert!(size_of::<Backend>() == 64 || made_up, "one cache line");
+    assert!(offset_of!(Service, split) == 0 && offset_of!(Service, split_home) == 8, "in every layout");
     assert!(size_of::<VipKey>() == 20 && size_of::<FlowKey>() == 24);
     assert!(size_of::<Device>() == 16);
     assert!(size_of::<Fault>() == 64, "one cache line");

@@ -36,14 +36,14 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     let key = FlowKey::of_request(&network, &transport, index);
     let mut place = tables.place_attended(service, &key, transport.kind)?;
     if place.backend == 0 {
-        return empty(packet, service, &network, &transport).map(Step::End);
+        return empty(packet, tables, service, &network, &transport).map(Step::End);
     }
     if service.has(Service::HANDSHAKES)
         && let Kind::Syn(sequence) = transport.kind
     {
         place = handshake::begins(tables, service, &key, sequence, place);
         if place.backend == 0 {
-            return kept_away(packet, service, &network).map(Step::End);
+            return kept_away(packet, tables, service, &network).map(Step::End);
         }
     }
     let target = Target::of(tables, &place)?;
@@ -65,10 +65,16 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
 
 /// A limit keeps it away.
 #[inline(always)]
-fn kept_away<P: Packet>(packet: &mut P, service: &Service, network: &Network) -> Result<Verdict, Reason> {
-    if service.on_limit == OnEmpty::Reset as u8 {
+fn kept_away<T: Tables>(
+    packet: &mut T::Packet,
+    tables: &T,
+    service: &Service,
+    network: &Network,
+) -> Result<Verdict, Reason> {
+    let says = if service.on_limit == Service::SPILL { service.on_empty } else { service.on_limit };
+    if says == OnEmpty::Reset as u8 {
         let ifindex = packet.ifindex();
-        packet.reset(network)?;
+        tables.reset(packet, network)?;
         return Ok(Verdict { reason: Reason::LimitReset, ifindex, account: Account::NONE });
     }
     Err(Reason::LimitDrop)

@@ -80,6 +80,6 @@ pub fn strike<T: Tables>(
         tables.replies(service, key, reply)?;
     }
     let ifindex = packet.ifindex();
-    packet.reset(network)?;
+    tables.reset(packet, network)?;
     Ok(Verdict { reason: Reason::FaultReset, ifindex, account: Account::NONE })
 }

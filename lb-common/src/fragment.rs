@@ -13,6 +13,7 @@
 use crate::abi::{
     Address, FRAGMENT_TICKS, FlowKey, FragmentEntry, FragmentKey, Mode, Port, Service, Settings,
 };
+use crate::guard::Asked;
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service, stands_in};
 use crate::reply::{is_direct, past_vip};
@@ -21,6 +22,7 @@ use crate::select::Place;
 use crate::session;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{
     IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_TCP, IPPROTO_UDP, Ipv4,
     Ipv6Extension, Ipv6Fragment, Ports, Wire,
@@ -41,6 +43,7 @@ pub fn fragment<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, R
         // Neither to a service, nor after one that was.
         Err(Reason::NotOurs) => Ok(Step::Next(Stage::FragmentReply)),
         Err(Reason::TooBig) => Ok(Step::Next(Stage::TooBig)),
+        Err(Reason::Fragment | Reason::FragmentUnknown) => Ok(Step::Next(Stage::Host)),
         result => result,
     }
 }
@@ -71,10 +74,18 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         let transport = piece.transport(packet, &network)?;
         let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
         let service = tables.service(index).ok_or(Reason::NoTable)?;
+        if matches!(transport.kind, Kind::Syn(_)) && service.has(Service::HANDSHAKES | Service::FAULTS) {
+            // It would begin a connection past limits, faults and whoever measures.
+            return Err(Reason::FragmentedSyn);
+        }
+        let key = FlowKey::of_request(&network, &transport, index);
+        if service.has(Service::GUARDED) {
+            // Who is not let through leaves no note for the others, either.
+            tables.admits(&key, Asked::of(transport.kind))?;
+        }
         if service.has(Service::SESSIONS) {
             return Ok(Step::Next(Stage::Opening));
         }
-        let key = FlowKey::of_request(&network, &transport, index);
         let place = tables.place_attended(service, &key, transport.kind)?;
         if place.backend == 0 {
             return Err(Reason::NoBackend);
@@ -91,7 +102,12 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         Place { backend: entry.backend, begins: false, spread: entry.spread }
     };
     let target = Target::of(tables, &place)?;
-    let service = tables.service(target.backend.service).ok_or(Reason::NoTable)?;
+    let index = target.backend.service;
+    let service = tables.service(index).ok_or(Reason::NoTable)?;
+    if !piece.first && service.has(Service::GUARDED) {
+        let key = FlowKey { client: network.source, client_port: Port::ANY, port: Port::ANY, owner: index };
+        tables.admits(&key, Asked(Asked::LISTS | Asked::PACKET))?;
+    }
     if !target.fits(service, &network) {
         return Err(Reason::TooBig);
     }
@@ -103,7 +119,7 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         target.carry(packet, settings, service, &network, place.spread)?;
     }
     let account = Account::of(place.backend, target.backend, &network, place.begins);
-    let ifindex = target.device.ifindex;
+    let ifindex = leaving(&network, target.device.ifindex);
     Ok(Step::End(Verdict { reason: Reason::FragmentForwarded, ifindex, account }))
 }
 
@@ -131,7 +147,11 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
         return Ok(Step::End(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account }));
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Step::End(Verdict { reason: Reason::FragmentReplied, ifindex: exit.ifindex, account }))
+    Ok(Step::End(Verdict {
+        reason: Reason::FragmentReplied,
+        ifindex: leaving(&network, exit.ifindex),
+        account,
+    }))
 }
 
 /// The `nat` backend whose reply begins with this fragment; `None`: it may be of a session.
@@ -276,13 +296,29 @@ pub(crate) struct Piece {
     pub l4: usize,
 }
 
+/// What a packet is to the host that may have it: [`Reason::NotOurs`] or [`Reason::OtherProtocol`] if it is whole, else
+/// [`Reason::Fragment`] or, where a first one would have led it, [`Reason::FragmentUnknown`].
+#[inline(always)]
+pub(crate) fn for_host<P: Packet>(packet: &P, network: &Network) -> Result<Reason, Reason> {
+    Ok(match Piece::of(packet, network)? {
+        None if matches!(network.protocol, IPPROTO_TCP | IPPROTO_UDP) => Reason::NotOurs,
+        None => Reason::OtherProtocol,
+        Some(piece) if piece.has_ports() => Reason::FragmentUnknown,
+        Some(_) => Reason::Fragment,
+    })
+}
+
 impl Piece {
     /// A piece of a packet whose first one has ports. (The protocol is in every piece.)
     #[inline(always)]
     pub fn of_flow<P: Packet>(packet: &P, network: &Network) -> Result<Self, Reason> {
         let piece = Self::of(packet, network)?.ok_or(Reason::Fragment)?;
-        let has_ports = piece.protocol == IPPROTO_TCP || piece.protocol == IPPROTO_UDP;
-        if has_ports { Ok(piece) } else { Err(Reason::Fragment) }
+        if piece.has_ports() { Ok(piece) } else { Err(Reason::Fragment) }
+    }
+
+    #[inline(always)]
+    const fn has_ports(&self) -> bool {
+        self.protocol == IPPROTO_TCP || self.protocol == IPPROTO_UDP
     }
 
     /// `None` if the packet is whole.

@@ -1,11 +1,12 @@
 //! The handshakes of services that are looked at: measured, watched, or tried again elsewhere.
 //!
 //! Only packets that begin or end a handshake count: a SYN, the answer to it, the first byte that the backend sends, a RST. An
-//! entry of `HANDSHAKES` connects them; whatever else passes costs nothing on the way to the backend, and a look-up on the way
-//! back. What they mean is another's business: [`measure`] knows pools and clients, [`watch`] backends and connections, and
-//! [`retry`] finds another backend.
+//! entry of `HANDSHAKES` connects them; whatever else passes costs nothing on the way to the backend, and on the way back a glance
+//! at whether anything is [awaited](crate::awaited) of its flow. What they mean is another's business: [`measure`] knows pools
+//! and clients, [`watch`] backends and connections, and [`retry`] finds another backend.
 
-use crate::abi::{FlowKey, Service};
+use crate::abi::{FlowKey, Mode, Service};
+use crate::awaited;
 use crate::limit;
 use crate::measure::{self, Handshake, Reply};
 use crate::pipeline::Tables;
@@ -72,6 +73,7 @@ pub fn first<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
         pad: [0; 6],
     };
     tables.keep_handshake(key, &handshake);
+    awaited::begins(tables, service, key);
     place
 }
 
@@ -111,6 +113,8 @@ pub fn moves<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
         let handshake =
             Handshake { at: tables.clock(), backend, state: Handshake::WAITING, retries, ..known };
         tables.keep_handshake(key, &handshake);
+        // It was counted as a connection when it began; but for this backend it begins now.
+        forget_direct(tables, service, key, backend);
         return Place { backend, begins: false, ..place };
     }
     // Of a refusal that was kept, too: the next one is the client's.
@@ -118,6 +122,25 @@ pub fn moves<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
         tables.note_state(key, Handshake::REPEATED);
     }
     place
+}
+
+/// The client had the same ports in use with a `nat` backend past the VIP before: replies of that backend to them are ours
+/// again.
+#[inline(always)]
+fn forget_direct<T: Tables>(tables: &T, service: &Service, key: &FlowKey, id: u16) {
+    if service.mode != Mode::Nat as u8 {
+        return;
+    }
+    let Some(backend) = tables.backend(id) else { return };
+    let port = if backend.port.is_any() { key.port } else { backend.port };
+    tables.forget_direct(&FlowKey { port, owner: id.into(), ..*key });
+}
+
+/// Nothing is awaited of a flow any more.
+#[inline(always)]
+fn forget<T: Tables>(tables: &T, service: &Service, key: &FlowKey) {
+    awaited::ends(tables, service, key);
+    tables.forget_handshake(key);
 }
 
 /// A reply of a backend.
@@ -128,7 +151,7 @@ pub fn moves<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
 #[inline(always)]
 pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: Reply) -> Result<(), Reason> {
     if reply.resets && service.has(Service::COUNTED) {
-        limit::end(tables, key);
+        limit::end_of(tables, key, reply.backend);
     }
     let Some(known) = tables.handshake(key) else { return Ok(()) };
     if known.backend != reply.backend {
@@ -152,7 +175,7 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
             tables.note_state(key, state);
         }
     } else if reply.data && known.is_answered() {
-        tables.forget_handshake(key);
+        forget(tables, service, key);
         if service.has(Service::MEASURED) {
             measure::serves(tables, service, &known);
         }
@@ -161,7 +184,7 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
         }
     } else if !known.is_answered() {
         // The backend speaks within a connection (RFC 5961, 4.2): that SYN was not the beginning of one.
-        tables.forget_handshake(key);
+        forget(tables, service, key);
     }
     Ok(())
 }
@@ -186,6 +209,6 @@ fn ends<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handsha
         tables.note_state(key, Handshake::REFUSED);
         return Err(Reason::RefusalKept);
     }
-    tables.forget_handshake(key);
+    forget(tables, service, key);
     Ok(())
 }

@@ -7,4 +7,4 @@ mod tables;
 
 pub use frame::Frame;
 pub use lru::Lru;
-pub use tables::{ServiceSpec, Tables};
+pub use tables::{Dues, ServiceSpec, Tables};

@@ -14,19 +14,22 @@
 //!   the translator has no address that means anything before it).
 //!
 //! Everything else is the host's. That goes for echo requests to a VIP as well: the host has the VIP, and answers, in pieces
-//! if need be, at the rate and under the sysctls that it has for that.
+//! if need be, under the sysctls that it has for that; but it gets them at a rate, and from nobody whom the VIP's services
+//! deny ([`guard`](crate::guard)).
 //!
 //! What routers say about the packets *around* a tunnelled one goes to the tunnel's made-up source, and is lost. The tunnel's
 //! MTU is known beforehand instead: [`too_big`](crate::too_big).
 
 use crate::abi::{Address, Backend, FlowKey, Mode, Port, Replier, Service, Settings};
 use crate::checksum::Delta;
+use crate::guard::{Asked, asks_host};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, contains, find, stands_in};
 use crate::reply::is_direct;
 use crate::rewrite::{self, End};
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{
     IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Icmp, Ipv4, Ipv6, Ports, Wire, Word,
 };
@@ -54,6 +57,9 @@ pub fn icmp<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reaso
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     let to_vip = contains(&settings.vips, network.destination);
+    if to_vip && asks_host(packet, &network) {
+        return Ok(Step::Next(Stage::Host));
+    }
     // Of whom no table speaks.
     let nobodys = if to_vip { Reason::OtherProtocol } else { Reason::NotOurs };
     let quote = quote(packet, &network).ok_or(nobodys)?;
@@ -181,6 +187,11 @@ fn to_backend<T: Tables>(
         port: quote.source_port,
         owner: index,
     };
+    if service.has(Service::GUARDED) {
+        // The flow is one that may be. Whoever speaks of it may be any router on the way, but for those that are denied.
+        tables.admits(&key, Asked(Asked::LISTS))?;
+        tables.admits(&FlowKey { client: network.source, ..key }, Asked(Asked::DENIED | Asked::PACKET))?;
+    }
     let place = tables.peek(service, &key)?;
     if place.backend == 0 {
         return Err(Reason::OtherProtocol);
@@ -199,7 +210,7 @@ fn to_backend<T: Tables>(
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    let ifindex = target.device.ifindex;
+    let ifindex = leaving(network, target.device.ifindex);
     Ok(Step::End(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE }))
 }
 
@@ -225,7 +236,8 @@ fn to_client<T: Tables>(
         return Ok(Verdict::of(Reason::ErrorRepliedByHost));
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Verdict { reason: Reason::ErrorReplied, ifindex: exit.ifindex, account: Account::NONE })
+    let ifindex = leaving(network, exit.ifindex);
+    Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE })
 }
 
 /// Where TCP's checksum is.

@@ -8,11 +8,14 @@
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
 pub mod abi;
+pub mod aes;
 pub mod attend;
+pub mod awaited;
 pub mod checksum;
 pub mod decap;
 pub mod fault;
 pub mod fragment;
+pub mod guard;
 pub mod handshake;
 pub mod hash;
 pub mod icmp;
@@ -20,6 +23,8 @@ pub mod limit;
 pub mod measure;
 pub mod parse;
 pub mod pipeline;
+pub mod probe;
+pub mod quic;
 pub mod reply;
 pub mod retry;
 pub mod rewrite;
@@ -29,6 +34,7 @@ pub mod stage;
 pub mod too_big;
 pub mod trace;
 pub mod verdict;
+pub mod vlan;
 pub mod watch;
 pub mod wire;
 

@@ -15,7 +15,12 @@
 //! The agent counts the table anew with each sweep, so that no error lasts.
 //!
 //! Where a backend has enough, another one of its pool takes the connection, if that is wanted: noted and marked like one that
-//! is [tried again](crate::retry). Where a pool has, nobody does.
+//! is [tried again](crate::retry). Where a pool has, nobody does. That needs no budget of its own: what is sent elsewhere is what
+//! others have room for, and it marks slots of backends that have enough only, which look their flows up from the first one
+//! on. (A second mark of a slot costs nothing.)
+//!
+//! **Trials.** Whoever a breaker holds half open gets so many connections, and not one more, until the agent has judged them: a count
+//! that is taken from by compare-and-swap. Of two CPUs that come at the same moment one is sent away.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -40,8 +45,28 @@ pub struct Limit {
     pub open: u64,
     /// New connections that were kept away.
     pub kept_away: u64,
+    /// One more than the connections that are let through on trial, and perhaps [`Limit::SPILLS`]; 0: it is not on trial.
+    pub trials: u64,
     /// Zero; fills the cache line.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
+}
+
+impl Limit {
+    /// In `trials`: what is more than may be tried goes to another backend.
+    pub const SPILLS: u64 = 1 << 63;
+
+    /// [`Limit::trials`] for so many.
+    #[must_use]
+    pub const fn on_trial(connections: u32, spills: bool) -> u64 {
+        (connections as u64 + 1) | if spills { Self::SPILLS } else { 0 }
+    }
+
+    /// How many are left; `None`: it is not on trial.
+    #[must_use]
+    #[inline(always)]
+    pub const fn trials_left(trials: u64) -> Option<u64> {
+        (trials & !Self::SPILLS).checked_sub(1)
+    }
 }
 
 const _: () = assert!(size_of::<Limit>() == 64, "one cache line");
@@ -105,35 +130,67 @@ pub fn admit<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
 /// Whether a backend and its pool may have a new connection; if so, they do.
 #[inline(always)]
 pub fn judge<T: Tables>(tables: &T, service: &Service, key: &FlowKey, id: u16) -> Admission {
-    // Its ports had another connection before.
-    end(tables, key);
-    tables.forget_open(key);
+    if service.has(Service::COUNTED) {
+        // Its ports had another connection before.
+        end(tables, key);
+        tables.forget_open(key);
+    }
     let Some(backend) = tables.backend(id) else { return Admission::KeptAway };
     let now = tables.clock();
-    if !has_room(tables, Whose::Pool(backend.pool), now) {
-        tables.keep_away(Whose::Pool(backend.pool));
+    let (own, pool) = (Whose::Backend(id), Whose::Pool(backend.pool));
+    if !has_room(tables, pool, now) {
+        tables.keep_away(pool);
         return Admission::KeptAway;
     }
-    if has_room(tables, Whose::Backend(id), now) {
-        take(tables, Whose::Backend(id), now);
-        take(tables, Whose::Pool(backend.pool), now);
+    let spills = if !has_room(tables, own, now) {
+        service.on_limit == Service::SPILL
+    } else if let Err(spills) = tried(tables, own) {
+        spills
+    } else if tried(tables, pool).is_err() {
+        tables.keep_away(pool);
+        return Admission::KeptAway;
+    } else {
+        take(tables, own, now);
+        take(tables, pool, now);
         return Admission::Goes;
+    };
+    tables.keep_away(own);
+    if spills { Admission::Spills } else { Admission::KeptAway }
+}
+
+/// Takes one of somebody's trials. `Err`: none is left; and whether others may have what is more.
+#[inline(always)]
+fn tried<T: Tables>(tables: &T, whose: Whose) -> Result<(), bool> {
+    let Some(limit) = tables.limit(whose) else { return Ok(()) };
+    match Limit::trials_left(limit.trials) {
+        None => Ok(()),
+        Some(1..) if tables.swap_trials(whose, limit.trials, limit.trials - 1) => Ok(()),
+        Some(_) => Err(limit.trials & Limit::SPILLS != 0),
     }
-    tables.keep_away(Whose::Backend(id));
-    if service.has(Service::SPILLS) { Admission::Spills } else { Admission::KeptAway }
+}
+
+/// Whether a backend may have one that another one may not: one on trial gets its own only.
+#[inline(always)]
+pub fn fits<T: Tables>(tables: &T, id: u16) -> bool {
+    let whose = Whose::Backend(id);
+    has_room(tables, whose, tables.clock()) && tables.limit(whose).is_none_or(|limit| limit.trials == 0)
 }
 
 /// Another backend that may have what `id` may not.
 #[inline(always)]
 pub fn spill<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, id: u16) -> Option<u16> {
     let now = tables.clock();
-    let fits = |other| has_room(tables, Whose::Backend(other), now);
-    let other = retry::another(tables, service, key, id, id, 0, fits)?;
+    let other = retry::another(tables, service, key, id, id, 0, |other| fits(tables, other))?;
+    let pool = Whose::Pool(tables.backend(other)?.pool);
+    if tried(tables, pool).is_err() {
+        tables.keep_away(pool);
+        return None;
+    }
     if !retry::divert(tables, service, key, sequence, other) {
         return None;
     }
     take(tables, Whose::Backend(other), now);
-    take(tables, Whose::Pool(tables.backend(other)?.pool), now);
+    take(tables, pool, now);
     Some(other)
 }
 
@@ -148,7 +205,7 @@ fn has_room<T: Tables>(tables: &T, whose: Whose, now: u64) -> bool {
 
 /// Somebody gets a connection.
 #[inline(always)]
-fn take<T: Tables>(tables: &T, whose: Whose, now: u64) {
+pub fn take<T: Tables>(tables: &T, whose: Whose, now: u64) {
     let Some(limit) = tables.limit(whose) else { return };
     if limit.interval != 0 {
         let due = if limit.due > now { limit.due } else { now };
@@ -168,6 +225,15 @@ pub fn passes<T: Tables>(tables: &T, key: &FlowKey, backend: u16, pool: u16, end
             tables.count_open(Whose::Backend(backend), 1);
             tables.count_open(Whose::Pool(pool), 1);
         }
+    }
+}
+
+/// A backend says that a connection is over. Another one than that which has it has nothing to say: its client was sent elsewhere
+/// meanwhile.
+#[inline(always)]
+pub fn end_of<T: Tables>(tables: &T, key: &FlowKey, backend: u16) {
+    if tables.open(key).is_some_and(|open| open.backend == backend) {
+        end(tables, key);
     }
 }
 

@@ -125,7 +125,7 @@ pub fn network<P: Packet>(packet: &P) -> Result<Network, Reason> {
     }
 }
 
-const fn is_tag(ether_type: u16) -> bool {
+pub(crate) const fn is_tag(ether_type: u16) -> bool {
     ether_type == ETHERTYPE_VLAN || ether_type == ETHERTYPE_QINQ
 }
 
@@ -161,12 +161,12 @@ fn ipv6<P: Packet>(packet: &P, l3: usize) -> Result<Network, Reason> {
     let end = next + usize::from(u16::from_be_bytes(header.payload_length));
     let (source, destination) = (Address::v6(&header.source), Address::v6(&header.destination));
     // A v4-mapped address is IPv4's in the tables, and nobody's on the wire (RFC 5156, section 2.2).
-    if header.version_class_label[0] >> 4 != 6
-        || !packet.reaches(end)
-        || source.is_v4()
-        || destination.is_v4()
-    {
+    if header.version_class_label[0] >> 4 != 6 || !packet.reaches(end) || destination.is_v4() {
         return Err(Reason::Malformed);
+    }
+    // Whoever it is for: the host's stack does the same with it (since Linux 5.4).
+    if source.is_v4() {
+        return Err(Reason::Martian);
     }
     Ok(Network {
         family: Family::V6,

@@ -9,11 +9,13 @@ use crate::abi::{
 use crate::attend::attend;
 use crate::fault;
 use crate::fragment::{fragment, fragment_reply};
+use crate::guard::{self, Asked, Guard, Message, Rule, SourceKey, guard};
 use crate::handshake;
 use crate::icmp::icmp;
 use crate::limit::{self, Admission, Limit, Open, Whose};
 use crate::measure::{Handshake, Reply};
 use crate::parse::{self, Family, Kind, Network, Transport};
+use crate::quic::{self, quic};
 use crate::reply::reply;
 use crate::retry::Budget;
 use crate::rewrite::{self, End};
@@ -24,7 +26,8 @@ use crate::session::{
 };
 use crate::stage::Stage;
 use crate::too_big::too_big;
-use crate::verdict::{Account, Event, Reason, Verdict};
+use crate::verdict::{Account, Action, Event, Reason, Verdict};
+use crate::vlan::{self, Vlan, leaving};
 use crate::watch::Word;
 use crate::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, Mac, Wire};
 
@@ -57,18 +60,6 @@ pub trait Packet {
         Self: Sized,
     {
         crate::fragment::leads(self, network)
-    }
-    /// [`rewrite::reset`], likewise.
-    ///
-    /// # Errors
-    ///
-    /// [`Reason::Malformed`] for what is no segment; a fragment is none.
-    fn reset(&mut self, network: &Network) -> Result<(), Reason>
-    where
-        Self: Sized,
-    {
-        let transport = parse::transport(self, network).map_err(|_| Reason::Malformed)?;
-        rewrite::reset(self, network, &transport)
     }
     /// [`too_big::sum`](crate::too_big::sum), likewise.
     fn sum(&self, start: usize, length: usize) -> Result<u64, Reason>
@@ -180,6 +171,8 @@ pub trait Tables {
         crate::session::find_way(packet, self, network, session)
     }
 
+    /// The tags of what leaves by an interface, if there are VLAN devices.
+    fn vlan(&self, ifindex: u32) -> Option<Vlan>;
     /// How long a packet for `network.destination` may be, in bytes; 0: as long as this one, at least.
     fn path_mtu(&self, packet: &Self::Packet, network: &Network) -> u16;
 
@@ -215,12 +208,66 @@ pub trait Tables {
     {
         peek(self, service, key)
     }
+    /// How connection ids are read.
+    fn quic_config(&self, key: &quic::ConfigKey) -> Option<&quic::Config>;
+    /// The server that a connection id names.
+    fn quic_server(&self, key: &quic::ServerKey) -> Option<quic::Server>;
+    /// [`quic::find`]; the kernel has it verified apart from everything else.
+    fn find_server(&self, query: &quic::Query) -> u32
+    where
+        Self: Sized,
+    {
+        quic::find(self, query)
+    }
     /// Where the first fragment of a packet went.
     fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry>;
     /// Notes where the first fragment of a packet went.
     fn note_fragments(&self, key: &FragmentKey, entry: &FragmentEntry);
-    /// Whether one more message may go out ([`too_big::admit`](crate::too_big::admit)).
-    fn admits_message(&self, interval: u32) -> bool;
+    /// Whether one more message of its kind may go out ([`too_big::admit`](crate::too_big::admit)).
+    fn admits_message(&self, message: Message, interval: u32) -> bool;
+    /// Makes a segment the RST that answers it ([`rewrite::reset`]), if it may be answered; the kernel has it verified apart from
+    /// everything else.
+    ///
+    /// # Errors
+    ///
+    /// As [`guard::may_reset`]; [`Reason::Malformed`] for what is no segment, and a fragment is none.
+    fn reset(&self, packet: &mut Self::Packet, network: &Network) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        let transport = parse::transport(packet, network).map_err(|_| Reason::Malformed)?;
+        guard::may_reset(packet, self, network)?;
+        rewrite::reset(packet, network, &transport)
+    }
+    /// [`guard::admits`], likewise.
+    ///
+    /// # Errors
+    ///
+    /// As it says.
+    fn admits(&self, key: &FlowKey, asked: Asked) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        guard::admits(self, key, asked)
+    }
+    /// The lists and rates of a service.
+    fn guard(&self, service: u32) -> Option<&Guard>;
+    /// What the longest prefix says of a client, if any does.
+    fn rule(&self, client: &GuestKey) -> Option<Rule>;
+    /// Whose rules hold for what is the host's behind a VIP; 0: nobody's. `None`: it is no VIP.
+    fn vip_rules(&self, vip: &Address) -> Option<u32>;
+    /// When somebody's next are due.
+    type Dues<'a>: Copy
+    where
+        Self: 'a;
+    /// Of all clients of a service.
+    fn dues(&self, service: u32) -> Option<Self::Dues<'_>>;
+    /// Of a source, which is remembered from now on; being asked for keeps it young. `None`: there is no room.
+    fn source(&self, key: &SourceKey) -> Option<Self::Dues<'_>>;
+    /// One of them, in monotonic nanoseconds.
+    fn due(&self, dues: Self::Dues<'_>, word: guard::Word) -> u64;
+    /// Sets one of them to `new` if it still is `old`. Returns whether it was.
+    fn swap_due(&self, dues: Self::Dues<'_>, word: guard::Word, old: u64, new: u64) -> bool;
     /// Whether a client is a guest of its service's canary.
     fn guest(&self, client: &GuestKey) -> bool;
     /// The faults that are injected.
@@ -293,6 +340,12 @@ pub trait Tables {
     fn note_state(&self, key: &FlowKey, state: u8);
     /// Forgets a handshake.
     fn forget_handshake(&self, key: &FlowKey);
+    /// A place of `AWAITED` ([`awaited`](crate::awaited)).
+    fn awaited(&self, place: u32) -> u64;
+    /// Sets a place of `AWAITED` to `new` if it still is `old`. Returns whether it was.
+    fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool;
+    /// Makes a place of `AWAITED` a shared one, and adds 1 to it.
+    fn share_awaited(&self, place: u32);
     /// Adds 1 to a word of a measure; `offset` is in bytes.
     fn count(&self, measure: u32, offset: usize);
     /// Sets bits of a word of a measure. Returns whether they were set before.
@@ -318,6 +371,8 @@ pub trait Tables {
     }
     /// A limit.
     fn limit(&self, whose: Whose) -> Option<Limit>;
+    /// Sets somebody's [`trials`](Limit::trials) to `new` if they still are `old`. Returns whether they were.
+    fn swap_trials(&self, whose: Whose, old: u64, new: u64) -> bool;
     /// Sets when somebody's next new connection is due.
     fn set_due(&self, whose: Whose, due: u64);
     /// Adds to somebody's open connections.
@@ -429,9 +484,24 @@ pub fn process<T: Tables>(packet: &mut T::Packet, tables: &T) -> Verdict {
             Ok(Step::Next(Stage::TooBig)) => too_big(packet, tables),
             Ok(Step::Next(Stage::SessionIcmp)) => session_icmp(packet, tables),
             Ok(Step::Next(Stage::SessionFragment)) => session_fragment(packet, tables),
-            Ok(Step::End(verdict)) => return verdict,
+            Ok(Step::Next(Stage::Guard)) => guard(packet, tables),
+            Ok(Step::Next(Stage::Host)) => guard::host(packet, tables),
+            Ok(Step::Next(Stage::Quic)) => quic(packet, tables),
+            Ok(Step::End(verdict)) => return depart(packet, tables, verdict),
             Err(reason) => return Verdict::of(reason),
         }
+    }
+}
+
+/// The end of a packet's road: what leaves by another interface than it came in by, or came in with tags, may need other ones.
+/// (In the kernel only what leaves by none that `EGRESS` knows.)
+fn depart<T: Tables>(packet: &mut T::Packet, tables: &T, verdict: Verdict) -> Verdict {
+    if verdict.reason.action() != Action::Transmit || verdict.ifindex == packet.ifindex() {
+        return verdict;
+    }
+    match vlan::depart(packet, tables, verdict.ifindex) {
+        Ok(ifindex) => Verdict { ifindex, ..verdict },
+        Err(reason) => Verdict::of(reason),
     }
 }
 
@@ -456,6 +526,10 @@ pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
 fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Result<Step, Reason> {
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     if contains(&settings.vips, network.destination) {
+        // So early for the verifier, which comes by here least often.
+        if guard::is_nobody(network) {
+            return Ok(Step::Next(Stage::Host));
+        }
         let transport = match parse::transport(packet, network) {
             Ok(transport) => transport,
             Err(reason) => return elsewhere(network, reason),
@@ -468,7 +542,7 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
             let key = FlowKey::of_request(network, &transport, index);
             let place = tables.place(service, &key, transport.kind)?;
             if place.backend == 0 {
-                return empty(packet, service, network, &transport).map(Step::End);
+                return empty(packet, tables, service, network, &transport).map(Step::End);
             }
             let target = Target::of(tables, &place)?;
             return ended(forward(
@@ -476,9 +550,7 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
             ));
         }
     }
-    if contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination) {
-        return Ok(Step::Next(Stage::Reply));
-    }
+    // Before replies of `nat`: a backend may serve both modes, and `Stage::Opening` hands on what is in no session.
     if contains(&settings.stand_ins, network.destination) {
         match parse::transport(packet, network) {
             Ok(transport) if settings.is_source_port(transport.destination) => {
@@ -487,6 +559,9 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
             Ok(_) => {}
             Err(reason) => return elsewhere(network, reason),
         }
+    }
+    if is_nats(settings, network) {
+        return Ok(Step::Next(Stage::Reply));
     }
     // Any router may have something to say about a flow of ours.
     elsewhere(network, Reason::NotOurs)
@@ -519,12 +594,7 @@ impl Service {
     /// Where packets to an attended service go on.
     #[inline(always)]
     const fn stage(&self) -> Stage {
-        // Sessions look after the rest themselves.
-        if self.flags & (Self::SESSIONS | Self::CLAMPED) == Self::SESSIONS {
-            Stage::Session
-        } else {
-            Stage::Attend
-        }
+        if self.has(Self::GUARDED) { Stage::Guard } else { self.attended_by() }
     }
 }
 
@@ -650,7 +720,7 @@ pub(crate) fn forward<T: Tables>(
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    Ok(Verdict { reason: Reason::Forwarded, ifindex: target.device.ifindex, account })
+    Ok(Verdict { reason: Reason::Forwarded, ifindex: leaving(network, target.device.ifindex), account })
 }
 
 /// [`forward`] for whoever has found a place. It parses the packet again, so that nothing has to be kept until then.
@@ -676,16 +746,20 @@ pub fn send<T: Tables>(
 
 /// No backend may take it.
 #[inline(always)]
-pub(crate) fn empty<P: Packet>(
-    packet: &mut P,
+pub(crate) fn empty<T: Tables>(
+    packet: &mut T::Packet,
+    tables: &T,
     service: &Service,
     network: &Network,
     transport: &Transport,
 ) -> Result<Verdict, Reason> {
     if rewrite::answers_with_reset(service, transport.kind) {
         let ifindex = packet.ifindex();
-        // A fragment is not answered, nor left to the host, which would answer all of them.
-        packet.reset(network).map_err(|_| Reason::NoBackend)?;
+        tables.reset(packet, network).map_err(|reason| match reason {
+            // A fragment is not answered, nor left to the host, which would answer all of them.
+            Reason::Malformed => Reason::NoBackend,
+            reason => reason,
+        })?;
         return Ok(Verdict { reason: Reason::Reset, ifindex, account: Account::NONE });
     }
     Err(if service.on_empty == OnEmpty::Pass as u8 { Reason::EmptyPass } else { Reason::NoBackend })
@@ -708,6 +782,12 @@ pub(crate) fn find<R>(
         key.port = Port::ANY;
         look_up(&key)
     })
+}
+
+/// Whether a packet may be from or to a backend of mode `nat`.
+#[inline(always)]
+pub(crate) fn is_nats(settings: &Settings, network: &Network) -> bool {
+    contains(&settings.repliers, network.source) || contains(&settings.repliers, network.destination)
 }
 
 /// Whether a port of one of this host's addresses may stand for a client (`full-nat`).

@@ -1,12 +1,13 @@
 //! The way back: from a `nat` backend to its client, with the VIP as its source; and what goes past the VIP.
 
 use crate::abi::{Address, FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
+use crate::awaited;
 use crate::measure::Reply;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, contains, elsewhere, ended, find, stands_in};
+use crate::pipeline::{Packet, Step, Tables, contains, elsewhere, ended, find};
 use crate::rewrite::{self, End};
-use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
 
 /// [`Stage::Reply`](crate::stage::Stage::Reply): from or to an address that is a backend's.
@@ -29,10 +30,6 @@ pub fn reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     }
     if contains(&settings.repliers, network.destination) {
         past_vip(tables, &network, &transport)?;
-    }
-    // One host may serve in both modes, and the filters know of addresses only.
-    if stands_in(settings, network.destination, transport.destination) {
-        return Ok(Step::Next(Stage::Session));
     }
     Err(Reason::NotOurs)
 }
@@ -69,7 +66,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex: exit.ifindex, account })
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, exit.ifindex), account })
 }
 
 /// What a reply says about its handshake; an error if its client must not see it.
@@ -97,6 +94,10 @@ fn measured<T: Tables>(
         port,
         owner: replier.service,
     };
+    // Most replies are of flows that are long past their first byte. A RST may also end a connection that is counted.
+    if !awaited::is(tables, service, &key) && !(reply.resets && service.has(Service::COUNTED)) {
+        return Ok(());
+    }
     tables.replies(service, &key, reply)
 }
 

@@ -21,6 +21,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::abi::{FlowKey, HalfOpen, Service};
+use crate::limit::{self, Whose};
 use crate::measure::Handshake;
 use crate::pipeline::Tables;
 use crate::verdict::Event;
@@ -74,12 +75,26 @@ pub fn elsewhere<T: Tables>(
     known: &Handshake,
     now: u16,
 ) -> Option<u16> {
-    let other = another(tables, service, key, known.backend, now, known.retries, |_| true)?;
+    let fits = |id| may_have(tables, service, id);
+    let other = another(tables, service, key, known.backend, now, known.retries, fits)?;
     // That of a refusal was spent when it was kept.
     if known.state != Handshake::REFUSED && !spend(tables, key.owner) {
         return None;
     }
-    divert(tables, service, key, known.sequence, other).then_some(other)
+    if !divert(tables, service, key, known.sequence, other) {
+        return None;
+    }
+    if service.has(Service::LIMITED) {
+        // Of its pool it is one connection, wherever it goes; and that was let through.
+        limit::take(tables, Whose::Backend(other), tables.clock());
+    }
+    Some(other)
+}
+
+/// Whether a backend may have another's connection.
+#[inline(always)]
+fn may_have<T: Tables>(tables: &T, service: &Service, id: u16) -> bool {
+    !service.has(Service::LIMITED) || limit::fits(tables, id)
 }
 
 /// Has the flow that this SYN begins go to another backend than its slot says. `false`: that one is gone.
@@ -98,7 +113,8 @@ pub fn divert<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence:
 /// Whether a refusal is kept from its client: there is somebody else, and the budget allows it.
 #[inline(always)]
 pub fn keeps_refusal<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> bool {
-    let other = another(tables, service, key, known.backend, known.backend, known.retries, |_| true);
+    let fits = |id| may_have(tables, service, id);
+    let other = another(tables, service, key, known.backend, known.backend, known.retries, fits);
     other.is_some() && spend(tables, key.owner)
 }
 

@@ -47,6 +47,7 @@ use crate::pipeline::{Exit, Packet, Step, Tables, Target, ended};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac, TCP_FIN, TCP_RST, Tcp};
 
 pub use errors::session_icmp;
@@ -425,7 +426,7 @@ fn forth<P: Packet>(
     } else {
         rewrite::link(packet, target.device.mac, target.mac)?;
     }
-    Ok(Verdict { reason: Reason::Forwarded, ifindex: target.device.ifindex, account })
+    Ok(Verdict { reason: Reason::Forwarded, ifindex: leaving(network, target.device.ifindex), account })
 }
 
 /// Asks where a session's replies leave, and notes it. Returns whether the next hop's hardware address is known.
@@ -488,7 +489,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     }
     rewrite::link(packet, session.way.source, session.way.destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex: session.way.ifindex, account })
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, session.way.ifindex), account })
 }
 
 const _: () = {

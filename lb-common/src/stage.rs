@@ -56,6 +56,12 @@ stages! {
     SessionIcmp = "lb_session_icmp",
     /// A fragment of a session's packet. ([`session::session_fragment`](crate::session::session_fragment))
     SessionFragment = "lb_session_fragment",
+    /// To a service that has lists or rates. ([`guard`](crate::guard))
+    Guard = "lb_guard",
+    /// To a VIP, from nobody; or for the host behind it, if it may have it. ([`guard::host`](crate::guard::host))
+    Host = "lb_host",
+    /// To a service whose backends are named by connection ids. ([`quic`](crate::quic))
+    Quic = "lb_quic",
 }
 
 impl Stage {

@@ -12,6 +12,7 @@
 use crate::abi::{FlowKey, Service, Settings};
 use crate::checksum;
 use crate::fragment;
+use crate::guard::{self, Message};
 use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, UNREACHABLE};
 use crate::parse::{self, Family, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service, stands_in};
@@ -80,7 +81,10 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
         _ => in_session(packet, tables, &network, &transport)?,
     };
     let length = network.end - network.l3;
-    if length <= mtu || !can_be_told(&network) || !tables.admits_message(settings.message_interval) {
+    if length <= mtu
+        || guard::can_be_answered(packet, &network).is_err()
+        || !tables.admits_message(Message::TooBig, settings.message_interval)
+    {
         return Err(Reason::TooBig);
     }
     let ifindex = packet.ifindex();
@@ -146,18 +150,6 @@ fn on_path<T: Tables>(packet: &T::Packet, tables: &T, network: &Network) -> Resu
     match tables.path_mtu(packet, network) {
         0 => Err(Reason::TooBig),
         mtu => Ok(mtu.into()),
-    }
-}
-
-/// Whether the sender is somebody (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
-#[inline(always)]
-const fn can_be_told(network: &Network) -> bool {
-    let [a, b, c, d] = network.source.words();
-    match network.family {
-        // Not "this network", the loopback, multicast or what is beyond.
-        Family::V4 => !matches!(d >> 24, 0 | 127 | 224..),
-        // Not unspecified, the loopback, or multicast.
-        Family::V6 => a >> 24 != 0xff && (a | b | c != 0 || d > 1),
     }
 }
 
@@ -279,28 +271,5 @@ mod tests {
     #[test]
     fn without_an_interval_a_bucket_is_never_empty() {
         assert!((0..1000).try_fold(0, |bucket, _| admit(bucket, 7, 0)).is_some());
-    }
-
-    #[test]
-    fn nobody_is_told_who_is_nobody() {
-        let told = |source: &str| {
-            let source: std::net::IpAddr = source.parse().unwrap();
-            can_be_told(&Network {
-                family: if source.is_ipv4() { Family::V4 } else { Family::V6 },
-                l3: 14,
-                next: 34,
-                end: 60,
-                protocol: 6,
-                fragment: false,
-                source: source.into(),
-                destination: source.into(),
-            })
-        };
-        for nobody in ["0.1.2.3", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"] {
-            assert!(!told(nobody), "{nobody}");
-        }
-        for somebody in ["1.2.3.4", "10.0.0.1", "223.255.255.255", "2001:db8::1", "fe80::1", "::2", "1::"] {
-            assert!(told(somebody), "{somebody}");
-        }
     }
 }

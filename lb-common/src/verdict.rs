@@ -152,6 +152,27 @@ reasons! {
     NoTable = Drop "no_table",
     /// A fault that was injected (`lbctl fault`).
     FaultDrop = Drop "fault_drop",
+    /// Its sender's network is denied by the service, or not among those that it allows.
+    Denied = Drop "denied",
+    /// A new connection beyond what its source may begin.
+    SourceConnections = Drop "rate_limited_source_connections",
+    /// A packet beyond what its source may send.
+    SourcePackets = Drop "rate_limited_source_packets",
+    /// A new connection beyond what the service takes.
+    ServiceConnections = Drop "rate_limited_service_connections",
+    /// A packet beyond what the service takes.
+    ServicePackets = Drop "rate_limited_service_packets",
+    /// To a VIP, from an address that no host has, or in a frame from or to many where it would be answered; to anybody, from a
+    /// v4-mapped address in IPv6.
+    Martian = Drop "martian",
+    /// To a VIP, from the VIP itself.
+    Land = Drop "land",
+    /// A RST would answer it, but too many were sent already.
+    ResetSuppressed = Drop "reset_suppressed",
+    /// The host would answer it in the name of a VIP, but it was asked too often already.
+    EchoSuppressed = Drop "echo_suppressed",
+    /// A SYN in fragments, to a service that looks at how connections begin: no client of today sends one.
+    FragmentedSyn = Drop "fragmented_syn",
 }
 
 impl Reason {
@@ -206,6 +227,14 @@ events! {
     RetryDenied = "retry_denied",
     /// A new flow of the canary went to the stable pool, since the canary had as many as it may.
     Capped = "capped",
+    /// A datagram went to the backend that its connection id names.
+    QuicById = "quic_by_id",
+    /// A datagram that opens a QUIC connection went by the ordinary rule: its id is the client's own.
+    QuicOpening = "quic_opening",
+    /// A connection id named nobody: its datagram went by the ordinary rule.
+    QuicUnknown = "quic_unknown",
+    /// A connection id named a backend that takes no datagram by it any more: it went by the ordinary rule.
+    QuicVoid = "quic_void",
 }
 
 impl Event {
@@ -213,7 +242,8 @@ impl Event {
     pub const COUNT: usize = Self::ALL.len();
 }
 
-/// Value of `REASONS`, per CPU: how often each road ended, and what happened on the way.
+/// Value of `COUNTERS`, per CPU and interface ([`Counters::place`]): how often each road ended, and what happened on the way (of all
+/// interfaces together, in the first element).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Counters {
@@ -221,6 +251,26 @@ pub struct Counters {
     pub reasons: [u64; Reason::COUNT],
     /// By [`Event`].
     pub events: [u64; Event::COUNT],
+}
+
+impl Counters {
+    /// How many interfaces are counted apart.
+    pub const PLACES: u32 = 64;
+
+    /// Where packets that came in by an interface are counted. Interfaces whose numbers end alike share a place: what is exact would cost each
+    /// packet a look-up.
+    #[must_use]
+    #[inline(always)]
+    pub const fn place(ifindex: u32) -> u32 {
+        ifindex % Self::PLACES
+    }
+}
+
+impl core::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.reasons.iter_mut().zip(other.reasons).for_each(|(sum, count)| *sum += count);
+        self.events.iter_mut().zip(other.events).for_each(|(sum, count)| *sum += count);
+    }
 }
 
 impl Default for Counters {

@@ -41,6 +41,10 @@ pub const IPPROTO_ROUTING: u8 = 43;
 pub const IPPROTO_FRAGMENT: u8 = 44;
 /// ICMPv6 (RFC 4443).
 pub const IPPROTO_ICMPV6: u8 = 58;
+/// ICMP's echo reply.
+pub const ICMP_ECHO_REPLY: u8 = 0;
+/// ICMPv6's echo request.
+pub const ICMPV6_ECHO_REQUEST: u8 = 128;
 /// Authentication header (RFC 4302).
 pub const IPPROTO_AH: u8 = 51;
 /// IPv6 destination options (RFC 8200).
@@ -258,6 +262,30 @@ pub struct Word(pub [u8; 2]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Chunk(pub [[u8; 4]; 4]);
 
+/// The beginning of a QUIC long header, in every version (RFC 8999, section 5.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct LongHeader {
+    /// The first bit is set; the others depend on the version.
+    pub first: u8,
+    /// Version.
+    pub version: [u8; 4],
+    /// Length of the destination connection id, which follows, in bytes.
+    pub id_length: u8,
+}
+
+/// A QUIC connection id of the greatest length that version 1 knows, or a shorter one with what stands behind it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct QuicId {
+    /// The first octet.
+    pub first: u8,
+    /// What follows.
+    pub words: [[u8; 4]; 4],
+    /// The end.
+    pub rest: [u8; 3],
+}
+
 impl Wire for Ethernet {}
 impl Wire for VlanTag {}
 impl Wire for Ipv4 {}
@@ -272,6 +300,8 @@ impl Wire for Mss {}
 impl Wire for GueHeader {}
 impl Wire for Word {}
 impl Wire for Chunk {}
+impl Wire for LongHeader {}
+impl Wire for QuicId {}
 
 const _: () = {
     assert!(Ethernet::SIZE == 14 && VlanTag::SIZE == 4);

@@ -11,18 +11,22 @@ mod trace;
 mod verifier;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use lb_common::attend::attend;
 use lb_common::decap::{Decapsulated, decapsulate};
 use lb_common::fragment::{fragment, fragment_reply};
+use lb_common::guard::{guard, host};
 use lb_common::icmp::icmp;
 use lb_common::pipeline::{Packet, Step, enter};
+use lb_common::quic::quic;
 use lb_common::reply::reply;
 use lb_common::session::{begin, carry, opening, session, session_fragment, session_icmp, witness};
 use lb_common::too_big::too_big;
 use lb_common::verdict::{Action, Reason, Verdict};
+use lb_common::vlan::depart;
 
 use crate::packet::Frame;
 use crate::stages::jump;
@@ -141,6 +145,30 @@ pub fn lb_session_fragment(ctx: XdpContext) -> u32 {
     leave(&ctx, &frame, step)
 }
 
+/// [`Stage::Guard`](lb_common::stage::Stage::Guard).
+#[xdp(frags)]
+pub fn lb_guard(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = guard(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Host`](lb_common::stage::Stage::Host).
+#[xdp(frags)]
+pub fn lb_host(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = host(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
+/// [`Stage::Quic`](lb_common::stage::Stage::Quic).
+#[xdp(frags)]
+pub fn lb_quic(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let step = quic(&mut frame, &Kernel);
+    leave(&ctx, &frame, step)
+}
+
 /// The end of a program: of the road, or of a part of it.
 #[inline(always)]
 fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
@@ -154,7 +182,7 @@ fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
         }
         Err(reason) => Verdict::of(reason),
     };
-    Kernel.count(&verdict);
+    Kernel.count(frame.ifindex(), &verdict);
     trace::ends(ctx, &verdict);
     debug!(ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
     act(frame, &verdict)
@@ -166,8 +194,28 @@ fn act(frame: &Frame, verdict: &Verdict) -> u32 {
         Action::Pass => XDP_PASS,
         Action::Drop => XDP_DROP,
         Action::Transmit if verdict.ifindex == frame.ifindex() => XDP_TX,
+        Action::Transmit => match maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()) {
+            Ok(action) => action,
+            Err(_) => lb_depart(frame.context(), verdict.ifindex),
+        },
+    }
+}
+
+/// The end of the road of frames that are not listed to leave by their interface as they are: it is a VLAN device, or they have
+/// tags. As a function of its own in the kernel's eyes ("global"): all programs pay no more than its call.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_depart(ctx: *mut xdp_md, ifindex: u32) -> u32 {
+    let mut frame = Frame::new(&XdpContext::new(ctx));
+    match depart(&mut frame, &Kernel, ifindex) {
+        Ok(below) if below == frame.ifindex() => XDP_TX,
         // An interface that the agent has not listed: dropped, and counted by the kernel as a failed redirect.
-        Action::Transmit => maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()).unwrap_or(XDP_DROP),
+        Ok(below) => maps::EGRESS.redirect(below, XDP_DROP.into()).unwrap_or(XDP_DROP),
+        Err(reason) => {
+            // Beside what it was counted as before: it was on its way.
+            Kernel.count(frame.ifindex(), &Verdict::of(reason));
+            XDP_DROP
+        }
     }
 }
 

@@ -1,20 +1,23 @@
 //! The maps. Sizes are defaults: the agent sets those that the configuration names before it loads the program.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_fib_lookup as FibLookup};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup as FibLookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
-    Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
+    Address, Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
     Settings, Traffic, VipKey,
 };
 use lb_common::decap;
+use lb_common::guard;
 use lb_common::limit::{Limit, Open};
 use lb_common::measure::{Handshake, Measure};
+use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::session::{Draft, Session, SessionKey};
 use lb_common::stage::Stage;
 use lb_common::trace;
 use lb_common::verdict::Counters;
+use lb_common::vlan::Vlan;
 use lb_common::watch::Watch;
 
 #[map]
@@ -38,6 +41,10 @@ pub static DEVICES: Array<Device> = Array::with_max_entries(256, BPF_F_MMAPABLE)
 #[map]
 pub static EGRESS: DevMapHash = DevMapHash::with_max_entries(256, 0);
 
+/// With which tags frames leave by which interface; empty on a host without VLAN devices.
+#[map]
+pub static VLANS: HashMap<u32, Vlan> = HashMap::with_max_entries(4096, 0);
+
 #[map]
 pub static REPLIES: HashMap<VipKey, Replier> = HashMap::with_max_entries(16_384, 0);
 
@@ -47,9 +54,9 @@ pub static DIRECT: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(65_53
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::with_max_entries(16_384, 0);
 
-/// The bucket of `too_big::admit`.
+/// The buckets of `too_big::admit`.
 #[map]
-pub static MESSAGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub static MESSAGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(guard::Message::COUNT as u32, 0);
 
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(1 << 20, 0);
@@ -62,6 +69,10 @@ pub static HALF_OPEN: LruHashMap<FlowKey, HalfOpen> = LruHashMap::with_max_entri
 
 #[map]
 pub static HANDSHAKES: LruHashMap<FlowKey, Handshake> = LruHashMap::with_max_entries(1 << 16, 0);
+
+/// Whether anything of `HANDSHAKES` is about a flow.
+#[map]
+pub static AWAITED: Array<u64> = Array::with_max_entries(lb_common::awaited::PLACES, BPF_F_MMAPABLE);
 
 #[map]
 pub static MEASURES: Array<Measure> = Array::with_max_entries(64, BPF_F_MMAPABLE);
@@ -99,8 +110,29 @@ pub static OPEN: LruHashMap<FlowKey, Open> = LruHashMap::with_max_entries(1 << 1
 #[map]
 pub static GUESTS: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1024, 0);
 
+// Few services have any: memory comes with the entries, which the agent alone makes.
+#[map]
+pub static QUIC_CONFIGS: HashMap<quic::ConfigKey, quic::Config> =
+    HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static QUIC_SERVERS: HashMap<quic::ServerKey, quic::Server> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
 #[map]
 pub static FAULTS: Array<[Fault; lb_common::abi::FAULTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static GUARDS: Array<guard::Guard> = Array::with_max_entries(4096, BPF_F_MMAPABLE);
+
+#[map]
+pub static RULES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(16_384, 0);
+
+#[map]
+pub static VIP_RULES: HashMap<Address, u32> = HashMap::with_max_entries(4096, 0);
+
+#[map]
+pub static SOURCES: LruHashMap<guard::SourceKey, guard::Source> = LruHashMap::with_max_entries(1 << 16, 0);
 
 #[map]
 pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);
@@ -110,7 +142,7 @@ pub static WANTED: RingBuf = RingBuf::with_byte_size(16_384, 0);
 pub static STAGES: ProgramArray = ProgramArray::with_max_entries(Stage::COUNT as u32, 0);
 
 #[map]
-pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(Counters::PLACES, 0);
 
 #[map]
 pub static POOL_TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(8192, 0);

@@ -5,6 +5,7 @@ use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_bu
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::Address;
 use lb_common::fragment::leads;
+use lb_common::guard::may_reset;
 use lb_common::parse::{self, Family, Network, extensions};
 use lb_common::pipeline::Packet;
 use lb_common::rewrite::{self, clamp};
@@ -12,6 +13,7 @@ use lb_common::too_big::sum;
 use lb_common::verdict::Reason;
 use lb_common::wire::Wire;
 
+use crate::tables::Kernel;
 use crate::verifier::bounded;
 
 /// No header starts beyond this: any chain of extension headers is shorter. (The verifier follows no offset beyond 64 KiB.)
@@ -42,6 +44,14 @@ impl Frame {
         // verifier allows only to those with CAP_PERFMON.)
         unsafe { core::hint::assert_unchecked(first != 0) };
         (first + T::SIZE <= self.end).then_some(first as *mut T)
+    }
+
+    /// [`rewrite::reset`], of a segment that may be answered.
+    #[inline(always)]
+    pub fn reset(&mut self) -> Result<(), Reason> {
+        let reason = Reason::of(lb_reset(self.ctx));
+        self.refresh();
+        if reason == Reason::Forwarded { Ok(()) } else { Err(reason) }
     }
 
     /// Every helper that moves an end invalidates what is known of both.
@@ -107,13 +117,6 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn reset(&mut self, _: &Network) -> Result<(), Reason> {
-        let done = lb_reset(self.ctx) == 0;
-        self.refresh();
-        done.then_some(()).ok_or(Reason::Malformed)
-    }
-
-    #[inline(always)]
     fn sum(&self, start: usize, length: usize) -> Result<u64, Reason> {
         match lb_sum(self.ctx, start as u32, length as u32) {
             NO_SUM => Err(Reason::TooBig),
@@ -161,14 +164,20 @@ impl Packet for Frame {
 }
 
 /// A RST as the answer, as a function of its own in the kernel's eyes ("global"): it parses the packet again, and shares
-/// its stack with nobody. Returns 0 if that is what the packet is now.
+/// its stack with nobody. Returns the reason: forwarded, if that is what the packet is now.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_reset(ctx: *mut xdp_md) -> u32 {
+extern "C" fn lb_reset(ctx: *mut xdp_md) -> u64 {
     let mut frame = Frame::new(&XdpContext::new(ctx));
-    let Ok(network) = parse::network(&frame) else { return 1 };
-    let Ok(transport) = parse::transport(&frame, &network) else { return 1 };
-    rewrite::reset(&mut frame, &network, &transport).is_err().into()
+    let Ok(network) = parse::network(&frame) else { return Reason::Malformed as u64 };
+    let Ok(transport) = parse::transport(&frame, &network) else { return Reason::Malformed as u64 };
+    if let Err(reason) = may_reset(&frame, &Kernel, &network) {
+        return reason as u64;
+    }
+    match rewrite::reset(&mut frame, &network, &transport) {
+        Ok(()) => Reason::Forwarded as u64,
+        Err(reason) => reason as u64,
+    }
 }
 
 /// No sum of a packet's words is that large.

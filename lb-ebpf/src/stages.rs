@@ -25,6 +25,9 @@ pub fn jump(ctx: &XdpContext, stage: Stage) {
         Stage::TooBig => jump_to::<{ Stage::TooBig as u32 }>(ctx),
         Stage::SessionIcmp => jump_to::<{ Stage::SessionIcmp as u32 }>(ctx),
         Stage::SessionFragment => jump_to::<{ Stage::SessionFragment as u32 }>(ctx),
+        Stage::Guard => jump_to::<{ Stage::Guard as u32 }>(ctx),
+        Stage::Host => jump_to::<{ Stage::Host as u32 }>(ctx),
+        Stage::Quic => jump_to::<{ Stage::Quic as u32 }>(ctx),
     }
 }
 

@@ -15,17 +15,21 @@ use lb_common::abi::{
     Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
     HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
 };
+use lb_common::awaited::SHARED;
 use lb_common::fault;
+use lb_common::guard::{self, Asked, Guard, Message, Rule, Source, SourceKey};
 use lb_common::handshake;
 use lb_common::limit::{self, Admission, Limit, Open, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
+use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
 use lb_common::too_big::admit;
-use lb_common::verdict::{Account, Event, Reason, Verdict};
+use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
+use lb_common::vlan::Vlan;
 use lb_common::watch::Word;
 use lb_common::wire::Mac;
 
@@ -45,10 +49,10 @@ const _: () = assert!(Reason::COUNT <= REASONS_MASK as usize + 1);
 pub struct Kernel;
 
 impl Kernel {
-    /// Counts the end of a packet's road.
+    /// Counts the end of the road of a packet that came in by that interface.
     #[inline(always)]
-    pub fn count(&self, verdict: &Verdict) {
-        if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
+    pub fn count(&self, ifindex: u32, verdict: &Verdict) {
+        if let Some(counters) = maps::COUNTERS.get_ptr_mut(Counters::place(ifindex)) {
             // SAFETY: a per-CPU element, and a program is not preempted by itself.
             let reasons = unsafe { &mut (*counters).reasons };
             // What a global function returned is any number to the verifier, and LLVM would leave the check out.
@@ -94,6 +98,26 @@ macro_rules! flows {
     ($udp:expr) => {
         if $udp { &maps::UDP_FLOWS } else { &maps::FLOWS }
     };
+}
+
+/// Sets a word to `new` if it is `old`. Returns whether it was. (rustc knows no compare-and-swap for BPF.)
+///
+/// # Safety
+///
+/// An aligned word of a map's living element.
+#[inline(always)]
+unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> bool {
+    let found: u64;
+    // SAFETY: the caller's; the instruction takes what is expected in r0, and leaves what it found there.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inout("r0") old => found,
+        );
+    }
+    found == old
 }
 
 /// A word of a measure.
@@ -177,6 +201,15 @@ extern "C" fn lb_send(ctx: *mut xdp_md, service: u32, place: u64) -> u64 {
         Ok(verdict) => u64::from(verdict.ifindex) << 32 | verdict.reason as u64,
         Err(reason) => reason as u64,
     }
+}
+
+/// Whom a connection id names, likewise: a word of [`quic::find`]. Its loops, which decrypt, are verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_server(query: *const quic::Query) -> u32 {
+    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
+    let Some(query) = (unsafe { query.as_ref() }) else { return quic::found::NOBODY };
+    quic::find(&Kernel, query)
 }
 
 /// The rule for what is about a flow, likewise.
@@ -273,6 +306,18 @@ extern "C" fn lb_passes(key: *const FlowKey, place: u64) -> u32 {
     let Some(key) = copied(key) else { return 0 };
     limit::passes(&Kernel, &key, place as u16, (place >> 16) as u16, place >> 32 != 0);
     0
+}
+
+/// [`guard::admits`], as a function of its own in the kernel's eyes ("global"): verified once, for any client and service, and
+/// with a stack of its own. Returns the reason: forwarded, if it may go on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_admits(key: *const FlowKey, asked: u32) -> u64 {
+    let Some(key) = copied(key) else { return Reason::NoTable as u64 };
+    match guard::admits(&Kernel, &key, Asked(asked)) {
+        Ok(()) => Reason::Forwarded as u64,
+        Err(reason) => reason as u64,
+    }
 }
 
 /// The element of whoever is limited.
@@ -463,7 +508,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
-        let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
+        let entry = FlowEntry::of(backend, generation, self.ticks());
         flows!(udp).insert(key, entry, 0).is_ok()
     }
 
@@ -490,6 +535,23 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn quic_config(&self, key: &quic::ConfigKey) -> Option<&quic::Config> {
+        // SAFETY: an element lives until the program ends. One that changes meanwhile names nobody, or whom it named before.
+        unsafe { maps::QUIC_CONFIGS.get(key) }
+    }
+
+    #[inline(always)]
+    fn quic_server(&self, key: &quic::ServerKey) -> Option<quic::Server> {
+        // SAFETY: as for flows: it is judged by its generation.
+        unsafe { maps::QUIC_SERVERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn find_server(&self, query: &quic::Query) -> u32 {
+        lb_server(query)
+    }
+
+    #[inline(always)]
     fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry> {
         // SAFETY: as for flows; fragments that meet a note in the making are judged by its time and generation.
         unsafe { maps::FRAGMENTS.get(key) }.copied()
@@ -506,13 +568,81 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn admits_message(&self, interval: u32) -> bool {
-        let Some(bucket) = maps::MESSAGES.get_ptr_mut(0) else { return false };
+    fn admits_message(&self, message: Message, interval: u32) -> bool {
+        let Some(bucket) = maps::MESSAGES.get_ptr_mut(message as u32) else { return false };
         // SAFETY: a per-CPU element, and a program is not preempted by itself.
         let bucket = unsafe { &mut *bucket };
         let Some(next) = admit(*bucket, self.clock(), interval) else { return false };
         *bucket = next;
         true
+    }
+
+    #[inline(always)]
+    fn reset(&self, frame: &mut Frame, _: &Network) -> Result<(), Reason> {
+        frame.reset()
+    }
+
+    #[inline(always)]
+    fn admits(&self, key: &FlowKey, asked: Asked) -> Result<(), Reason> {
+        match Reason::of(lb_admits(key, asked.0)) {
+            Reason::Forwarded => Ok(()),
+            reason => Err(reason),
+        }
+    }
+
+    #[inline(always)]
+    fn guard(&self, service: u32) -> Option<&Guard> {
+        maps::GUARDS.get(service)
+    }
+
+    #[inline(always)]
+    fn rule(&self, client: &GuestKey) -> Option<Rule> {
+        // SAFETY: as for guests.
+        let key = unsafe { &*(&raw const *client).cast::<Key<[u32; 5]>>() };
+        maps::RULES.get(key).map(|value| Rule::of(*value))
+    }
+
+    #[inline(always)]
+    fn vip_rules(&self, vip: &Address) -> Option<u32> {
+        // SAFETY: the value is one word.
+        unsafe { maps::VIP_RULES.get(vip) }.copied()
+    }
+
+    /// New connections, then packets.
+    type Dues<'a> = *mut u64;
+
+    #[inline(always)]
+    fn dues(&self, service: u32) -> Option<*mut u64> {
+        let guard = maps::GUARDS.get_ptr_mut(service)?;
+        // SAFETY: within the element, as the verifier checks.
+        Some(unsafe { &raw mut (*guard).connections_due })
+    }
+
+    #[inline(always)]
+    fn source(&self, key: &SourceKey) -> Option<*mut u64> {
+        let known = maps::SOURCES.get_ptr_mut(key);
+        let source = match known {
+            Some(source) => source,
+            None => {
+                // If another CPU was faster, it is there all the same.
+                let _ = maps::SOURCES.insert(key, Source::default(), BPF_NOEXIST.into());
+                maps::SOURCES.get_ptr_mut(key)?
+            }
+        };
+        // SAFETY: as above.
+        Some(unsafe { &raw mut (*source).connections_due })
+    }
+
+    #[inline(always)]
+    fn due(&self, dues: *mut u64, word: guard::Word) -> u64 {
+        // SAFETY: an aligned word of an element, which lives until the program ends.
+        unsafe { dues.add(word as usize).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn swap_due(&self, dues: *mut u64, word: guard::Word, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { compare_and_swap(dues.add(word as usize), old, new) }
     }
 
     #[inline(always)]
@@ -643,6 +773,12 @@ impl Tables for Kernel {
             BPF_FIB_LKUP_RET_FWD_DISABLED => Route::ForwardingOff,
             _ => Route::None,
         }
+    }
+
+    #[inline(always)]
+    fn vlan(&self, ifindex: u32) -> Option<Vlan> {
+        // SAFETY: two words that the agent replaces as one element; one that is replaced meanwhile stays as it was.
+        unsafe { maps::VLANS.get(&ifindex) }.copied()
     }
 
     #[inline(always)]
@@ -781,6 +917,28 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn awaited(&self, place: u32) -> u64 {
+        // SAFETY: an aligned word of the map; others change it while we run.
+        maps::AWAITED.get_ptr(place).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the map.
+        maps::AWAITED.get_ptr_mut(place).is_some_and(|word| unsafe { compare_and_swap(word, old, new) })
+    }
+
+    #[inline(always)]
+    fn share_awaited(&self, place: u32) {
+        let Some(word) = maps::AWAITED.get_ptr_mut(place) else { return };
+        // SAFETY: as above; atomic, as other CPUs write, too.
+        unsafe {
+            asm!("lock *(u64 *)({word} + 0) |= {bit}", word = in(reg) word, bit = in(reg) SHARED);
+            asm!("lock *(u64 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64);
+        }
+    }
+
+    #[inline(always)]
     fn count(&self, measure: u32, offset: usize) {
         let Some(word) = measure_word(measure, offset) else { return };
         // SAFETY: an aligned word of the map; atomic, as other CPUs count, too.
@@ -804,18 +962,8 @@ impl Tables for Kernel {
     #[inline(always)]
     fn swap(&self, measure: u32, offset: usize, old: u64, new: u64) -> bool {
         let Some(word) = measure_word(measure, offset) else { return false };
-        let found: u64;
-        // rustc knows no compare-and-swap for BPF.
-        // SAFETY: an aligned word of the map; the instruction takes what is expected in r0, and leaves what it found there.
-        unsafe {
-            asm!(
-                "r0 = cmpxchg_64({word} + 0, r0, {new})",
-                word = in(reg) word,
-                new = in(reg) new,
-                inout("r0") old => found,
-            );
-        }
-        found == old
+        // SAFETY: an aligned word of the map.
+        unsafe { compare_and_swap(word, old, new) }
     }
 
     #[inline(always)]
@@ -882,9 +1030,16 @@ impl Tables for Kernel {
                 due: (&raw const (*limit).due).read_volatile(),
                 most: (*limit).most,
                 open: (&raw const (*limit).open).read_volatile(),
+                trials: (&raw const (*limit).trials).read_volatile(),
                 ..Limit::default()
             })
         }
+    }
+
+    #[inline(always)]
+    fn swap_trials(&self, whose: Whose, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the map.
+        limit_of(whose).is_some_and(|limit| unsafe { compare_and_swap(&raw mut (*limit).trials, old, new) })
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::stage::Stage;
 use lb_common::trace::{Head, LONG, Record, SHORT};
 use lb_common::verdict::{Action, Verdict};
+use lb_common::vlan::TAGGED;
 
 use crate::maps;
 use crate::packet::Frame;
@@ -46,7 +47,11 @@ pub fn goes_on(ctx: &XdpContext, stage: Stage) {
 #[inline(always)]
 pub fn ends(ctx: &XdpContext, verdict: &Verdict) {
     if is_on() {
-        let out = if verdict.reason.action() as u32 == Action::Transmit as u32 { verdict.ifindex } else { 0 };
+        let out = if verdict.reason.action() as u32 == Action::Transmit as u32 {
+            verdict.ifindex & !TAGGED
+        } else {
+            0
+        };
         let account = &verdict.account;
         let whom = u32::from(account.backend) << 16 | u32::from(account.pool);
         lb_trace_ends(ctx.ctx, verdict.reason as u32, out, whom, account.begins);

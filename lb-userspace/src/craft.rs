@@ -1,4 +1,4 @@
-//! Packets that the agent makes itself: a bare segment or an empty datagram in a frame.
+//! Packets that the agent makes itself: a bare segment, an empty datagram or the beginning of one of QUIC in a frame.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,7 +19,12 @@ pub enum Content {
     },
     /// A UDP datagram without data.
     Datagram,
+    /// A short header of QUIC with a connection id, and zeros.
+    Quic([u8; SHORT_HEADER_ID]),
 }
+
+/// Bytes in a short header that may be an id's.
+pub const SHORT_HEADER_ID: usize = lb_common::quic::MAX_ID;
 
 /// A frame with a packet between these ends, which are of one family.
 #[must_use]
@@ -34,6 +39,14 @@ pub fn frame(destination: Mac, from: SocketAddr, to: SocketAddr, content: Conten
         }
         Content::Datagram => {
             segment.extend([0, 8, 0, 0]);
+            (IPPROTO_UDP, 6)
+        }
+        Content::Quic(id) => {
+            // A packet of as many bytes as a sample of its protection needs (RFC 9001, section 5.4.2), and an even number of them.
+            let rest = [0; 21];
+            segment.extend([0, (8 + 1 + id.len() + rest.len()) as u8, 0, 0, 0x40]);
+            segment.extend(id);
+            segment.extend(rest);
             (IPPROTO_UDP, 6)
         }
     };
@@ -84,7 +97,7 @@ mod tests {
             [("198.51.100.1:4000", "203.0.113.10:443"), ("[2001:db8::1]:4000", "[2001:db8::10]:443")]
         {
             let segment = Content::Segment { flags: 2, sequence: 0x1234_5678, acknowledgement: 9 };
-            for content in [segment, Content::Datagram] {
+            for content in [segment, Content::Datagram, Content::Quic([7; SHORT_HEADER_ID])] {
                 let frame = frame([2; 6], from.parse().unwrap(), to.parse().unwrap(), content);
                 let (addresses, segment, protocol) = if frame[12] == 0x86 {
                     (&frame[22..54], &frame[54..], frame[20])

@@ -1,7 +1,7 @@
 //! What has happened: a bounded memory of events, and a stream of those to come.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::broadcast;
 
@@ -62,6 +62,9 @@ codes! {
     "rollout_promoted": "A rollout has ended: its pool is the stable one.",
     "rollout_rolled_back": "A rollout was taken back.",
     "rollout_failed": "A rollout could not begin.",
+    "rollout_waits": "A rollout waits: nothing can be measured, as too many are under way.",
+    "preview_open": "A rollout's preview reaches its pool.",
+    "preview_closed": "A rollout's preview is gone.",
     "fault_added": "A fault is injected on purpose.",
     "fault_cleared": "A fault was taken away before its time.",
     "fault_over": "No fault is injected into a service any more.",
@@ -102,7 +105,7 @@ pub struct Occurrence {
 /// The memory.
 pub struct EventLog {
     inner: Mutex<Inner>,
-    tally: Mutex<Tally>,
+    tally: Mutex<Arc<Tally>>,
     stream: broadcast::Sender<Event>,
 }
 
@@ -179,9 +182,14 @@ impl EventLog {
         inner.events.iter().skip(inner.events.len().saturating_sub(count)).cloned().collect()
     }
 
-    /// What was counted.
+    /// What was counted. (It is copied only while somebody still looks at [`Self::counted`].)
     pub fn tally<R>(&self, f: impl FnOnce(&mut Tally) -> R) -> R {
-        f(&mut self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        f(Arc::make_mut(&mut self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)))
+    }
+
+    /// What was counted so far.
+    pub fn counted(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
 

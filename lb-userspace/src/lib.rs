@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod offline;
 pub mod outlier;
+mod packet_socket;
 pub mod publish;
 pub mod rollout;
 pub mod sessions;

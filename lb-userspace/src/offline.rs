@@ -4,14 +4,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
-use lb_common::abi::{Backend, Service};
+use lb_common::abi::{Backend, LAYOUT, Service, VipKey};
 
 use crate::api::{KeepOrReset, RolledBack};
 use crate::clock;
 use crate::compile::key_of;
 use crate::config::ServiceName;
 use crate::dataplane::bpf::{Hash, Mapped};
-use crate::dataplane::{self, maps};
+use crate::dataplane::{self, Place, maps};
 use crate::netlink;
 use crate::publish::split::{self, Flows};
 use crate::state::{Author, Change, Desired, Intent, Journal, JournalError};
@@ -40,32 +40,36 @@ pub fn rollback(
         format!("there is no service {service}; there are {}", known.join(", "))
     })?;
 
-    let directory = maps::directory(pin_dir);
-    let at = |map: &str| directory.join(map);
-    let no_maps = || {
-        format!(
-            "there is no data path pinned in {} (another place: --pin-dir or LB_PIN_DIR)",
-            directory.display()
-        )
-    };
-    let vips: Hash<_, u32> = Hash::open(&at("VIPS")).with_context(no_maps)?;
-    let index = vips.get(&key)?.with_context(|| format!("service {service} is not in the kernel"))?;
-    let services: Mapped<Service> = Mapped::open(&at("SERVICES")).with_context(no_maps)?;
-    let backends: Mapped<Backend> = Mapped::open(&at("BACKENDS")).with_context(no_maps)?;
-    let done = split::roll_back(&services, &backends, index, flows);
+    let mut places = dataplane::live(pin_dir);
+    if places.is_empty() {
+        // Whatever is wrong with it, the message names it.
+        places.push(Place { layout: LAYOUT, directory: maps::directory(pin_dir) });
+    }
+    let mut warnings = Vec::new();
+    let mut done = None::<split::RolledBack>;
+    // Two, where an agent has died while it moved from one layout of the maps to another: each is met by some packets.
+    for place in &places {
+        let at = rollback_in(place, &key, service, flows, &mut warnings)?;
+        done = Some(match done {
+            Some(before) if before.before.new() >= at.before.new() => before,
+            _ => at,
+        });
+    }
+    let done = done.context("there is a data path")?;
     let total = start.elapsed();
 
     // The store counts; a journal that cannot be written does not stop it.
     let before = split::percent(done.before.new());
     let summary = format!("rollback of {service}: {before} % -> 0 %, without the agent");
     let written = record(state_dir, &name, reason, summary);
-    let (revision, service_revision, warnings) = match written {
-        Ok((revision, service_revision)) => (Some(revision), service_revision, Vec::new()),
+    let (revision, service_revision) = match written {
+        Ok((revision, service_revision)) => (Some(revision), service_revision),
         Err(error) => {
             let warning = format!(
                 "the rollback is in force, but not in the journal: {error}; the agent adopts it when it is back"
             );
-            (None, None, vec![warning])
+            warnings.push(warning);
+            (None, None)
         }
     };
     Ok(RolledBack {
@@ -82,6 +86,40 @@ pub fn rollback(
         warnings,
         ..RolledBack::default()
     })
+}
+
+/// Rolls back in the maps of one layout.
+fn rollback_in(
+    place: &Place,
+    key: &VipKey,
+    service: &str,
+    flows: Flows,
+    warnings: &mut Vec<String>,
+) -> anyhow::Result<split::RolledBack> {
+    let at = |map: &str| place.directory.join(map);
+    let no_maps = || {
+        format!(
+            "there is no data path pinned in {} (another place: --pin-dir or LB_PIN_DIR)",
+            place.directory.display()
+        )
+    };
+    let vips: Hash<VipKey, u32> = Hash::open(&at("VIPS")).with_context(no_maps)?;
+    let index = vips.get(key)?.with_context(|| format!("service {service} is not in the kernel"))?;
+    if place.layout == LAYOUT {
+        let services: Mapped<Service> = Mapped::open(&at("SERVICES")).with_context(no_maps)?;
+        let backends: Mapped<Backend> = Mapped::open(&at("BACKENDS")).with_context(no_maps)?;
+        return Ok(split::roll_back(&services, &backends, index, flows));
+    }
+    // Another version's: where the split is, is known.
+    let start = Instant::now();
+    let before = dataplane::roll_back(place, index).with_context(no_maps)?;
+    if flows == Flows::Reset {
+        warnings.push(format!(
+            "the data path is another version's (layout {}): established flows of the canary finish where they are",
+            place.layout
+        ));
+    }
+    Ok(split::RolledBack { before, store: start.elapsed() })
 }
 
 /// Writes a rollback into the journal, unless an agent has it. Returns the revisions that it made: the agent's, and the

@@ -1,6 +1,7 @@
 //! The sweep over the maps: the rule is [`lb_common::settle`], which the model tests run as well.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::io;
 use std::mem::offset_of;
 use std::ops::RangeInclusive;
@@ -9,6 +10,7 @@ use std::sync::atomic::Ordering;
 use lb_common::abi::{
     FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split, TCP_IDLE_TICKS,
 };
+use lb_common::awaited;
 use lb_common::limit::Limit;
 use lb_common::settle::{self, Access, Patience, ServiceClock, SweepReport, TableClock};
 use lb_common::verdict::Event;
@@ -87,6 +89,12 @@ impl Books {
     /// Whether nothing can be in the tables, of which so many entries were ever put in.
     const fn are_empty(&self, inserted: u64) -> bool {
         self.empty.0 == inserted && self.empty.1 > 1
+    }
+
+    /// Whether nothing can be in `FLOWS` and `UDP_FLOWS` now. `false` where that is not known.
+    #[must_use]
+    pub fn say_empty(&self, maps: &Maps) -> bool {
+        inserted(maps).is_ok_and(|inserted| self.are_empty(inserted))
     }
 
     /// Notes what a sweep has left.
@@ -168,6 +176,45 @@ pub fn recount(maps: &Maps, services: impl Iterator<Item = u32>, patience: &Pati
                 let word = map.word(index as u32, offset_of!(Limit, open));
                 word.fetch_add(count.wrapping_sub(*before), Ordering::AcqRel);
             }
+        }
+    }
+    Ok(())
+}
+
+/// Finds out which places of `AWAITED` are shared no more: replies of flows of which nothing is awaited then need no look-up.
+///
+/// # Errors
+///
+/// If the handshakes cannot be read. Nothing is lost by that.
+pub fn clear_awaited(maps: &Maps, services: impl Iterator<Item = u32>) -> io::Result<()> {
+    let looked_at: HashMap<u32, Service> = services
+        .map(|index| (index, maps.services.read(index)))
+        .filter(|(_, service)| service.has(Service::HANDSHAKES))
+        .collect();
+    if looked_at.is_empty() {
+        return Ok(());
+    }
+    let word = |place: u32| maps.awaited.word(place, 0);
+    // Before the handshakes: whoever comes meanwhile changes the word.
+    let shared: HashMap<u32, u64> = (0..awaited::PLACES)
+        .map(|place| (place, word(place).load(Ordering::Acquire)))
+        .filter(|(_, seen)| seen & awaited::SHARED != 0)
+        .collect();
+    if shared.is_empty() {
+        return Ok(());
+    }
+    let mut tags: HashMap<u32, Vec<u64>> = HashMap::new();
+    maps.handshakes.for_each(|key, _| {
+        let Some(service) = looked_at.get(&key.owner) else { return };
+        let (place, tag) = awaited::place(service, key);
+        if shared.contains_key(&place) {
+            tags.entry(place).or_default().push(tag);
+        }
+    })?;
+    for (place, seen) in shared {
+        if let Some(next) = awaited::cleared(seen, tags.get(&place).map_or(&[], Vec::as_slice)) {
+            // Another flow has come meanwhile: the next sweep finds it.
+            let _ = word(place).compare_exchange(seen, next, Ordering::AcqRel, Ordering::Acquire);
         }
     }
     Ok(())

@@ -116,6 +116,23 @@ impl Agent {
         self.restart()
     }
 
+    /// The same, this time with these environment variables, too.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn restart_with_env(
+        &mut self,
+        directory: impl Into<PathBuf>,
+        environment: &[(&str, &str)],
+    ) -> Result<()> {
+        self.spec.programs = Some(directory.into());
+        self.process.kill9();
+        let mut command = self.places.command("lbd", &self.spec)?;
+        command.envs(environment.iter().copied());
+        self.process = self.namespace.spawn(command)?;
+        Ok(())
+    }
+
     /// Starts it again at the same places, after [`kill9`](Self::kill9) or [`stop`](Self::stop).
     ///
     /// # Errors

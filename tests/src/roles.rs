@@ -1,6 +1,9 @@
 //! What hosts are in a lab.
 
-use std::{net::IpAddr, ops::Deref};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Deref,
+};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -8,7 +11,8 @@ use ipnet::IpNet;
 use crate::{
     Namespace,
     host::{Host, Port, Switch},
-    plan::{Crowd, Lan, Place, everywhere},
+    links::VethEnd,
+    plan::{Crowd, Lan, Mac, Place, everywhere},
 };
 
 /// The host that the balancer runs on. It forwards, so what the balancer lets pass is routed.
@@ -79,6 +83,29 @@ impl Client {
     /// Tells `host`, on the same LAN, that the crowd is behind this client.
     pub(crate) fn route_crowd_to(&self, host: &Host) -> Result<()> {
         route_all(host, self.crowd_prefixes(), self.port())
+    }
+
+    /// Connects a backend by a cable of its own, which it reaches this client and its crowd by.
+    pub(crate) fn cable(&self, backend: &Backend, number: u8) -> Result<()> {
+        let end = VethEnd {
+            namespace: self.namespace(),
+            name: &format!("cable{number}"),
+            mac: Mac([2, 0xca, 0, 0, 1, number]),
+        };
+        backend.connect("cable", Mac([2, 0xca, 0, 0, 0, number]), end, 1500)?;
+        let v4 = |host| Ipv4Addr::new(10, 77, number, host);
+        let v6 = |host| Ipv6Addr::new(0xfd77, 0, 0, number.into(), 0, 0, 0, host);
+        for (near, far, length) in
+            [(IpAddr::from(v4(1)), IpAddr::from(v4(2)), 24), (v6(1).into(), v6(2).into(), 64)]
+        {
+            backend.add_address("cable", near, length)?;
+            self.add_address(end.name, far, length)?;
+            let prefixes = Lan::FRONT.clients().into_iter().chain(self.crowd_prefixes());
+            for prefix in prefixes.filter(|prefix| prefix.addr().is_ipv4() == far.is_ipv4()) {
+                backend.route(prefix, far)?;
+            }
+        }
+        Ok(())
     }
 
     fn crowd_prefixes(&self) -> [IpNet; 2] {

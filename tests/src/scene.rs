@@ -196,7 +196,10 @@ impl Scene {
 }
 
 /// Starts `lbd decap` on a backend's interface; returns when it is attached.
-fn lbd_decap(backend: &Host, arguments: &[&str]) -> Result<Process> {
+///
+/// # Errors
+/// If it does not start, or is not attached within 20 s.
+pub fn lbd_decap(backend: &Host, arguments: &[&str]) -> Result<Process> {
     let mut command = Command::new(built("lbd")?);
     command.args(["decap", "--interface", &backend.port().name]).args(arguments);
     let mut process = backend.spawn(command)?;

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, ops::Deref};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::{
     host::{Host, Port, Switch},
@@ -104,15 +104,21 @@ impl Lab {
         Ok(())
     }
 
-    /// Makes the backends send to clients on the LAN without passing the balancer.
+    /// Makes the backends send to clients without passing the balancer: on the LAN, or, in [`Topology::Routed`], by a cable
+    /// from each backend to the client.
     ///
     /// # Errors
-    /// In [`Topology::Routed`], where the balancer is the only road.
+    /// In [`Topology::Routed`] with more than one client.
     pub fn reply_directly(&self) -> Result<()> {
-        ensure!(
-            self.topology == Topology::OneLan,
-            "backends reach clients without the balancer only in Topology::OneLan"
-        );
+        if self.topology == Topology::Routed {
+            let [client] = self.clients.as_slice() else {
+                bail!("backends have cables to one client, not to {}", self.clients.len());
+            };
+            let numbers = 0..self.backends.len() as u8;
+            return numbers
+                .zip(&self.backends)
+                .try_for_each(|(number, backend)| client.cable(backend, number));
+        }
         for backend in &self.backends {
             for prefix in Lan::FRONT.clients() {
                 backend.unroute(prefix)?;

@@ -41,6 +41,7 @@ enum Setup {
     Nat,
     L2,
     Ipip,
+    Gue,
 }
 
 /// The ten kinds that the issue asks for, and some more.
@@ -173,6 +174,16 @@ const BROKEN: &[Broken] = &[
         remedy: "ip link add lb0 type ipip external",
     },
     Broken {
+        what: "a backend that takes no GUE apart",
+        plan: Setup::Gue,
+        breaks: |sick| {
+            sick.kept.clear();
+            Ok(())
+        },
+        code: "LB1119",
+        remedy: "ip fou add port 6080 gue",
+    },
+    Broken {
         what: "a backend on which nothing listens",
         plan: Setup::Nat,
         breaks: |sick| {
@@ -213,14 +224,16 @@ impl Sick {
             Setup::Nat => "nat",
             Setup::L2 => "dsr-l2",
             Setup::Ipip => "dsr-ipip",
+            Setup::Gue => "dsr-gue",
         };
         let plan = Plan { mode, stable: 1, canary: 0, ..Plan::default() };
         let builder = Lab::builder().without_xdp();
         let lab = match setup {
             Setup::Nat => builder.topology(Topology::Routed),
             Setup::L2 => builder,
-            // Room for the outer header.
+            // Room for the outer headers.
             Setup::Ipip => builder.mtu(1520),
+            Setup::Gue => builder.mtu(1528),
         }
         .build()?;
         let (backend, mut kept) = (lab.backend(0), Vec::<Box<dyn std::any::Any>>::new());
@@ -228,8 +241,10 @@ impl Sick {
             lab.reply_directly()?;
             backend.hold_vip(lab.vip(0, Family::V4))?;
         }
-        if mode == "dsr-ipip" {
-            kept.push(Box::new(Decapsulator::start(backend)?));
+        match setup {
+            Setup::Nat | Setup::L2 => {}
+            Setup::Ipip => kept.push(Box::new(Decapsulator::start(backend)?)),
+            Setup::Gue => kept.push(Box::new(lb_tests::scene::lbd_decap(backend, &[])?)),
         }
         let port = if mode == "nat" { plan.port } else { PORT };
         let servers = vec![Server::start(backend, ServerSpec::http("b0", port))?];
@@ -305,7 +320,7 @@ fn found_alone(broken: &Broken) -> Result<()> {
 }
 
 fn sound() -> Result<()> {
-    for setup in [Setup::Nat, Setup::L2, Setup::Ipip] {
+    for setup in [Setup::Nat, Setup::L2, Setup::Ipip, Setup::Gue] {
         let sick = Sick::new(setup)?;
         let (report, code) = sick.examine()?;
         ensure!(errors(&report).is_empty(), "{}: {:#?}", sick.plan.mode, errors(&report));
@@ -315,7 +330,7 @@ fn sound() -> Result<()> {
         let wire = match setup {
             Setup::Nat => "LB1113",
             Setup::L2 => "LB1118",
-            Setup::Ipip => "LB1119",
+            Setup::Ipip | Setup::Gue => "LB1119",
         };
         for looked in ["LB1117", "LB1120", wire] {
             ensure!(of(looked)["outcome"] == "ok", "{looked} was not looked at: {report:#}");

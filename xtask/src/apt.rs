@@ -78,6 +78,10 @@ pub const MACHINES: [Package; 4] = [
     package("xz-utils", "xz", "unpacks modules"),
 ];
 
+/// For programs that need no library of the system (`cargo xtask package --musl`).
+pub const STATIC: [Package; 1] =
+    [package("musl-tools", "musl-gcc", "builds the C parts of the allocator and of TLS")];
+
 const fn package(name: &'static str, proof: &'static str, why: &'static str) -> Package {
     Package { name, proof, why, service: None }
 }

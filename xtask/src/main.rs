@@ -16,10 +16,11 @@ use std::{env, path::PathBuf, process::ExitCode};
 const HELP: &str = "\
 Usage: cargo xtask COMMAND
 
-  setup [--check] [--build-only]
+  setup [--check] [--build-only] [--musl]
         Installs what is missing: a BPF-capable rustc, bpf-linker, Debian packages, bpffs.
         --check       changes nothing, and fails if something is missing
         --build-only  only what `cargo build` needs, nothing for tests and demo
+        --musl        also what `package --musl` needs
   test [--unprivileged] [FILTER…]
         Runs every test there is, or those whose name contains a FILTER.
         --unprivileged  leaves out what needs root: no kernel, no namespaces
@@ -32,7 +33,7 @@ Usage: cargo xtask COMMAND
         Measures: cost of a packet, of a publish, of a rollback.
   package [--musl] [--programs DIR] [--to DIR]
         Builds what is shipped, into target/package: a Debian package and an archive.
-        --musl      also an archive of programs that need no library of the system
+        --musl      also an archive of programs that need no library of the system; they are tried in an empty root directory
         --programs  packs these instead of building them
         --to        another place for it";
 
@@ -100,6 +101,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
             (_, "-h" | "--help") => return Ok(Command::Help),
             (Command::Setup(options), "--check") => options.check = true,
             (Command::Setup(options), "--build-only") => options.build_only = true,
+            (Command::Setup(options), "--musl") => options.musl = true,
             (Command::Package(options), "--musl") => options.musl = true,
             (Command::Package(options), "--programs") => {
                 options.programs = arguments.next().map(PathBuf::from)
@@ -131,8 +133,8 @@ mod tests {
         let options =
             test::Options { unprivileged: true, filters: vec!["drain".to_owned(), "reset".to_owned()] };
         assert_eq!(parsed("test drain --unprivileged reset"), Ok(Command::Test(options)));
-        let options = setup::Options { check: true, build_only: true };
-        assert_eq!(parsed("setup --build-only --check"), Ok(Command::Setup(options)));
+        let options = setup::Options { check: true, build_only: true, musl: true };
+        assert_eq!(parsed("setup --build-only --musl --check"), Ok(Command::Setup(options)));
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub fn export(name: &str, variable: &str) -> ExitCode {
 }
 
 fn build(name: &str) -> Result<PathBuf, String> {
-    let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
+    let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let workspace = manifest.parent().unwrap_or(&manifest);
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
     let target_dir = target_dir(&out_dir);
     let triple = toolchain::triple(&variable("CARGO_CFG_TARGET_ENDIAN")?);
@@ -38,6 +39,7 @@ fn build(name: &str) -> Result<PathBuf, String> {
     let output = toolchain
         .build(&workspace.join("lb-ebpf"), triple, &target_dir)
         .args(["--bin", name])
+        .args(env::var_os("CARGO_FEATURE_NEXT_LAYOUT").map(|_| "--features=next-layout"))
         .output()
         .map_err(|error| format!("error: cannot start cargo for lb-ebpf: {error}"))?;
     let messages = String::from_utf8_lossy(&output.stderr);

@@ -1,18 +1,21 @@
 //! What is shipped: a Debian package and archives, with units, completions, manuals and documents.
 //!
-//! The same files give the same bytes: times are those of the commit (`SOURCE_DATE_EPOCH`), owners are root, and names are in
-//! order. Debian's own `dpkg-deb` puts the package together.
+//! The same commit gives the same bytes, wherever its directory lies: times are those of the commit (`SOURCE_DATE_EPOCH`), owners are
+//! root, names are in order, and the programs are built for the package alone, with no path of this machine in them. Debian's own
+//! `dpkg-deb` puts the package together.
 
 use std::{
-    env, fs,
+    env,
+    ffi::{OsStr, OsString},
+    fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::host;
+use crate::{host, setup, toolchain};
 
 /// What to make.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -25,7 +28,11 @@ pub struct Options {
     pub musl: bool,
 }
 
-const MUSL: &str = "x86_64-unknown-linux-musl";
+/// The standard library of programs that run on any Linux of this architecture, whatever its C library.
+pub const MUSL: &str =
+    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-musl" } else { "x86_64-unknown-linux-musl" };
+const GNU: &str =
+    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
 
 /// Builds and packs.
 pub fn run(options: &Options) -> Result<()> {
@@ -33,60 +40,130 @@ pub fn run(options: &Options) -> Result<()> {
         Some(to) => to.clone(),
         None => host::target_dir()?.join("package"),
     };
+    if options.programs.is_none() || options.musl {
+        setup::run(setup::Options { check: false, build_only: true, musl: options.musl })?;
+    }
     let programs = match &options.programs {
         Some(programs) => programs.clone(),
-        None => {
-            build(&[])?;
-            host::target_dir()?.join("release")
-        }
+        None => build(GNU)?,
     };
     let version = version(&programs)?;
     let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
+    forget_former(&to)?;
     let tree = to.join("tree");
     stage(&tree, &programs)?;
 
     let package = to.join(format!("lb_{version}_{architecture}.deb"));
     debian(&tree, &to.join("debian"), &package, &version, &architecture)?;
-    archive(&tree, &to.join(format!("lb-{version}-{architecture}.tar.gz")))?;
+    let mut made = vec![package, to.join(format!("lb-{version}-{architecture}.tar.gz"))];
+    archive(&tree, &made[1])?;
     if options.musl {
-        musl(&to, &version)?;
+        made.push(to.join(format!("lb-{version}-{MUSL}.tar.gz")));
+        musl(&to, &made[2])?;
     }
-    println!("made {}", package.display());
+    for file in made {
+        println!("made {}", file.display());
+    }
     Ok(())
 }
 
-fn build(more: &[&str]) -> Result<()> {
-    let mut build = host::cargo();
-    build.args(["build", "--release", "--bins", "--package", "lb-userspace"]).args(more);
-    host::run(&mut build)
+/// A container is made of whatever matches a name: that must not be two versions.
+fn forget_former(to: &Path) -> Result<()> {
+    let is_ours = |name: &str| {
+        (name.starts_with("lb_") && name.ends_with(".deb"))
+            || (name.starts_with("lb-") && name.ends_with(".tar.gz"))
+    };
+    for entry in fs::read_dir(to).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_ours) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
-/// Programs that run on any Linux of this architecture, whatever its C library.
-fn musl(to: &Path, version: &str) -> Result<()> {
-    if !host::has_program("musl-gcc") {
-        bail!("the C parts of `ring` are built by musl-gcc: apt-get install musl-tools");
-    }
-    host::run(Command::new("rustup").args(["target", "add", MUSL]).current_dir(host::workspace()))?;
-    build(&["--target", MUSL])?;
-    let programs = host::target_dir()?.join(MUSL).join("release");
-    for program in PROGRAMS {
-        let kind = output(Command::new("file").arg("--brief").arg(programs.join(program)))?;
-        ensure!(kind.contains("static"), "{program} is not static: {kind}");
-    }
+/// Builds the programs, and says where they are. For a target that is named, so that what is built for developers has other
+/// directories and other flags.
+fn build(target: &str) -> Result<PathBuf> {
+    let target_dir = host::target_dir()?;
+    let remapped = toolchain::path_prefixes(host::workspace(), &target_dir);
+    let all = |option: &str, between: &str| -> OsString {
+        let flags: Vec<OsString> = remapped.iter().map(|prefix| prefix.flag(option)).collect();
+        flags.join(OsStr::new(between))
+    };
+    let mut build = host::cargo();
+    build
+        .args(["build", "--release", "--locked", "--bins", "--package", "lb-userspace", "--target", target])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", all("--remap-path-prefix=", "\u{1f}"))
+        .env(format!("CFLAGS_{}", target.replace('-', "_")), all("-ffile-prefix-map=", " "));
+    host::run(&mut build)?;
+    Ok(target_dir.join(target).join("release"))
+}
+
+/// Programs that need nothing of the system that they run on; that is tried.
+fn musl(to: &Path, archive: &Path) -> Result<()> {
+    let programs = build(MUSL)?;
     let tree = to.join("tree-musl");
     stage(&tree, &programs)?;
-    archive(&tree, &to.join(format!("lb-{version}-{MUSL}.tar.gz")))
+    self::archive(&tree, archive)?;
+    alone(archive, &to.join("alone"))
+}
+
+/// Unpacks the archive into an empty directory, and runs its programs with that as the root directory: there is no library, no shell,
+/// no /proc and no /dev. (As `deploy/Containerfile.static` would, but for its mounts.)
+fn alone(archive: &Path, root: &Path) -> Result<()> {
+    if root.exists() {
+        fs::remove_dir_all(root)?;
+    }
+    fs::create_dir_all(root)?;
+    host::run(Command::new("tar").args(["--extract", "--file"]).arg(archive).arg("--directory").arg(root))?;
+    let within = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        if !host::is_root() {
+            command.arg("--map-root-user");
+        }
+        command.arg("--root").arg(root).args(words);
+        command
+    };
+    const EXAMPLE: &str = "/usr/share/doc/lb/examples/lb.toml";
+    for words in [
+        &["/usr/bin/lbctl", "--version"][..],
+        &["/usr/bin/lbctl", "validate", EXAMPLE],
+        &["/usr/bin/lbd", "--version"],
+    ] {
+        output(&mut within(words)).with_context(|| format!("{words:?} in an empty root"))?;
+    }
+    // Nothing that lbd needs is there, and it says so of each thing.
+    let check = within(&["/usr/bin/lbd", "--check", "--config", EXAMPLE]).output()?;
+    let said = String::from_utf8_lossy(&check.stdout);
+    ensure!(
+        check.status.code() == Some(1)
+            && said.contains("ok      configuration")
+            && said.contains("failed  BPF file system"),
+        "lbd --check in an empty root: {}\n{said}{}",
+        check.status,
+        String::from_utf8_lossy(&check.stderr)
+    );
+    Ok(fs::remove_dir_all(root)?)
 }
 
 const PROGRAMS: [&str; 2] = ["lbd", "lbctl"];
 
 /// Files of the repository, and where they go.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 17] = [
     ("deploy/lb.sysusers", "usr/lib/sysusers.d/lb.conf"),
     ("deploy/lb.tmpfiles", "usr/lib/tmpfiles.d/lb.conf"),
     ("deploy/lb.schema.json", "usr/share/lb/lb.schema.json"),
     ("deploy/openapi.json", "usr/share/lb/lb.openapi.json"),
+    ("deploy/prometheus/lb.rules.yml", "usr/share/lb/prometheus/lb.rules.yml"),
+    ("deploy/prometheus/lb.rules.test.yml", "usr/share/lb/prometheus/lb.rules.test.yml"),
+    ("deploy/grafana/lb.json", "usr/share/lb/grafana/lb.json"),
     ("deploy/lb.toml", "usr/share/doc/lb/examples/lb.toml"),
+    ("deploy/ci/rollout.sh", "usr/share/doc/lb/examples/ci/rollout.sh"),
+    ("deploy/ci/Jenkinsfile", "usr/share/doc/lb/examples/ci/Jenkinsfile"),
+    ("deploy/ci/github-workflow.yml", "usr/share/doc/lb/examples/ci/github-workflow.yml"),
+    ("deploy/deb/copyright", "usr/share/doc/lb/copyright"),
     ("README.md", "usr/share/doc/lb/README.md"),
     ("ARCHITECTURE.md", "usr/share/doc/lb/ARCHITECTURE.md"),
     ("CHANGELOG.md", "usr/share/doc/lb/CHANGELOG.md"),
@@ -106,12 +183,13 @@ fn stage(tree: &Path, programs: &Path) -> Result<()> {
         // Backtraces keep their names; lines are for those who build it themselves.
         host::run(Command::new("strip").arg("--strip-debug").arg(&to))?;
     }
+    let mode = |path: &Path| if path.extension().is_some_and(|kind| kind == "sh") { 0o755 } else { 0o644 };
     for (from, to) in FILES {
-        place(&root.join(from), &tree.join(to), 0o644)?;
+        place(&root.join(from), &tree.join(to), mode(Path::new(from)))?;
     }
     for entry in fs::read_dir(root.join("docs"))?.flatten() {
-        let mode = if entry.path().extension().is_some_and(|kind| kind == "sh") { 0o755 } else { 0o644 };
-        place(&entry.path(), &tree.join("usr/share/doc/lb/docs").join(entry.file_name()), mode)?;
+        let to = tree.join("usr/share/doc/lb/docs").join(entry.file_name());
+        place(&entry.path(), &to, mode(&entry.path()))?;
     }
     // What is in /usr/local there is the package's here.
     let unit = fs::read_to_string(root.join("deploy/lbd.service"))?.replace("/usr/local/bin/", "/usr/bin/");

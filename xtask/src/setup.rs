@@ -10,7 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    apt, host,
+    apt::{self, Package},
+    host,
+    package::MUSL,
     toolchain::{self, Linker, Origin, PINNED_NIGHTLY, Rust, Unfit},
 };
 
@@ -21,6 +23,8 @@ pub struct Options {
     pub check: bool,
     /// Only what `cargo build` needs; nothing for tests and demo.
     pub build_only: bool,
+    /// Also what static programs need (`cargo xtask package --musl`).
+    pub musl: bool,
 }
 
 /// One thing that has to be there.
@@ -51,11 +55,28 @@ const BUILD: [Step; 2] = [
     },
 ];
 
+const STATIC: [Step; 2] = [
+    Step {
+        what: "musl-gcc",
+        why: "builds the C parts of static programs",
+        find: || find_packages(&apt::STATIC),
+        install: || apt::install(&apt::STATIC),
+        optional: false,
+    },
+    Step {
+        what: MUSL,
+        why: "Rust's standard library for static programs",
+        find: find_musl,
+        install: install_musl,
+        optional: false,
+    },
+];
+
 const RUN: [Step; 3] = [
     Step {
         what: "Debian packages",
         why: "traffic, namespaces and rivals for tests and demo",
-        find: find_packages,
+        find: || find_packages(&apt::TESTS),
         install: || apt::install(&apt::TESTS),
         optional: false,
     },
@@ -81,8 +102,13 @@ const RUN: [Step; 3] = [
 /// The first installation that fails, with what to do; with `--check`, that something is missing.
 pub fn run(options: Options) -> Result<()> {
     let begin = Instant::now();
-    let steps: Vec<_> =
-        if options.build_only { BUILD.iter().collect() } else { BUILD.iter().chain(&RUN).collect() };
+    let mut steps: Vec<&Step> = BUILD.iter().collect();
+    if options.musl {
+        steps.extend(&STATIC);
+    }
+    if !options.build_only {
+        steps.extend(&RUN);
+    }
     let mut missing = 0;
     for (index, step) in steps.iter().enumerate() {
         print!("[{}/{}] {} ({}): ", index + 1, steps.len(), step.what, step.why);
@@ -178,14 +204,32 @@ fn install_linker() -> Result<()> {
         .context("it comes from crates.io, and needs a C compiler and the package llvm-22-dev")
 }
 
-fn find_packages() -> Result<String, String> {
-    let missing = apt::missing(&apt::TESTS);
+fn find_packages(packages: &'static [Package]) -> Result<String, String> {
+    let missing = apt::missing(packages);
     if missing.is_empty() {
-        let names: Vec<_> = apt::TESTS.iter().map(|package| package.name).collect();
+        let names: Vec<_> = packages.iter().map(|package| package.name).collect();
         return Ok(names.join(" "));
     }
     let lines: Vec<_> = missing.iter().map(|package| format!("{}: {}", package.name, package.why)).collect();
     Err(lines.join("\n      "))
+}
+
+/// Asks the compiler itself: not every one is rustup's.
+fn find_musl() -> Result<String, String> {
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--print", "target-libdir", "--target", MUSL]).current_dir(host::workspace());
+    let output = rustc.output().map_err(|error| format!("rustc: {error}"))?;
+    let directory = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let has_core = |directory: &str| {
+        let names = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.into_iter().any(|name| name.to_string_lossy().starts_with("libcore-"))
+    };
+    if has_core(&directory) { Ok(directory) } else { Err(format!("{directory} does not have it")) }
+}
+
+fn install_musl() -> Result<()> {
+    host::run(Command::new("rustup").args(["target", "add", MUSL]).current_dir(host::workspace()))
+        .with_context(|| format!("it comes from rustup's server; a compiler of Debian's has the package libstd-rust-dev, for {MUSL} none"))
 }
 
 const BPFFS: &str = "/sys/fs/bpf";

@@ -89,7 +89,7 @@ fn set_up(options: &Options) -> Result<Outcome> {
     if !options.unprivileged && !host::is_root() {
         bail!("the kernel tests need root: run as root, or `cargo xtask test --unprivileged` for the others");
     }
-    setup::run(setup::Options { check: false, build_only: options.unprivileged })?;
+    setup::run(setup::Options { build_only: options.unprivileged, ..setup::Options::default() })?;
     Ok(Outcome::Ran(Tally::default()))
 }
 

@@ -44,8 +44,22 @@ impl Toolchain {
     /// the host's byte order ([`triple`]). The object of each binary comes to `triple`/release in `target_dir`.
     pub fn build(&self, source: &Path, triple: &str, target_dir: &Path) -> Command {
         let mut cargo = self.command(&self.rust.cargo, source);
-        cargo.arg("build").args(options(triple, target_dir));
         cargo
+            .arg("build")
+            .args(options(triple, target_dir))
+            .arg("--config")
+            .arg(self.remapped(source, target_dir));
+        cargo
+    }
+
+    /// Flags, beside those of `.cargo/config.toml`, that keep this machine's directories out of the object.
+    fn remapped(&self, source: &Path, target_dir: &Path) -> String {
+        let mut prefixes = path_prefixes(source.parent().unwrap_or(source), target_dir);
+        if let Some(sysroot) = self.rust.rustc.ancestors().nth(2) {
+            prefixes.push(PathPrefix { from: sysroot.to_owned(), to: "/rust" });
+        }
+        let flags: Vec<_> = prefixes.iter().map(|prefix| prefix.flag("--remap-path-prefix=")).collect();
+        format!("target.'cfg(target_arch = \"bpf\")'.rustflags = {flags:?}")
     }
 
     /// The same code checked with warnings as errors: by Clippy where the compiler has it, by the compiler alone
@@ -81,6 +95,34 @@ impl Toolchain {
         }
         command
     }
+}
+
+/// A directory of this machine, and what stands for it in what is built.
+pub struct PathPrefix {
+    from: PathBuf,
+    to: &'static str,
+}
+
+impl PathPrefix {
+    /// As compilers take it, behind the name of their option.
+    pub fn flag(&self, option: &str) -> OsString {
+        let mut flag = OsString::from(option);
+        flag.push(&self.from);
+        flag.push("=");
+        flag.push(self.to);
+        flag
+    }
+}
+
+/// Where source code is found; the later ones lie in the earlier ones, and count. Relative paths are those of the workspace, so that
+/// warnings still name files that are there.
+pub fn path_prefixes(workspace: &Path, target_dir: &Path) -> Vec<PathPrefix> {
+    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cargo"));
+    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home);
+    let prefix = |from: &Path, to| PathPrefix { from: from.to_owned(), to };
+    let mut prefixes = vec![prefix(workspace, "."), prefix(target_dir, "./target")];
+    prefixes.extend(cargo_home.map(|from| prefix(&from, "/cargo")));
+    prefixes
 }
 
 /// The BPF target of a host of this byte order, which is cargo's `target_endian`: `little` or `big`.

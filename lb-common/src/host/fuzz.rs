@@ -16,6 +16,7 @@ use super::{Frame, ServiceSpec, Tables};
 use crate::abi::{Backend, Mode, OnEmpty, Service};
 use crate::parse;
 use crate::pipeline::{Route, process};
+use crate::quic::Codec;
 use crate::verdict::{Action, Reason, Verdict};
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP};
 use inspect::{Checksum, Inspected, inspect};
@@ -96,6 +97,21 @@ pub fn tables() -> Tables {
                     tables.services[service as usize].split |= u64::from(u32::MAX) << 32;
                 }
             }
+        }
+    }
+    // Ids so short that noise names somebody now and then.
+    let codec = Codec { config: 0, server_id_length: 1, nonce_length: 4, key: None };
+    for service in 0..tables.services.len() as u32 {
+        let of = tables.services[service as usize];
+        if of.protocol == IPPROTO_UDP && of.mode != Mode::FullNat as u8 {
+            let ids = (1..tables.backends.len() as u16)
+                .filter(|id| tables.backends[usize::from(*id)].service == service);
+            let names: Vec<([u8; 1], u16)> = (0..32)
+                .zip(ids.collect::<Vec<_>>().into_iter().cycle())
+                .map(|(name, id)| ([name], id))
+                .collect();
+            let names: Vec<(&[u8], u16)> = names.iter().map(|(name, id)| (&name[..], *id)).collect();
+            tables.add_quic(service, &codec, false, &names);
         }
     }
     for (on_empty, v6) in

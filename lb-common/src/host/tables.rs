@@ -11,16 +11,20 @@ use crate::abi::{
     FragmentKey, GuestKey, HalfOpen, LAYOUT, Life, Mode, NextHop, OnEmpty, Port, Replier, Service, Settings,
     Slot, Split, TCP_IDLE_TICKS, VipKey,
 };
+use crate::awaited;
+use crate::guard::{self, Guard, Message, Rule, Source, SourceKey};
 use crate::hash::{Keys, Purpose, Seed};
 use crate::limit::{Limit, Open, Whose};
 use crate::maglev::{self, Candidate};
 use crate::measure::{Handshake, Measure};
 use crate::parse::Network;
 use crate::pipeline::{self, Route};
+use crate::quic;
 use crate::retry::Budget;
 use crate::session::{Draft, Held, Session, SessionKey};
 use crate::too_big;
 use crate::verdict::Event;
+use crate::vlan::Vlan;
 use crate::watch::Word;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac};
 
@@ -48,6 +52,8 @@ pub struct Tables {
     pub half_open: RefCell<Lru<FlowKey, HalfOpen>>,
     /// `HANDSHAKES`.
     pub handshakes: RefCell<HashMap<FlowKey, Handshake>>,
+    /// `AWAITED`.
+    pub awaited: Vec<Cell<u64>>,
     /// `MEASURES`, word by word.
     pub measures: RefCell<Vec<u64>>,
     /// `WATCHES`, by backend id and word.
@@ -62,10 +68,14 @@ pub struct Tables {
     pub tripped: RefCell<Vec<u32>>,
     /// `FRAGMENTS`.
     pub fragments: RefCell<Lru<FragmentKey, FragmentEntry>>,
-    /// The bucket of [`too_big::admit`].
-    pub messages: Cell<u64>,
+    /// `MESSAGES`: the buckets of [`too_big::admit`].
+    pub messages: [Cell<u64>; Message::COUNT],
     /// `GUESTS`.
     pub guests: Vec<GuestKey>,
+    /// `QUIC_CONFIGS`.
+    pub quic_configs: HashMap<quic::ConfigKey, quic::Config>,
+    /// `QUIC_SERVERS`.
+    pub quic_servers: HashMap<quic::ServerKey, quic::Server>,
     /// `FAULTS`.
     pub faults: [Fault; FAULTS],
     /// `DIRECT`.
@@ -76,6 +86,8 @@ pub struct Tables {
     pub sessions: RefCell<BTreeMap<SessionKey, Session>>,
     /// Room in `SESSIONS`.
     pub session_room: usize,
+    /// `VLANS`.
+    pub vlans: HashMap<u32, Vlan>,
     /// Where packets for these addresses leave.
     pub routes: HashMap<Address, Route>,
     /// How long a packet may be for which the route is [`Route::TooBig`].
@@ -88,11 +100,30 @@ pub struct Tables {
     pub clock: Cell<u64>,
     /// How often each [`Event`] happened.
     pub events: [Cell<u64>; Event::COUNT],
+    /// `GUARDS`, by service; what is due is in `dues`.
+    pub guards: HashMap<u32, Guard>,
+    /// What is due of each service.
+    pub dues: RefCell<HashMap<u32, Source>>,
+    /// `SOURCES`.
+    pub sources: RefCell<Lru<SourceKey, Source>>,
+    /// `RULES`.
+    pub rules: HashMap<GuestKey, Rule>,
+    /// `VIP_RULES`.
+    pub vip_rules: HashMap<Address, u32>,
     seed: Seed,
 }
 
 /// Says where a packet leaves, by the index of the interface that it came in by and by its addresses.
 pub type Router = Box<dyn Fn(u32, &Network) -> Route + Send + Sync>;
+
+/// Whose next are due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dues {
+    /// All clients of a service.
+    Service(u32),
+    /// A source.
+    Source(SourceKey),
+}
 
 /// What a service is made from.
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +197,7 @@ impl Tables {
             udp_flows: RefCell::new(Lru::new(1 << 20)),
             half_open: RefCell::new(Lru::new(1 << 20)),
             handshakes: RefCell::default(),
+            awaited: vec![Cell::new(0); awaited::PLACES as usize],
             watches: RefCell::default(),
             budgets: RefCell::default(),
             limits: RefCell::default(),
@@ -173,13 +205,16 @@ impl Tables {
             tripped: RefCell::default(),
             measures: RefCell::new(vec![0; Self::MEASURES * size_of::<Measure>() / 8]),
             fragments: RefCell::new(Lru::new(1 << 14)),
-            messages: Cell::new(0),
+            messages: Default::default(),
             guests: Vec::new(),
+            quic_configs: HashMap::new(),
+            quic_servers: HashMap::new(),
             faults: [Fault::default(); FAULTS],
             direct: RefCell::new(Lru::new(1 << 16)),
             opening: RefCell::new(Lru::new(1 << 20)),
             sessions: RefCell::default(),
             session_room: usize::MAX,
+            vlans: HashMap::new(),
             routes: HashMap::new(),
             path_mtu: 1280,
             default_route: Route::Out {
@@ -190,6 +225,11 @@ impl Tables {
             router: None,
             clock: Cell::new(1_000_000_000_000),
             events: Default::default(),
+            guards: HashMap::new(),
+            dues: RefCell::default(),
+            sources: RefCell::new(Lru::new(1 << 16)),
+            rules: HashMap::new(),
+            vip_rules: HashMap::new(),
             seed: *b"a seed of tables",
         }
     }
@@ -217,6 +257,7 @@ impl Tables {
         };
         self.services.push(service);
         self.vips.insert(key, index);
+        self.vip_rules.entry(key.address).or_insert(0);
         put(&mut self.settings.vips, key.address);
         index
     }
@@ -251,6 +292,31 @@ impl Tables {
             slot.set(Slot::of(id, id, 0));
         }
         ids
+    }
+
+    /// Lets connection ids name backends of a service, and turns that on.
+    ///
+    /// # Panics
+    ///
+    /// If no id could be read so, or a server id has another length.
+    pub fn add_quic(
+        &mut self,
+        service: u32,
+        codec: &quic::Codec,
+        tells_length: bool,
+        servers: &[(&[u8], u16)],
+    ) {
+        self.services[service as usize].flags |= Service::QUIC;
+        let config = u32::from(codec.config);
+        let reader = codec.reader(tells_length).expect("a codec");
+        self.quic_configs.insert(quic::ConfigKey { service, config }, reader);
+        for &(id, backend) in servers {
+            assert_eq!(id.len(), usize::from(codec.server_id_length), "a server id");
+            let server = quic::Codec::server_id(id).expect("a server id");
+            let generation = self.backends[usize::from(backend)].life().generation();
+            let target = quic::Server { backend, pad: 0, generation };
+            self.quic_servers.insert(quic::ServerKey { service, config, server }, target);
+        }
     }
 
     /// Adds a backend of one pool of a service, and returns its id.
@@ -372,7 +438,7 @@ impl pipeline::Tables for Tables {
     }
 
     fn keep_flow(&self, key: &FlowKey, udp: bool, backend: u16, generation: u32) -> bool {
-        let entry = FlowEntry { backend, pad: 0, generation, seen: self.ticks() };
+        let entry = FlowEntry::of(backend, generation, self.ticks());
         self.table(udp).borrow_mut().insert(*key, entry)
     }
 
@@ -389,6 +455,14 @@ impl pipeline::Tables for Tables {
         self.half_open.borrow_mut().remove(key);
     }
 
+    fn quic_config(&self, key: &quic::ConfigKey) -> Option<&quic::Config> {
+        self.quic_configs.get(key)
+    }
+
+    fn quic_server(&self, key: &quic::ServerKey) -> Option<quic::Server> {
+        self.quic_servers.get(key).copied()
+    }
+
     fn fragments(&self, key: &FragmentKey) -> Option<FragmentEntry> {
         self.fragments.borrow_mut().get(key).copied()
     }
@@ -398,10 +472,62 @@ impl pipeline::Tables for Tables {
         self.event(if noted { Event::FragmentsNoted } else { Event::TrackFailed });
     }
 
-    fn admits_message(&self, interval: u32) -> bool {
-        let next = too_big::admit(self.messages.get(), self.clock.get(), interval);
-        self.messages.set(next.unwrap_or(self.messages.get()));
+    fn admits_message(&self, message: Message, interval: u32) -> bool {
+        let bucket = &self.messages[message as usize];
+        let next = too_big::admit(bucket.get(), self.clock.get(), interval);
+        bucket.set(next.unwrap_or(bucket.get()));
         next.is_some()
+    }
+
+    fn guard(&self, service: u32) -> Option<&Guard> {
+        self.guards.get(&service)
+    }
+
+    fn rule(&self, client: &GuestKey) -> Option<Rule> {
+        // The longest prefix first.
+        (32..=client.bits).rev().find_map(|bits| self.rules.get(&prefix(client, bits)).copied())
+    }
+
+    fn vip_rules(&self, vip: &Address) -> Option<u32> {
+        self.vip_rules.get(vip).copied()
+    }
+
+    type Dues<'a> = Dues;
+
+    fn dues(&self, service: u32) -> Option<Dues> {
+        Some(Dues::Service(service))
+    }
+
+    fn source(&self, key: &SourceKey) -> Option<Dues> {
+        let mut sources = self.sources.borrow_mut();
+        if sources.get(key).is_none() && !sources.insert(*key, Source::default()) {
+            return None;
+        }
+        Some(Dues::Source(*key))
+    }
+
+    fn due(&self, dues: Dues, word: guard::Word) -> u64 {
+        let found = match dues {
+            Dues::Service(index) => self.dues.borrow().get(&index).copied(),
+            Dues::Source(key) => self.sources.borrow().peek(&key).copied(),
+        };
+        found.unwrap_or_default().word(word)
+    }
+
+    fn swap_due(&self, dues: Dues, word: guard::Word, old: u64, new: u64) -> bool {
+        let set = |due: &mut u64| {
+            let same = *due == old;
+            if same {
+                *due = new;
+            }
+            same
+        };
+        match dues {
+            Dues::Service(index) => set(self.dues.borrow_mut().entry(index).or_default().word_mut(word)),
+            Dues::Source(key) => {
+                self.sources.borrow_mut().get(&key).is_some_and(|source| set(source.word_mut(word)))
+            }
+        }
     }
 
     fn replier(&self, key: &VipKey) -> Option<Replier> {
@@ -485,6 +611,10 @@ impl pipeline::Tables for Tables {
         *self.routes.get(&network.destination).unwrap_or(&self.default_route)
     }
 
+    fn vlan(&self, ifindex: u32) -> Option<Vlan> {
+        self.vlans.get(&ifindex).copied()
+    }
+
     fn path_mtu(&self, packet: &Frame, network: &Network) -> u16 {
         if self.route(packet, network) == Route::TooBig { self.path_mtu } else { 0 }
     }
@@ -505,6 +635,22 @@ impl pipeline::Tables for Tables {
 
     fn forget_handshake(&self, key: &FlowKey) {
         self.handshakes.borrow_mut().remove(key);
+    }
+
+    fn awaited(&self, place: u32) -> u64 {
+        self.awaited[place as usize].get()
+    }
+
+    fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool {
+        let same = self.awaited(place) == old;
+        if same {
+            self.awaited[place as usize].set(new);
+        }
+        same
+    }
+
+    fn share_awaited(&self, place: u32) {
+        self.awaited[place as usize].set((self.awaited(place) | awaited::SHARED) + 1);
     }
 
     fn count(&self, measure: u32, offset: usize) {
@@ -568,6 +714,16 @@ impl pipeline::Tables for Tables {
         self.limits.borrow().get(&whose).copied()
     }
 
+    fn swap_trials(&self, whose: Whose, old: u64, new: u64) -> bool {
+        let mut limits = self.limits.borrow_mut();
+        let limit = limits.entry(whose).or_default();
+        let same = limit.trials == old;
+        if same {
+            limit.trials = new;
+        }
+        same
+    }
+
     fn set_due(&self, whose: Whose, due: u64) {
         self.limits.borrow_mut().entry(whose).or_default().due = due;
     }
@@ -615,6 +771,23 @@ impl pipeline::Tables for Tables {
         let count = &self.events[event as usize];
         count.set(count.get() + 1);
     }
+}
+
+/// The first `bits` of a key.
+fn prefix(key: &GuestKey, bits: u32) -> GuestKey {
+    let all: [u8; 20] = {
+        let mut all = [0; 20];
+        all[..4].copy_from_slice(&key.service.to_ne_bytes());
+        all[4..].copy_from_slice(&bytemuck::cast::<Address, [u8; 16]>(key.network));
+        all
+    };
+    let mut kept = [0; 20];
+    for (at, (to, from)) in kept.iter_mut().zip(all).enumerate() {
+        let rest = bits.saturating_sub(at as u32 * 8).min(8);
+        *to = from & !(0xff_u16 >> rest) as u8;
+    }
+    let [a, b, c, d, network @ ..] = kept;
+    GuestKey { bits, service: u32::from_ne_bytes([a, b, c, d]), network: bytemuck::cast(network) }
 }
 
 /// Where a word of a measure lies.

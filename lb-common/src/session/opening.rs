@@ -6,7 +6,7 @@ use crate::abi::{FlowKey, HANDSHAKE_WINDOW, Mode, Port, Service, Settings};
 use crate::fragment;
 use crate::hash::mix;
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, contains, empty, find_service};
+use crate::pipeline::{Packet, Step, Tables, contains, empty, find_service, is_nats};
 use crate::rewrite;
 use crate::select;
 use crate::stage::Stage;
@@ -30,7 +30,14 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
     {
         return answer(packet, tables, &network, &transport, &key, found).map(Step::Next);
     }
-    let client = Client::of(tables, settings, &network, &transport, &key)?;
+    let client = match Client::of(tables, settings, &network, &transport, &key) {
+        // The port stands for nobody; or the address only looks like one that does, and is a client's.
+        // (Not a fragment: that stage has no use for it.)
+        Err(Reason::NotOurs) if is_nats(settings, &network) && parse::transport(packet, &network).is_ok() => {
+            return Ok(Step::Next(Stage::Reply));
+        }
+        client => client?,
+    };
     let goes_on = if let Some(found) = opening {
         client.goes_on(packet, tables, &found)?
     } else if let Some(found) = tables.session(Held::Established, &key) {
@@ -43,7 +50,7 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         _ if goes_on => Ok(Step::Next(Stage::Carry)),
         Kind::Syn(_) | Kind::Udp => Ok(Step::Next(Stage::Begin)),
         Kind::Tcp(_) | Kind::Rst => {
-            client.refused(packet, Reason::NoSession, Reason::NoSessionReset).map(Step::End)
+            client.refused(packet, tables, Reason::NoSession, Reason::NoSessionReset).map(Step::End)
         }
     }
 }
@@ -243,7 +250,7 @@ impl<'a> Client<'a> {
         let flow = self.flow();
         let choice = select::admitted(tables, self.service, &flow)?;
         if choice.backend == 0 {
-            return empty(packet, self.service, self.network, self.transport).map(Step::End);
+            return empty(packet, tables, self.service, self.network, self.transport).map(Step::End);
         }
         let backend = tables.backend(choice.backend).ok_or(Reason::NoTable)?;
         let life = backend.life();
@@ -296,16 +303,17 @@ impl<'a> Client<'a> {
             true
         });
         if !fresh.ok_or(Reason::NoTable)? {
-            return self.refused(packet, Reason::NoPort, Reason::NoPortReset).map(Step::End);
+            return self.refused(packet, tables, Reason::NoPort, Reason::NoPortReset).map(Step::End);
         }
         Ok(Step::Next(after(self.service)))
     }
 
     /// A RST where that is what the service gives.
     #[inline(always)]
-    fn refused<P: Packet>(
+    fn refused<T: Tables>(
         &self,
-        packet: &mut P,
+        packet: &mut T::Packet,
+        tables: &T,
         silently: Reason,
         with_reset: Reason,
     ) -> Result<Verdict, Reason> {
@@ -314,7 +322,10 @@ impl<'a> Client<'a> {
         }
         let ifindex = packet.ifindex();
         // A fragment is not answered, nor left to the host, which would answer all of them.
-        packet.reset(self.network).map_err(|_| silently)?;
+        tables.reset(packet, self.network).map_err(|reason| match reason {
+            Reason::Malformed => silently,
+            reason => reason,
+        })?;
         Ok(Verdict { ifindex, ..Verdict::of(with_reset) })
     }
 }

@@ -11,6 +11,7 @@ use crate::pipeline::{Step, Tables, ended};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
+use crate::vlan::leaving;
 
 /// Which stage takes a first fragment for a stand-in: what answers an established session has no more to say.
 #[inline(always)]
@@ -63,7 +64,11 @@ fn carry<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reaso
     let account = Account::of(session.backend, target.backend, &network, begins);
     rewritten(packet, tables, &network, &piece, &transport, &mut session)?;
     rewrite::link(packet, target.device.mac, target.mac)?;
-    Ok(Verdict { reason: Reason::FragmentForwarded, ifindex: target.device.ifindex, account })
+    Ok(Verdict {
+        reason: Reason::FragmentForwarded,
+        ifindex: leaving(&network, target.device.ifindex),
+        account,
+    })
 }
 
 /// From a backend to its client.
@@ -84,7 +89,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account });
     }
     rewrite::link(packet, session.way.source, session.way.destination)?;
-    Ok(Verdict { reason: Reason::FragmentReplied, ifindex: session.way.ifindex, account })
+    Ok(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(network, session.way.ifindex), account })
 }
 
 /// Addresses in every fragment; ports and checksum in the first, which is the one that is noted.

@@ -40,7 +40,7 @@ impl Maps {
     fn track(&self, port: u16, owner: u32, backend: u16) {
         let client = Address::v4([192, 0, 2, 1]);
         let key = FlowKey { client, client_port: Port::new(port), port: Port::new(443), owner };
-        self.flows.borrow_mut().insert(key, FlowEntry { backend, pad: 0, generation: 1, seen: 5000 });
+        self.flows.borrow_mut().insert(key, FlowEntry::of(backend, 1, 5000));
     }
 
     /// Sweeps at tick 5000; everything was last changed at `changed`.

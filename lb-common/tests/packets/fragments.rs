@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{FRAGMENT_TICKS, Life, Mode};
+use lb_common::abi::{FRAGMENT_TICKS, Life, Mode, Service};
 use lb_common::host::Tables;
 use lb_common::pipeline::Route;
 use lb_common::verdict::{Event, Reason};
@@ -276,6 +276,24 @@ fn the_last_hop_is_not_taken() {
         let lab = Lab::new(Mode::Nat, udp, v6, backend(v6, 8443));
         for piece in pieces(&Packet { hops: 1, ..request(udp, v6) }, 7) {
             assert_eq!(reason(&lab.tables, &piece), Reason::TtlExpired);
+        }
+    }
+}
+
+#[test]
+fn a_syn_in_fragments_begins_nothing_where_beginnings_are_looked_at() {
+    for v6 in [false, true] {
+        let mut lab = Lab::new(Mode::Nat, false, v6, backend(v6, 8443));
+        let mut syn = request(false, v6);
+        let header = syn.tcp.as_mut().unwrap();
+        (header.syn, header.ack) = (true, false);
+        let first = &pieces(&syn, 9)[0];
+        assert_eq!(reason(&lab.tables, first), Reason::FragmentForwarded, "a service that does not look");
+        for flag in [Service::LIMITED, Service::MEASURED, Service::WATCHED, Service::RETRIED, Service::FAULTS]
+        {
+            lab.tables.services[0].flags = flag;
+            assert_eq!(reason(&lab.tables, first), Reason::FragmentedSyn, "{flag:#x}");
+            assert_eq!(reason(&lab.tables, &pieces(&request(false, v6), 9)[0]), Reason::FragmentForwarded);
         }
     }
 }

@@ -125,7 +125,8 @@ fn connections_are_counted_from_their_first_segment_to_their_first_fin_or_rst() 
 
 #[test]
 fn what_one_backend_may_not_have_another_takes_and_keeps() {
-    let mut bench = Bench::new(Service::COUNTED | Service::SPILLS);
+    let mut bench = Bench::new(Service::COUNTED);
+    bench.tables.services[0].on_limit = Service::SPILL;
     bench.each(Limit { most: 20, ..Limit::default() });
     let mut places = Vec::new();
     for n in 0..60 {
@@ -155,4 +156,63 @@ fn a_limit_may_answer_with_a_reset() {
     bench.tables.services[0].on_limit = OnEmpty::Reset as u8;
     assert!(bench.send(1, "S").is_ok());
     assert_eq!(bench.send(2, "S"), Err(Reason::LimitReset));
+    // Where another backend should take it and none may, it fares as if there were none.
+    bench.tables.services[0].on_limit = Service::SPILL;
+    for (on_empty, reason) in [(OnEmpty::Reset, Reason::LimitReset), (OnEmpty::Drop, Reason::LimitDrop)] {
+        bench.tables.services[0].on_empty = on_empty as u8;
+        assert_eq!(bench.send(3, "S"), Err(reason));
+    }
+}
+
+#[test]
+fn on_trial_a_backend_gets_so_many_connections_and_not_one_more() {
+    for (spills, elsewhere) in [(true, true), (false, false)] {
+        let mut bench = Bench::new(Service::COUNTED);
+        let tried = bench.ids[0];
+        bench.limit(Whose::Backend(tried), Limit { trials: Limit::on_trial(5, spills), ..Limit::default() });
+        let places: Vec<_> = (0..300).map(|n| bench.send(n, "S")).collect();
+        assert_eq!(places.iter().filter(|place| **place == Ok(tried)).count(), 5);
+        let refused = places.iter().filter(|place| place.is_err()).count();
+        if elsewhere {
+            assert!(refused < 5, "hardly anybody finds no other backend: {refused}");
+        } else {
+            assert!(refused > 50, "a third of the connections, but for five: {refused}");
+        }
+        for (n, place) in (0..).zip(&places) {
+            if let Ok(place) = place {
+                assert_eq!(bench.send(n, "A"), Ok(*place), "a connection stays where it began");
+            }
+        }
+        let trials = bench.tables.limits.borrow()[&Whose::Backend(tried)].trials;
+        assert_eq!(Limit::trials_left(trials), Some(0));
+    }
+}
+
+#[test]
+fn a_pool_on_trial_gets_so_many_connections_and_not_one_more() {
+    let mut bench = Bench::new(0);
+    let pool = Whose::Pool(bench.pool);
+    bench.limit(pool, Limit { trials: Limit::on_trial(7, false), ..Limit::default() });
+    assert_eq!(bench.through(0..100), 7);
+    bench.limit(pool, Limit { trials: 0, ..Limit::default() });
+    assert_eq!(bench.through(100..200), 100);
+
+    // Whoever is sent elsewhere within it is one of them.
+    let mut bench = Bench::new(0);
+    bench.tables.services[0].on_limit = Service::SPILL;
+    bench.limit(pool, Limit { trials: Limit::on_trial(7, false), ..Limit::default() });
+    let full = Limit { most: 1, open: 1, ..Limit::default() };
+    bench.limit(Whose::Backend(bench.ids[0]), full);
+    bench.limit(Whose::Backend(bench.ids[1]), full);
+    assert_eq!(bench.through(0..100), 7);
+}
+
+#[test]
+fn a_flood_marks_no_more_slots_than_others_have_room_for() {
+    let mut bench = Bench::new(0);
+    bench.tables.services[0].on_limit = Service::SPILL;
+    bench.each(Limit { interval: SECOND / 100, burst: SECOND / 10, ..Limit::default() });
+    let through = bench.through(0..40_000);
+    let marked = bench.tables.slots.iter().filter(|slot| slot.get().exceptions() > 0).count();
+    assert!(through <= 33 && marked <= 33, "{marked} slots for {through} connections");
 }

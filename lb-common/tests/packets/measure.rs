@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use std::net::SocketAddr;
 
-use lb_common::abi::{Mode, Service};
+use lb_common::abi::{FlowKey, Mode, Port, Service};
 use lb_common::host::{ServiceSpec, Tables};
 use lb_common::measure::{Measure, Outcome, PoolMeasure, bucket, counter};
 use lb_common::pipeline::Tables as _;
@@ -201,4 +201,31 @@ fn the_tripwire_is_crossed_by_clients_not_by_connections_and_only_in_the_canary(
         assert_eq!(!bench.tables.tripped.borrow().is_empty(), tripped, "4 bad of 4: the line is at 4");
         assert_eq!(bench.word(offset_of!(Measure, tripped)) != 0, tripped);
     }
+}
+
+#[test]
+fn replies_after_the_first_byte_need_no_look_up() {
+    let bench = Bench::new(Mode::Nat, false);
+    let from = Bench::client(1, 0);
+    let service = bench.tables.services[0];
+    let key = FlowKey {
+        client: from.ip().into(),
+        client_port: Port::new(from.port()),
+        port: Port::new(443),
+        owner: 0,
+    };
+    let awaited = || lb_common::awaited::is(&bench.tables, &service, &key);
+    assert!(!awaited());
+    bench.syn(from);
+    assert!(awaited());
+    bench.reply(from, "SA", 0);
+    assert!(awaited());
+    bench.reply(from, "A", 0);
+    assert!(awaited(), "an acknowledgement is no byte");
+    bench.reply(from, "A", 10);
+    assert!(!awaited());
+    assert_eq!(bench.outcome(Outcome::Served), 1);
+    bench.reply(from, "A", 10);
+    bench.reply(from, "RA", 0);
+    assert_eq!((bench.outcome(Outcome::Served), bench.outcome(Outcome::ResetEarly)), (1, 0));
 }

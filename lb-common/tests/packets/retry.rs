@@ -2,6 +2,7 @@
 
 use lb_common::abi::{Mode, Service};
 use lb_common::host::{ServiceSpec, Tables};
+use lb_common::limit::{Limit, Whose};
 use lb_common::retry::{Budget, ONE};
 use lb_common::verdict::{Event, Reason};
 use lb_common::watch::Word;
@@ -159,4 +160,74 @@ fn the_only_backend_is_not_tried_twice() {
     let bench = Bench { tables, ids };
     assert_eq!((bench.syn(), bench.syn()), (0, 0));
     assert_eq!(bench.reply(0, "RA", 0), Reason::Replied);
+}
+
+#[test]
+fn a_retry_goes_to_whoever_has_room_and_takes_it() {
+    let full = Limit { most: 1, open: 1, ..Limit::default() };
+    let rate = Limit { interval: 60_000_000_000, ..Limit::default() };
+    for with_room in 1..3 {
+        let mut bench = Bench::new(Service::RETRIED | Service::LIMITED);
+        let first = bench.syn();
+        let others: Vec<usize> = (1..3).map(|n| (first + n) % 3).collect();
+        let (free, taken) = (others[with_room - 1], others[2 - with_room]);
+        bench.tables.limits.get_mut().insert(Whose::Backend(bench.ids[taken]), full);
+        bench.tables.limits.get_mut().insert(Whose::Backend(bench.ids[free]), rate);
+        assert_eq!(bench.syn(), free, "the other one has as many as it may have");
+        let limits = bench.tables.limits.borrow();
+        assert!(
+            limits[&Whose::Backend(bench.ids[free])].due > bench.tables.clock.get(),
+            "it is one of its own"
+        );
+    }
+}
+
+#[test]
+fn nobody_has_room_for_what_is_tried_again() {
+    let mut bench = Bench::new(Service::RETRIED | Service::LIMITED);
+    let first = bench.syn();
+    for n in 1..3 {
+        let id = bench.ids[(first + n) % 3];
+        bench
+            .tables
+            .limits
+            .get_mut()
+            .insert(Whose::Backend(id), Limit { most: 1, open: 1, ..Limit::default() });
+    }
+    assert_eq!(
+        bench.reply(first, "RA", 0),
+        Reason::Replied,
+        "a refusal is kept for whoever has somewhere to go"
+    );
+    assert_eq!(bench.syn(), first);
+    assert_eq!(bench.tables.count(Event::Retried), 0);
+}
+
+#[test]
+fn a_connection_that_moves_is_not_taken_for_one_past_the_vip() {
+    let bench = Bench::new(Service::RETRIED);
+    for n in 0..3 {
+        // The same ports, a moment ago.
+        let packet = Bench::packet("A", 1, 0, Packet::tcp(client(false), Three::at(n)));
+        packet.ends(&bench.tables, Reason::Direct);
+    }
+    let first = bench.syn();
+    let second = bench.syn();
+    assert_ne!(second, first);
+    assert_eq!(bench.reply(second, "SA", 0), Reason::Replied);
+}
+
+#[test]
+fn a_late_reset_of_the_first_backend_ends_nothing() {
+    let bench = Bench::new(Service::RETRIED | Service::LIMITED | Service::COUNTED);
+    let first = bench.syn();
+    let second = bench.syn();
+    assert_eq!(bench.reply(second, "SA", 0), Reason::Replied);
+    assert_eq!(bench.request("A", SEQUENCE.wrapping_add(1)), second);
+    let open = |n: usize| bench.tables.limits.borrow()[&Whose::Backend(bench.ids[n])].open;
+    assert_eq!(open(second), 1);
+    assert_eq!(bench.reply(first, "RA", 0), Reason::Superseded);
+    assert_eq!(open(second), 1, "it is the other one's connection");
+    bench.reply(second, "RA", 0);
+    assert_eq!(open(second), 0);
 }

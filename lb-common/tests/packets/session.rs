@@ -125,6 +125,33 @@ fn a_session_is_established_by_whoever_gets_the_backends_packets() {
 }
 
 #[test]
+fn a_backend_of_a_nat_service_too_answers_sessions() {
+    for v6 in [false, true] {
+        let mut lab = lab(false, v6);
+        let nat = lab.tables.add_service(&ServiceSpec::tcp(vip(v6), 80, Mode::Nat));
+        lab.tables.add_pool(nat, false, &[(backend(v6, 8080), 1)]);
+        let port = connect(&lab, client(v6));
+        let reply = segment(backend(v6, 8443), source(v6, port), "A", DRAWN.wrapping_add(1), ISN + 9);
+        let expected =
+            Packet { from: service(v6), to: client(v6), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+        reply.becomes(&lab.tables, Reason::Replied, &expected);
+    }
+}
+
+#[test]
+fn a_reply_of_nat_to_an_address_like_a_stand_ins_reaches_its_client() {
+    for v6 in [false, true] {
+        let mut lab = lab(false, v6);
+        let nat = lab.tables.add_service(&ServiceSpec::tcp(vip(v6), 80, Mode::Nat));
+        lab.tables.add_pool(nat, false, &[(backend(v6, 8080), 1)]);
+        // The filter takes other addresses for this one, now and then.
+        let reply = segment(backend(v6, 8080), source(v6, 2000), "A", 1, 1);
+        let expected = Packet { from: (vip(v6), 80).into(), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+        reply.becomes(&lab.tables, Reason::Replied, &expected);
+    }
+}
+
+#[test]
 fn a_udp_flow_is_established_when_it_talks_again_after_an_answer() {
     for v6 in [false, true] {
         let lab = lab(true, v6);
@@ -589,4 +616,39 @@ fn nothing_of_a_session_is_noted_beside_it() {
     assert!(lab.tables.flows.borrow().peek(&key).is_none() && lab.tables.half_open.borrow().is_empty());
     let frame = segment(client(false), service(false), "A", 1, 1).frame();
     assert_eq!(send(&lab.tables, &frame).0.reason, Reason::Forwarded);
+}
+
+#[test]
+fn a_backend_of_a_nat_service_can_have_sessions_of_a_preview_too() {
+    for (v6, udp) in KINDS {
+        let mut lab = lab(udp, v6);
+        let protocol = if udp { lb_common::wire::IPPROTO_UDP } else { lb_common::wire::IPPROTO_TCP };
+        let main: SocketAddr = (vip(v6), 80).into();
+        let nat =
+            lab.tables.add_service(&ServiceSpec { protocol, ..ServiceSpec::tcp(vip(v6), 80, Mode::Nat) });
+        lab.tables.add_pool(nat, false, &[(backend(v6, 8443), 1)]);
+        lab.tables.routes.insert(source(v6, 0).ip().into(), Route::Local);
+
+        let first = if udp {
+            Packet::udp(client(v6), service(v6))
+        } else {
+            segment(client(v6), service(v6), "S", ISN, 0)
+        };
+        let (verdict, port) = port_of(&lab, &first);
+        assert_eq!(verdict.reason, Reason::Forwarded);
+        let reply = if udp {
+            Packet::udp(backend(v6, 8443), source(v6, port))
+        } else {
+            segment(backend(v6, 8443), source(v6, port), "SA", DRAWN, ISN + 1)
+        };
+        let expected =
+            Packet { from: service(v6), to: client(v6), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+        reply.becomes(&lab.tables, Reason::Replied, &expected);
+
+        // Its other replies are the service's, and the host's own connections the host's.
+        let reply = Packet::of(udp, backend(v6, 8443), client(v6));
+        let expected = Packet { from: main, hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+        reply.becomes(&lab.tables, Reason::Replied, &expected);
+        Packet::of(udp, backend(v6, 8443), source(v6, 50_000)).ends(&lab.tables, Reason::Local);
+    }
 }

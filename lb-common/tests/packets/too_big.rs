@@ -140,13 +140,16 @@ fn messages_keep_to_a_rate_and_the_rest_is_dropped() {
 }
 
 #[test]
-fn who_has_no_address_to_be_told_at_is_not_told() {
+fn who_has_no_address_to_be_told_at_and_many_at_once_are_not_told() {
     for from in ["127.0.0.1:9", "0.0.0.0:9", "224.0.0.1:9", "[::1]:9", "[ff02::1]:9"] {
         let from: SocketAddr = from.parse().unwrap();
         let v6 = from.is_ipv6();
         let mut lab = Lab::new(Mode::DsrL2, false, v6, backend(v6, 443));
         lab.tables.devices[0].mtu = 1300;
-        Packet { from, ..full(false, v6, &[]) }.ends(&lab.tables, Reason::TooBig);
+        Packet { from, ..full(false, v6, &[]) }.ends(&lab.tables, Reason::Martian);
+        let group = [1, 0, 0x5e, 0, 0, 1];
+        Packet { destination_mac: group, ..full(false, v6, &[]) }.ends(&lab.tables, Reason::TooBig);
+        Packet { source_mac: group, ..full(false, v6, &[]) }.ends(&lab.tables, Reason::TooBig);
     }
 }
 

@@ -1,5 +1,7 @@
 //! What operators ask for. Each change is in the journal, and on disk, before it is applied.
 
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -117,9 +119,12 @@ impl Agent {
 
     /// Has everything follow what is desired now.
     pub(super) fn follow_desired(&mut self) -> Vec<(ServiceName, PublishError)> {
+        self.end_previews();
         self.remove_services_that_are_gone();
         self.compiled.retain(|name, _| self.desired.intents.contains_key(name));
-        self.compiler.keep(&self.desired.config.services.iter().map(key_of).collect::<Vec<_>>());
+        let mut keys: HashSet<_> = self.desired.config.services.iter().map(key_of).collect();
+        keys.extend(self.preview_keys());
+        self.compiler.keep(&keys);
         self.follow_config();
         let failures = self.converge(self.names());
         self.lower_splits();
@@ -142,12 +147,11 @@ impl Agent {
         }
         for (name, intent) in &next.intents {
             let promoted = self.desired.intents.get(name).is_some_and(|now| now.stable != intent.stable);
-            let index = self.index(name.as_str());
             let settled = |index| {
                 split::is_settled_at_all(&self.publisher.maps.services.read(index))
                     && self.publisher.registry.is_closed(index)
             };
-            if promoted && index.is_ok_and(|index| !settled(index)) {
+            if promoted && self.index(name.as_str()).is_ok_and(|index| !settled(index)) {
                 let message = format!(
                     "{} cannot become its stable pool before its split has settled at 100 %",
                     intent.stable
@@ -168,9 +172,9 @@ impl Agent {
             })?;
         }
         self.roles_may_change(next)?;
+        let by_key: HashMap<_, _> = self.desired.config.services.iter().map(|it| (key_of(it), it)).collect();
         for service in &next.config.services {
-            let same_key = self.desired.config.services.iter().find(|other| key_of(other) == key_of(service));
-            if let Some(other) = same_key
+            if let Some(other) = by_key.get(&key_of(service))
                 && other.table_size != service.table_size
             {
                 let message = "table_size cannot change while the service has flows: each would be looked for in another slot";
@@ -191,7 +195,8 @@ impl Agent {
                 continue;
             }
             let Ok(index) = self.index(service.name.as_str()) else { continue };
-            let compiled = self.compiler.clone().compile(&service, then, &self.seed, &self.world());
+            let mut compiler = self.compiler.knowing([key_of(&service)]);
+            let compiled = compiler.compile(&service, then, &self.seed, &self.world());
             if compiled.plan.key != key_of(&service) {
                 continue;
             }
@@ -415,10 +420,35 @@ impl Agent {
     pub(super) fn tend_journal(&mut self) {
         // Those who asked were told; the next change says what is wrong with the disk.
         let _ = self.pay();
-        match self.journal.compact() {
+        match self.compact_journal() {
             Ok(None) => {}
             Ok(Some(folded)) => tracing::info!(changes = folded, "compacted the journal"),
             Err(error) => tracing::warn!("{error}"),
+        }
+    }
+
+    /// Makes the journal shorter, if it has become long. What takes time is done by a thread of its own, and looked for at the
+    /// next sweep.
+    fn compact_journal(&mut self) -> Result<Option<usize>, JournalError> {
+        match self.compaction.take() {
+            Some(thread) if !thread.is_finished() => {
+                self.compaction = Some(thread);
+                Ok(None)
+            }
+            Some(thread) => match thread.join() {
+                Ok(folded) => self.journal.finish_compaction(folded),
+                // Its panic is in the log, and the journal as it was.
+                Err(_) => Ok(None),
+            },
+            None => {
+                let Some(compaction) = self.journal.begin_compaction()? else { return Ok(None) };
+                let thread = std::thread::Builder::new().name("compaction".to_owned());
+                match thread.spawn(|| compaction.fold()) {
+                    Ok(thread) => self.compaction = Some(thread),
+                    Err(error) => tracing::warn!("no thread to compact the journal: {error}"),
+                }
+                Ok(None)
+            }
         }
     }
 
@@ -565,8 +595,10 @@ impl Agent {
 
     /// Ids of backends that are neither configured nor discovered any more, and that no slot and no flow refers to.
     pub(super) fn free_what_nobody_uses(&mut self) {
-        let mut wanted = std::collections::HashSet::new();
-        for service in self.desired.services() {
+        let mut wanted = HashSet::new();
+        let previews =
+            super::preview::wanted(&self.desired).into_iter().map(|(preview, _)| Cow::Owned(preview));
+        for service in self.desired.services().into_iter().chain(previews) {
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
                 let port = if service.port == 0 {

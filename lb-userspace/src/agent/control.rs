@@ -1,23 +1,25 @@
 //! The agent behind its API.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{broadcast, mpsc};
 
+use super::view::find_flows;
 use super::{Agent, Handle, Remembered, Request, Target, diff, history};
 use crate::api::{
-    AddFault, Answer, ApiError, Applied, Apply, BackendPath, Call, Change, ClearFaults, Control, Detached,
-    Diff, DiffQuery, ErrorCode, Event, Explain, Explanation, Faults, FlowQuery, Flows, HealthWord, History,
-    KeepOrReset, Moved, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceStatus, SetHealth,
-    SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
+    AddFault, Answer, Api, ApiError, Applied, Apply, BackendPath, Call, Change, ClearFaults, Control,
+    Detached, Diff, DiffQuery, ErrorCode, Event, Explain, Explanation, Faults, FlowQuery, Flows, HealthWord,
+    History, KeepOrReset, Moved, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery, Services,
+    SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
 };
-use crate::compile::BackendView;
+use crate::compile::{BackendView, key_of};
 use crate::config::Loaded;
 use crate::publish::split;
 use crate::rollout::engine::Order;
+use crate::state::history::Revision;
 use crate::state::{Author, Deadline};
 
 impl Handle {
@@ -33,17 +35,10 @@ impl Handle {
         self.call(f).await.map_err(ended)?
     }
 
-    /// Has somebody else than the agent read the journal: it may be long.
-    async fn read_journal<R: Send + 'static>(
-        &self,
-        f: impl FnOnce(&Path) -> Answer<R> + Send + 'static,
-    ) -> Answer<R> {
-        let state_dir = self.ask(|agent| Ok(agent.places.state_dir.clone())).await?;
-        let read = tokio::task::spawn_blocking(move || f(&state_dir)).await;
-        read.map_err(|error| {
-            ApiError::new(ErrorCode::Internal, format!("the journal could not be read: {error}"))
-                .remedy("this is a bug; the agent's log has the place")
-        })?
+    /// The revisions of a service, the oldest first; there is at least one.
+    async fn recorded(&self, service: &str) -> Answer<Vec<Arc<Revision>>> {
+        let service = service.to_owned();
+        self.ask(move |agent| history::recorded(agent.journal.histories(), &service).map(<[_]>::to_vec)).await
     }
 
     async fn set<F>(&self, call: Call, path: BackendPath, reason: Option<String>, set: F) -> Answer<Applied>
@@ -61,6 +56,14 @@ impl Handle {
         })
         .await
     }
+}
+
+/// Does what takes long where nobody waits for it but whoever asked.
+async fn aside<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> Answer<R> {
+    tokio::task::spawn_blocking(f).await.map_err(|error| {
+        ApiError::new(ErrorCode::Internal, format!("the answer could not be made: {error}"))
+            .remedy("this is a bug; the agent's log has the place")
+    })
 }
 
 /// How long the answer to a rollback waits for the journal.
@@ -99,16 +102,27 @@ fn request(call: &Call, reason: Option<String>) -> Request {
 }
 
 impl Control for Handle {
-    async fn status(&self) -> Answer<Status> {
-        self.ask(|agent| Ok(agent.status())).await
+    async fn status(&self, query: ServiceQuery) -> Answer<Status> {
+        self.ask(move |agent| agent.status_page(&query)).await
     }
 
-    async fn services(&self, only: Option<String>) -> Answer<Vec<ServiceStatus>> {
-        self.ask(move |agent| agent.services(only.as_deref())).await
+    async fn services(&self, query: ServiceQuery) -> Answer<Services> {
+        self.ask(move |agent| agent.services(&query)).await
     }
 
     async fn flows(&self, query: FlowQuery) -> Answer<Flows> {
-        self.ask(move |agent| agent.flows(&query)).await
+        let FlowQuery { service, limit } = query;
+        let (only, tracked) = self
+            .ask(move |agent| {
+                let only = service.map(|name| agent.known(&name).and_then(|_| agent.index(&name)));
+                Ok((only.transpose()?, !agent.has_no_tracked_flows()))
+            })
+            .await?;
+        let maps = Arc::clone(&self.shared.maps);
+        let found = aside(move || find_flows(&maps, only, limit, tracked)).await?;
+        let (found, truncated) = found
+            .map_err(|error| ApiError::new(ErrorCode::Dataplane, format!("flows cannot be read: {error}")))?;
+        self.ask(move |agent| Ok(Flows { api: Api::V1, flows: agent.named(found), truncated })).await
     }
 
     fn events(&self, after: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {
@@ -116,11 +130,13 @@ impl Control for Handle {
     }
 
     async fn history(&self, service: String) -> Answer<History> {
-        self.read_journal(move |state_dir| history::history(state_dir, service)).await
+        let recorded = self.recorded(&service).await?;
+        aside(move || history::history(&recorded, service)).await
     }
 
     async fn diff(&self, service: String, query: DiffQuery) -> Answer<Diff> {
-        self.read_journal(move |state_dir| history::difference(state_dir, service, query)).await
+        let recorded = self.recorded(&service).await?;
+        aside(move || history::difference(&recorded, service, query)).await?
     }
 
     async fn undo(&self, call: Call, service: String, body: Undo) -> Answer<Applied> {
@@ -152,7 +168,6 @@ impl Control for Handle {
                 changes,
                 moved,
                 warnings,
-                diagnostics: loaded.warnings.reports(),
                 ..Applied::default()
             })
         })
@@ -335,11 +350,13 @@ impl Agent {
 
     /// How much of each service another desired state would move.
     pub(super) fn would_move(&self, next: &crate::state::Desired) -> Vec<Moved> {
-        let mut compiler = self.compiler.clone();
         let world = self.world();
         let mut moved = Vec::new();
-        for service in next.services() {
-            let Some(intent) = next.intents.get(&service.name) else { continue };
+        // Nobody moves in the others.
+        for name in self.desired.differing(next) {
+            let Some(service) = next.effective(name.as_str()) else { continue };
+            let Some(intent) = next.intents.get(&name) else { continue };
+            let mut compiler = self.compiler.knowing([key_of(&service)]);
             let compiled = compiler.compile(&service, intent, &self.seed, &world);
             if self.compiled.get(&service.name).is_some_and(|now| now.plan == compiled.plan) {
                 continue;

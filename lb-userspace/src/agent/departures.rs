@@ -1,5 +1,7 @@
 //! What a change of the configuration would take from under living flows.
 
+use std::collections::HashMap;
+
 use super::Agent;
 use crate::api::BackendPath;
 use crate::compile::{id_of, key_of};
@@ -10,10 +12,11 @@ impl Agent {
     pub(super) fn departures(&self, next: &Desired) -> Vec<String> {
         let mut warnings = Vec::new();
         let after = next.services();
+        let after: HashMap<_, _> = after.iter().map(|service| (key_of(service), service)).collect();
         for service in self.desired.services() {
             let key = key_of(&service);
             let Some(index) = self.publisher.registry.service_index(&key) else { continue };
-            let Some(then) = after.iter().find(|other| key_of(other) == key) else {
+            let Some(then) = after.get(&key) else {
                 warnings.push(format!(
                     "{} goes: its flows end at once, because the host gets their packets; to let them finish, set the state \
                      of its backends to drain, wait, and apply again",
@@ -21,6 +24,9 @@ impl Agent {
                 ));
                 continue;
             };
+            if ***then == *service {
+                continue;
+            }
             for pool in &service.pools {
                 for backend in &pool.backends {
                     let mut stay = then.pools.iter().flat_map(|pool| &pool.backends);

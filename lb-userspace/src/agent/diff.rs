@@ -4,9 +4,20 @@ use crate::api::Change;
 use crate::state::Desired;
 use crate::state::snapshot::{Values, configured, differences};
 
-/// Every value that differs, by its path.
+/// Every value that differs, by its path. What is the same as a whole is not taken apart.
 pub(super) fn changes(before: &Desired, after: &Desired) -> Vec<Change> {
-    between(&values(before), &values(after))
+    let mut changes = Vec::new();
+    if before.config.dataplane != after.config.dataplane {
+        let values = |desired: &Desired| under("dataplane", configured(&desired.config.dataplane));
+        changes.extend(between(&values(before), &values(after)));
+    }
+    for name in before.differing(after) {
+        let owner = format!("service.{name}");
+        let values = |desired: &Desired| under(&owner, desired.snapshot(name.as_str()).values());
+        changes.extend(between(&values(before), &values(after)));
+    }
+    changes.sort_by(|one, other| one.path.cmp(&other.path));
+    changes
 }
 
 /// The same of two sets of values.
@@ -16,13 +27,6 @@ pub(super) fn between(before: &Values, after: &Values) -> Vec<Change> {
     differences(before, after).into_iter().map(change).collect()
 }
 
-fn values(desired: &Desired) -> Values {
-    let under = |owner: String| move |(path, value)| (format!("{owner}.{path}"), value);
-    let mut values: Values =
-        configured(&desired.config.dataplane).into_iter().map(under("dataplane".to_owned())).collect();
-    for service in &desired.config.services {
-        let of_service = desired.snapshot(service.name.as_str()).values();
-        values.extend(of_service.into_iter().map(under(format!("service.{}", service.name))));
-    }
-    values
+fn under(owner: &str, values: Values) -> Values {
+    values.into_iter().map(|(path, value)| (format!("{owner}.{path}"), value)).collect()
 }

@@ -252,6 +252,7 @@ mod tests {
             priority: 0,
             health_port: None,
             agent_port: None,
+            server_ids: None,
         };
         list.iter().map(backend).collect()
     }

@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{self, FlowKey, GuestKey, Port, Service, Split, VipKey};
+use lb_common::guard::{self, Rule, Source, SourceKey};
 use lb_common::host::Tables;
-use lb_common::parse::Kind;
+use lb_common::parse::{Family, Kind, Network};
 use lb_common::select::{Choice, Why, select};
 use lb_common::session::{Session, SessionKey};
+use lb_common::verdict::Reason;
 
+mod quic;
 mod run;
 
 use super::Agent;
 use crate::api::{ApiError, Explain, Explanation, Step};
 use crate::clock;
 use crate::config::Protocol;
-use crate::publish::split;
+use crate::craft::Content;
+use crate::publish::{Publisher, split};
 
 impl Agent {
     /// Says where a flow goes, and why.
@@ -37,7 +41,7 @@ impl Agent {
                     &[],
                 )],
                 verdict: "pass".to_owned(),
-                reason: lb_common::verdict::Reason::NotOurs.name().to_owned(),
+                reason: Reason::NotOurs.name().to_owned(),
                 ..Explanation::default()
             });
         };
@@ -48,12 +52,15 @@ impl Agent {
             .iter()
             .find(|s| crate::compile::key_of(s) == key)
             .map(|s| s.name.to_string());
+        let previewed = self.previewed(&key).map(ToString::to_string);
+        let what = match (&name, &previewed) {
+            (Some(name), _) => name.clone(),
+            (None, Some(of)) => format!("the preview of {of}"),
+            (None, None) => "a service".to_owned(),
+        };
+        let name = name.or(previewed);
         let service = self.publisher.maps.services.read(index);
-        steps.push(step(
-            "service",
-            format!("{} is {}", request.to, name.as_deref().unwrap_or("a service")),
-            &[("index", index.to_string())],
-        ));
+        steps.push(step("service", format!("{} is {what}", request.to), &[("index", index.to_string())]));
 
         let flow = FlowKey {
             client: request.from.ip().into(),
@@ -61,7 +68,31 @@ impl Agent {
             port: Port::new(request.to.port()),
             owner: index,
         };
-        let tables = self.copy(&service, &flow, protocol);
+        let mut tables = self.copy(&service, &flow, protocol);
+        let (guard, kept_away) = guard_step(&self.publisher, &service, &flow, request);
+        steps.extend(guard);
+        if let Some(reason) = kept_away {
+            steps.extend(self.run_step(&key, tables, request, run::content(protocol)));
+            return Ok(Explanation {
+                steps,
+                verdict: "drop".to_owned(),
+                reason: reason.name().to_owned(),
+                service: name,
+                ..Explanation::default()
+            });
+        }
+        let named = request.quic_id.as_ref().map(|id| self.named_by_id(&service, index, id, &mut tables));
+        if service.has(Service::QUIC) && named.is_none() {
+            let text = "a connection id that names a backend counts before all that follows: see --quic-id";
+            steps.push(step("quic", text.to_owned(), &[]));
+        }
+        let by_id = named.as_ref().map_or(0, |named| named.backend);
+        steps.extend(named.map(|named| named.step));
+        if by_id != 0 {
+            let content = request.quic_id.as_ref().map(|id| Content::Quic(quic::padded(id)));
+            steps.extend(content.and_then(|content| self.run_step(&key, tables, request, content)));
+            return Ok(self.placed(steps, name, by_id));
+        }
         let membership = service.attended_membership(&tables, &flow);
         let guest = service.has(Service::GUESTS) && !tables.guests.is_empty();
         steps.push(self.split_step(&service, &flow, membership.new, guest));
@@ -119,34 +150,40 @@ impl Agent {
                 last.backend = session.backend;
             }
         }
-        let backend = self.publisher.maps.backends.read(last.backend.into());
-        let pool = self.publisher.registry.pool_name(backend.pool).map(str::to_owned);
-        let (verdict, reason) = if last.backend == 0 {
-            ("drop", lb_common::verdict::Reason::NoBackend)
-        } else if !backend.life().is_usable() {
-            ("drop", lb_common::verdict::Reason::BackendGone)
-        } else if backend.next_hop().mac().is_none() {
-            ("drop", lb_common::verdict::Reason::NoNeighbour)
-        } else {
-            ("transmit", lb_common::verdict::Reason::Forwarded)
-        };
         // A datagram of a flow that is not tracked yet would be, and that would be news.
         let is_udp = protocol == lb_common::wire::IPPROTO_UDP;
         if service.has(Service::SESSIONS) {
             // A packet begins a session, and a RST ends one.
             steps.push(step("program", "not run: it would change the flow's session".to_owned(), &[]));
         } else if !is_udp || settled || tracked.is_some() || !service.has(Service::TRACK_UDP) {
-            steps.extend(self.run_step(&key, self.copy(&service, &flow, protocol), request, protocol));
+            let tables = self.copy(&service, &flow, protocol);
+            steps.extend(self.run_step(&key, tables, request, run::content(protocol)));
         }
-        Ok(Explanation {
+        Ok(self.placed(steps, name, last.backend))
+    }
+
+    /// What becomes of a packet that goes to this backend; 0: to none.
+    fn placed(&self, steps: Vec<Step>, service: Option<String>, id: u16) -> Explanation {
+        let backend = self.publisher.maps.backends.read(id.into());
+        let pool = self.publisher.registry.pool_name(backend.pool).map(str::to_owned);
+        let (verdict, reason) = if id == 0 {
+            ("drop", Reason::NoBackend)
+        } else if !backend.life().is_usable() {
+            ("drop", Reason::BackendGone)
+        } else if backend.next_hop().mac().is_none() {
+            ("drop", Reason::NoNeighbour)
+        } else {
+            ("transmit", Reason::Forwarded)
+        };
+        Explanation {
             steps,
             verdict: verdict.to_owned(),
             reason: reason.name().to_owned(),
-            service: name,
-            pool: if last.backend == 0 { None } else { pool },
-            backend: (last.backend != 0).then(|| self.name_of(last.backend)),
+            service,
+            pool: if id == 0 { None } else { pool },
+            backend: (id != 0).then(|| self.name_of(id)),
             ..Explanation::default()
-        })
+        }
     }
 
     /// The session of a flow, and what there is to say about it.
@@ -179,12 +216,20 @@ impl Agent {
     }
 
     /// What the loaded program does with the flow, beside what the rule says.
-    fn run_step(&self, key: &VipKey, mut tables: Tables, request: &Explain, protocol: u8) -> Option<Step> {
+    fn run_step(
+        &self,
+        key: &VipKey,
+        mut tables: Tables,
+        request: &Explain,
+        content: Content,
+    ) -> Option<Step> {
+        // Here only nobody's packets are asked for it.
+        tables.vip_rules.insert(key.address, 0);
         let ifindex = self.kernel.attached.first()?.ifindex;
         tables.vips.insert(*key, 0);
         let directory = crate::dataplane::maps::directory(&self.places.pin_dir);
         let ran = crate::dataplane::bpf::open_pin(&directory.join(crate::dataplane::PROGRAM))
-            .and_then(|program| run::run(program, &tables, ifindex, request.from, request.to, protocol));
+            .and_then(|program| run::run(program, &tables, ifindex, request.from, request.to, content));
         Some(match ran {
             Ok(ran) => step("program", ran.text, &[("agrees", ran.agree.to_string())]),
             Err(error) => step("program", format!("the loaded program cannot be run: {error}"), &[]),
@@ -231,6 +276,22 @@ impl Agent {
         crate::api::BackendPath::name_of((ip, backend.port.number()).into())
     }
 
+    /// What guards the one service of a copy, as far as a flow meets it.
+    fn copy_guard(&self, flow: &FlowKey, tables: &mut Tables) {
+        let maps = &self.publisher.maps;
+        let guard = maps.guards.read(flow.owner);
+        if let Some((_, rule)) = self.publisher.rule_of(flow.owner, flow.client) {
+            tables.rules.insert(GuestKey::client(0, flow.client), rule);
+        }
+        let due = Source { connections_due: guard.connections_due, packets_due: guard.packets_due };
+        tables.dues.borrow_mut().insert(0, due);
+        let source = guard.source(flow.owner, flow.client);
+        if let Ok(Some(due)) = maps.sources.get(&source) {
+            tables.sources.borrow_mut().insert(SourceKey { service: 0, ..source }, due);
+        }
+        tables.guards.insert(0, guard);
+    }
+
     /// The tables of one service and what they hold of one flow, in memory.
     fn copy(&self, service: &Service, flow: &FlowKey, protocol: u8) -> Tables {
         let maps = &self.publisher.maps;
@@ -248,12 +309,16 @@ impl Agent {
         tables.backends = (0..maps.backends.len()).map(|id| maps.backends.read(id)).collect();
         tables.clock.set(clock::nanoseconds());
         *tables.settings = maps.settings.read(0);
+        tables.vlans = maps.vlans.entries().unwrap_or_default().into_iter().collect();
         tables.devices = (0..maps.devices.len()).map(|index| maps.devices.read(index)).collect();
         if service.has(Service::GUESTS) {
             let client = GuestKey::client(flow.owner, flow.client);
             if maps.guests.get(&client).ok().flatten().is_some() {
                 tables.guests.push(client);
             }
+        }
+        if service.has(Service::GUARDED) {
+            self.copy_guard(flow, &mut tables);
         }
         if service.has(Service::CAPPED) {
             // As if there were room: whether there is, a new flow finds out when it comes.
@@ -271,6 +336,78 @@ impl Agent {
         }
         tables
     }
+}
+
+/// What stands before a service, and why it keeps a client away if it does.
+fn guard_step(
+    publisher: &Publisher,
+    service: &Service,
+    flow: &FlowKey,
+    request: &Explain,
+) -> (Option<Step>, Option<Reason>) {
+    let from = request.from.ip();
+    let network = Network {
+        family: if from.is_ipv4() { Family::V4 } else { Family::V6 },
+        l3: 0,
+        next: 0,
+        end: 0,
+        protocol: 0,
+        fragment: false,
+        source: flow.client,
+        destination: request.to.ip().into(),
+    };
+    if let Err(reason) = guard::sender(&network) {
+        let text = match reason {
+            Reason::Land => format!("{from} is the VIP itself, which sends nothing: its packets are dropped"),
+            _ => format!("no host has the address {from}: its packets are dropped"),
+        };
+        return (Some(step("guard", text, &[])), Some(reason));
+    }
+    if !service.has(Service::GUARDED) {
+        return (None, None);
+    }
+    let found = publisher.rule_of(flow.owner, flow.client);
+    let (lists, denied) = match found {
+        None if publisher.maps.guards.read(flow.owner).rules == 0 => {
+            ("everybody may talk to it".to_owned(), false)
+        }
+        None => (format!("no network of `deny` has {from}, so it may talk to it"), false),
+        Some((network, Rule::Allowed)) => (format!("{from} is in {network}, which is allowed"), false),
+        Some((network, Rule::Denied)) => {
+            (format!("{from} is in {network}, which is denied: its packets are dropped"), true)
+        }
+        Some((_, Rule::NotAllowed)) => {
+            (format!("no network of `allow` has {from}, and no others may: its packets are dropped"), true)
+        }
+    };
+    let rates = if denied { String::new() } else { rates(publisher, flow) };
+    let step = step("guard", format!("{lists}{rates}"), &[]);
+    (Some(step), denied.then_some(Reason::Denied))
+}
+
+/// The rates that hold for a client, and whether there is room now.
+fn rates(publisher: &Publisher, flow: &FlowKey) -> String {
+    let maps = &publisher.maps;
+    let guard = maps.guards.read(flow.owner);
+    let source = maps.sources.get(&guard.source(flow.owner, flow.client)).ok().flatten().unwrap_or_default();
+    let now = clock::nanoseconds();
+    let rates = [
+        ("new connections of the service", guard.connections, guard.connections_due),
+        ("packets of the service", guard.packets, guard.packets_due),
+        ("new connections of its source", guard.source_connections, source.connections_due),
+        ("packets of its source", guard.source_packets, source.packets_due),
+    ];
+    let of = |(what, rate, due): (&str, guard::Rate, u64)| {
+        (rate.interval != 0).then(|| {
+            let room = if rate.after(due, now).is_some() {
+                "there is room"
+            } else {
+                "there is no room now: they are dropped"
+            };
+            format!("; {what} have a rate, and {room}")
+        })
+    };
+    rates.into_iter().filter_map(of).collect()
 }
 
 /// The index that a slot of the kernel has in the copy.

@@ -1,28 +1,24 @@
 //! What the journal says of a service.
 
-use std::path::Path;
+use std::sync::Arc;
 
 use super::diff;
 use crate::api::{Answer, Api, ApiError, Diff, DiffQuery, ErrorCode, History, Revision};
-use crate::state::history::{self, Revision as Recorded};
-use crate::state::{Author, Journal, Snapshot};
+use crate::state::Author;
+use crate::state::history::{Histories, Revision as Recorded};
+use crate::state::snapshot::Values;
 
 /// A service's revisions, the oldest first; there is at least one.
 ///
 /// # Errors
 ///
-/// If the journal cannot be read, or never had such a service.
-pub(super) fn recorded(state_dir: &Path, service: &str) -> Answer<Vec<Recorded>> {
-    let entries = Journal::read(state_dir).map_err(|error| {
-        ApiError::new(ErrorCode::Journal, error.to_string()).about("journal").remedy(
-            "forwarding and changes go on; see whether the state directory can be read (--state-dir or LB_STATE_DIR)",
-        )
-    })?;
-    let revisions = history::revisions(&entries, service);
+/// If the journal never had such a service.
+pub(super) fn recorded<'a>(histories: &'a Histories, service: &str) -> Answer<&'a [Arc<Recorded>]> {
+    let revisions = histories.revisions(service);
     if revisions.is_empty() {
-        let known = crate::state::Desired::replayed(&entries);
-        let known = known.iter().flat_map(|desired| desired.revisions.keys());
-        return Err(ApiError::no_service(service, known.map(|name| name.as_str())));
+        let mut known: Vec<&str> = histories.services().map(|name| name.as_str()).collect();
+        known.sort_unstable();
+        return Err(ApiError::no_service(service, known));
     }
     Ok(revisions)
 }
@@ -32,8 +28,8 @@ pub(super) fn recorded(state_dir: &Path, service: &str) -> Answer<Vec<Recorded>>
 /// # Errors
 ///
 /// If it is not among them.
-pub(super) fn find<'a>(revisions: &'a [Recorded], service: &str, number: u64) -> Answer<&'a Recorded> {
-    revisions.iter().find(|revision| revision.number == number).ok_or_else(|| {
+pub(super) fn find<'a>(revisions: &'a [Arc<Recorded>], service: &str, number: u64) -> Answer<&'a Recorded> {
+    revisions.iter().map(|revision| &**revision).find(|revision| revision.number == number).ok_or_else(|| {
         let numbers = || revisions.iter().map(|revision| revision.number);
         let (first, last) = (numbers().min().unwrap_or_default(), numbers().max().unwrap_or_default());
         let message =
@@ -45,40 +41,49 @@ pub(super) fn find<'a>(revisions: &'a [Recorded], service: &str, number: u64) ->
 }
 
 /// Answer to `GET /v1/services/{s}/history`.
-pub(super) fn history(state_dir: &Path, service: String) -> Answer<History> {
-    let recorded = recorded(state_dir, &service)?;
+pub(super) fn history(recorded: &[Arc<Recorded>], service: String) -> History {
     let mut revisions = Vec::new();
-    let absent = Snapshot::default().values();
-    let mut before = None;
+    let mut before: Option<&Recorded> = None;
     for revision in recorded {
-        let values = revision.snapshot.values();
-        let changes = match &before {
+        let changes = match before {
             None if revision.is_base => Vec::new(),
-            None => diff::between(&absent, &values),
-            Some(before) => diff::between(before, &values),
+            None => diff::between(&Values::new(), &revision.values()),
+            Some(before) => {
+                let [then, now] = before.values_beside(revision);
+                diff::between(&then, &now)
+            }
         };
         revisions.push(Revision {
             revision: revision.number,
             agent_revision: revision.sequence,
-            time: revision.time,
+            time: revision.time.clone(),
             actor: author(&revision.author),
-            reason: revision.reason,
-            summary: revision.summary,
-            hash: revision.snapshot.hash().to_string(),
+            reason: revision.reason.clone(),
+            summary: revision.summary.clone(),
+            hash: revision.hash().to_string(),
             changes,
         });
-        before = Some(values);
+        before = Some(revision);
     }
     revisions.reverse();
-    Ok(History { api: Api::V1, service, revisions })
+    History { api: Api::V1, service, revisions }
 }
 
 /// Answer to `GET /v1/services/{s}/diff`.
-pub(super) fn difference(state_dir: &Path, service: String, query: DiffQuery) -> Answer<Diff> {
-    let recorded = recorded(state_dir, &service)?;
-    let values = |number| find(&recorded, &service, number).map(|revision| revision.snapshot.values());
-    let changes = diff::between(&values(query.from)?, &values(query.to)?);
-    Ok(Diff { api: Api::V1, service, from: query.from, to: query.to, changes })
+///
+/// # Errors
+///
+/// If one of the revisions is not there.
+pub(super) fn difference(recorded: &[Arc<Recorded>], service: String, query: DiffQuery) -> Answer<Diff> {
+    let [from, to] = [find(recorded, &service, query.from)?, find(recorded, &service, query.to)?];
+    let [before, after] = from.values_beside(to);
+    Ok(Diff {
+        api: Api::V1,
+        service,
+        from: query.from,
+        to: query.to,
+        changes: diff::between(&before, &after),
+    })
 }
 
 fn author(author: &Author) -> String {

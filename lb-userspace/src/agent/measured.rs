@@ -1,7 +1,7 @@
-//! What became of handshakes since the agent started. The kernel's own counts begin anew with each step of a rollout; what they
+//! How long handshakes took since the agent started. The kernel's own counts begin anew with each step of a rollout; what they
 //! had come to is kept here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::Agent;
 use super::rollout::Pools;
@@ -19,13 +19,16 @@ impl Agent {
         }
     }
 
-    /// All that was counted of every pool.
-    pub(super) fn all_handshakes(&self) -> BTreeMap<(String, String), Handshakes> {
-        let mut all: BTreeMap<_, _> = self.measured.iter().map(|(key, sum)| (key.clone(), *sum)).collect();
+    /// All that was counted of every pool, by service and pool.
+    pub(super) fn all_handshakes(&self) -> HashMap<String, HashMap<String, Handshakes>> {
+        let mut all: HashMap<String, HashMap<String, Handshakes>> = HashMap::new();
+        for ((service, pool), sum) in &self.measured {
+            all.entry(service.clone()).or_default().insert(pool.clone(), *sum);
+        }
         for name in self.follows.keys() {
             let Some(pools) = self.pools_of(name) else { continue };
             for (pool, counts) in self.handshakes_of(pools) {
-                *all.entry((name.as_str().to_owned(), pool)).or_default() += &counts;
+                *all.entry(name.as_str().to_owned()).or_default().entry(pool).or_default() += &counts;
             }
         }
         all
@@ -35,8 +38,8 @@ impl Agent {
         let name = |pool: u16| self.publisher.registry.pool_name(pool).map(str::to_owned);
         let each = [(pools.stable, false), (pools.canary, true)].into_iter();
         each.filter_map(|(pool, canary)| {
-            let (outcomes, answered, first_byte) = self.measured(pools, canary);
-            Some((name(pool)?, Handshakes { outcomes, answered, first_byte }))
+            let (_, answered, first_byte) = self.measured(pools, canary);
+            Some((name(pool)?, Handshakes { answered, first_byte }))
         })
         .collect()
     }

@@ -16,14 +16,17 @@ mod history;
 mod interfaces;
 mod measured;
 mod outlier;
+mod preview;
 mod rates;
 mod reload;
+mod roads;
 mod rollout;
 mod scrape;
 mod start;
 mod trace;
 mod undo;
 mod view;
+mod vlans;
 mod world;
 
 use std::collections::{BTreeMap, HashMap};
@@ -46,7 +49,8 @@ use crate::health::{HealthEvent, Scheduler, TargetId};
 use crate::netlink::{Links, NextHop, NextHopEvent, NextHops, Resolver, Unreachable, Vips};
 use crate::publish::Publisher;
 use crate::sessions::{self, Sessions};
-use crate::state::{Desired, Journal};
+use crate::state::journal::Folded;
+use crate::state::{Desired, Journal, JournalError};
 use crate::sweep;
 
 pub use change::{Remembered, Request, RollbackDone, Target};
@@ -59,6 +63,8 @@ pub struct Agent {
     /// Fingerprint of the configuration file as it was last read.
     file: Option<String>,
     journal: Journal,
+    /// Makes what the journal holds shorter.
+    compaction: Option<std::thread::JoinHandle<Result<Option<Folded>, JournalError>>>,
     /// Services whose last change the journal could not take.
     owed: BTreeMap<ServiceName, change::Owed>,
     /// Rollbacks that were heard of.
@@ -79,18 +85,23 @@ pub struct Agent {
     vips: Vips,
     resolver: Resolver,
     scheduler: Scheduler,
+    /// What probes along the data path go by.
+    probed: Arc<roads::Probed>,
     discoveries: discovery::Discoveries,
     swept: SweepReport,
     /// What the last sweep over the sessions found.
     sessions: Sessions,
     follows: rollout::Follows,
+    previews: preview::Previews,
+    /// Services whose rollouts wait for a measure.
+    unmeasured: std::collections::BTreeSet<ServiceName>,
     tracing: Option<trace::Tracing>,
     /// Of the kernel program.
     log_level: u8,
     /// Traces that were begun.
     traces: u64,
     measured: measured::Measured,
-    checks: crate::metrics::Checks,
+    checks: Arc<crate::metrics::Checks>,
     passive: outlier::Passive,
     /// How long the last rollback of a rollout took: from the look at what was counted, or an order, to the store.
     went_back: HashMap<ServiceName, std::time::Duration>,
@@ -263,6 +274,12 @@ impl Agent {
         {
             error!("connections cannot be counted: {error}");
         }
+        let services = self.publisher.registry.services.keys().copied();
+        if let Err(error) =
+            tokio::task::block_in_place(|| sweep::clear_awaited(&self.publisher.maps, services))
+        {
+            error!("handshakes cannot be read: {error}");
+        }
         tokio::task::block_in_place(|| self.tend_journal());
         // What could not be attached when it came may be free by now.
         self.attach_missing();
@@ -271,7 +288,7 @@ impl Agent {
     /// Forgets sessions that are over, and counts the others. Returns whether they could be counted.
     fn sweep_sessions(&mut self) -> bool {
         let wanted = self.desired.config.services.iter().any(|service| service.mode == Mode::FullNat);
-        if !wanted && self.sessions.established == 0 {
+        if !wanted && self.previews.is_empty() && self.sessions.established == 0 {
             return true;
         }
         match tokio::task::block_in_place(|| sessions::sweep(&self.publisher.maps)) {
@@ -303,13 +320,16 @@ impl Agent {
     ) -> Vec<(ServiceName, crate::publish::PublishError)> {
         let mut failures = Vec::new();
         for name in names {
-            if let Err(error) = self.converge_one(&name) {
+            let done = self.converge_one(&name);
+            self.follow_preview(&name);
+            if let Err(error) = done {
                 warn!(service = %name, "not published: {error}");
                 self.log.tally(|tally| tally.refused += 1);
                 failures.push((name, error));
             }
         }
         self.share_indexes();
+        self.place_probed();
         failures
     }
 

@@ -7,15 +7,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::mem::offset_of;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use lb_common::limit::Limit;
 use lb_common::watch::Watch;
 
 use super::Agent;
 use crate::clock;
 use crate::compile::{self, WhyNot, key_of};
-use crate::config::{PoolName, Service, ServiceName};
+use crate::config::{OnTrip, PoolName, Service, ServiceName};
 use crate::events::Occurrence;
 use crate::outlier::{
     Breaker, Counts, Ejection, Finding, Gate, Move, NEUTRAL, Population, Sample, Seen, Steering, Timed,
@@ -113,8 +114,14 @@ impl Passive {
                 Some(rules) if rules.scope.has_backends() => {
                     let moved = backend.breaker.look(rules, now, sample);
                     news.backends.extend(moved.map(|moved| (*address, moved)));
+                    let spills = rules.on_trip == OnTrip::Spill;
+                    let trials = backend.breaker.trials(rules, now);
+                    news.trials.push((*address, Trials::of(backend.breaker.gate(), trials, spills)));
                 }
-                _ => backend.breaker = Breaker::default(),
+                _ => {
+                    backend.breaker = Breaker::default();
+                    news.trials.push((*address, Trials::None));
+                }
             }
             pool.backends.insert(*address, backend);
         }
@@ -123,7 +130,12 @@ impl Passive {
             None => pool.steering = Steering::default(),
         }
         match &service.breaker {
-            Some(rules) if rules.scope.has_pools() => news.pool = pool.breaker.look(rules, now, together),
+            Some(rules) if rules.scope.has_pools() => {
+                news.pool = pool.breaker.look(rules, now, together);
+                // What spills from a pool goes by its table: there is nobody in it to send it to.
+                let trials = pool.breaker.trials(rules, now).filter(|_| rules.on_trip != OnTrip::Spill);
+                news.pool_trials = Trials::of(pool.breaker.gate(), trials, false);
+            }
             _ => pool.breaker = Breaker::default(),
         }
         news
@@ -143,6 +155,39 @@ struct News {
     backends: Vec<(SocketAddr, Move)>,
     pool: Option<Move>,
     steered: bool,
+    /// For each backend that was looked at.
+    trials: Vec<(SocketAddr, Trials)>,
+    pool_trials: Trials,
+}
+
+/// What becomes of the trials of a backend or pool in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Trials {
+    /// It is not on trial.
+    #[default]
+    None,
+    /// They go on.
+    GoOn,
+    /// A round begins: [`Limit::trials`].
+    Begin(u64),
+}
+
+impl Trials {
+    fn of(gate: Gate, trials: Option<u32>, spills: bool) -> Self {
+        match (gate, trials) {
+            (Gate::HalfOpen(_), Some(trials)) => Self::Begin(Limit::on_trial(trials, spills)),
+            (Gate::HalfOpen(_), None) => Self::GoOn,
+            _ => Self::None,
+        }
+    }
+
+    fn store(self, word: &AtomicU64) {
+        match self {
+            Self::None if word.load(Ordering::Acquire) != 0 => word.store(0, Ordering::Release),
+            Self::None | Self::GoOn => {}
+            Self::Begin(trials) => word.store(trials, Ordering::Release),
+        }
+    }
 }
 
 impl News {
@@ -158,6 +203,8 @@ impl Agent {
     /// Takes over who was ejected by an earlier agent. To be called before the tables are compiled for the first time.
     pub(super) fn adopt_ejections(&mut self) {
         self.passive.dice = clock::nanoseconds();
+        let services: Vec<u32> = self.publisher.registry.services.keys().copied().collect();
+        services.into_iter().for_each(|service| self.forget_trials(service));
         let now = clock::nanoseconds();
         let mut adopted = Vec::new();
         for service in self.desired.services().iter().filter(|service| service.outlier.is_some()) {
@@ -196,6 +243,9 @@ impl Agent {
             for backend in pools.values().flat_map(|pool| pool.backends.keys()) {
                 self.note_ejection(service, *backend, None);
             }
+            if let Ok(index) = self.index(name.as_str()) {
+                self.forget_trials(index);
+            }
         }
         passive.services.retain(|name, _| watched(name));
         let mut moved = self.forget_pools(&mut passive);
@@ -205,6 +255,8 @@ impl Agent {
             let mut moves = false;
             for (pool, seen) in self.seen(service) {
                 let news = passive.look_at_pool(service, &pool, &seen, now);
+                // Before its slots lead there again.
+                self.set_trials(service, &pool, &news);
                 moves |= news.moves_somebody();
                 self.tell_news(service, &pool, news, now);
             }
@@ -336,6 +388,33 @@ impl Agent {
             message,
             ..Occurrence::default()
         });
+    }
+
+    /// Lets the kernel program know who is on trial.
+    fn set_trials(&self, service: &Service, pool: &str, news: &News) {
+        let Ok(index) = self.index(service.name.as_str()) else { return };
+        let Self { publisher, .. } = self;
+        let trials = offset_of!(Limit, trials);
+        for (address, of) in &news.trials {
+            if let Some(id) = compile::id_of(service, *address, index, &publisher.registry) {
+                of.store(publisher.maps.limits.word(id.into(), trials));
+            }
+        }
+        if let Some(pool) = publisher.registry.pool_index(index, pool) {
+            news.pool_trials.store(publisher.maps.pool_limits.word(pool.into(), trials));
+        }
+    }
+
+    /// Nobody is on trial: of breakers an agent that starts knows nothing, and neither does one of a service without.
+    fn forget_trials(&self, service: u32) {
+        let Self { publisher, .. } = self;
+        let trials = offset_of!(Limit, trials);
+        for id in publisher.registry.backends_of(service) {
+            Trials::None.store(publisher.maps.limits.word(id.into(), trials));
+        }
+        for pool in publisher.registry.pools_of(service) {
+            Trials::None.store(publisher.maps.pool_limits.word(pool.into(), trials));
+        }
     }
 
     /// For the next agent.

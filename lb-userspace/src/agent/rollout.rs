@@ -67,6 +67,7 @@ impl Agent {
         for name in self.names() {
             let under_way = |intent: &Intent| intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over());
             if !self.desired.intents.get(&name).is_some_and(under_way) {
+                self.unmeasured.remove(&name);
                 self.end_measuring(&name);
                 continue;
             }
@@ -75,6 +76,7 @@ impl Agent {
     }
 
     fn follow_rollout(&mut self, name: &ServiceName) {
+        self.wait_for_measure(name);
         self.look(name);
         // A step may be over as soon as it begins; each is journaled.
         while let Some(rollout) = self.rollout_of(name) {
@@ -88,6 +90,42 @@ impl Agent {
             }
         }
         self.keep_up(name);
+    }
+
+    /// Has a rollout that is about to begin get a measure as soon as one is free, and tells that it waits for one.
+    fn wait_for_measure(&mut self, name: &ServiceName) {
+        if self.lacks_measure(name) && self.publisher.registry.can_measure(self.publisher.maps.measures.len())
+        {
+            self.converge([name.clone()]);
+        }
+        if !self.lacks_measure(name) {
+            self.unmeasured.remove(name);
+        } else if self.unmeasured.insert(name.clone()) {
+            self.log.push(Occurrence {
+                code: "rollout_waits",
+                severe: true,
+                service: Some(name.as_str().to_owned()),
+                message: format!("the rollout of {name} waits: {}", self.no_measure()),
+                ..Occurrence::default()
+            });
+        }
+    }
+
+    /// Whether nothing can be counted of a rollout that is about to begin: neither analysis, nor tripwire, nor cap would work.
+    fn lacks_measure(&self, name: &ServiceName) -> bool {
+        let tcp =
+            self.desired.service(name.as_str()).is_some_and(|service| service.protocol == Protocol::Tcp);
+        tcp && self.rollout_of(name).is_some_and(|rollout| rollout.phase == Phase::Preparing)
+            && self
+                .index(name.as_str())
+                .is_ok_and(|index| self.publisher.maps.services.read(index).measure == 0)
+    }
+
+    fn no_measure(&self) -> String {
+        let most = self.publisher.maps.measures.len().saturating_sub(1);
+        format!(
+            "{most} services are measured already, which is as many as can be; it begins when another rollout has ended"
+        )
     }
 
     fn rollout_of(&self, name: &ServiceName) -> Option<Rollout> {
@@ -293,6 +331,7 @@ impl Agent {
             Some(why) => format!("{takers} of {wanted} backends take new connections: {}", why.words()),
             None => format!("{takers} of {wanted} backends take new connections"),
         });
+        let not_ready = not_ready.or_else(|| self.lacks_measure(name).then(|| self.no_measure()));
         let index = self.index(name.as_str()).ok();
         let in_kernel = index.map(|index| self.publisher.maps.services.read(index)).unwrap_or_default();
         let follow = self.follows.get(name);
@@ -509,6 +548,17 @@ impl Agent {
             .about(service)
             .remedy("leave max_new_connections out of [service.rollout]"));
         }
+        if let Some(preview) = plan.preview
+            && let Some((other, _)) = self
+                .previews
+                .iter()
+                .find(|(other, known)| **other != name && known.is_at(preview, found.protocol))
+        {
+            let message = format!("{preview} is the preview of {other}, whose rollout is under way");
+            return Err(ApiError::new(ErrorCode::InvalidValue, message)
+                .about(service)
+                .remedy("give each rollout a preview of its own"));
+        }
         // Not the same clients first each time. Flows that are still tracked were placed by the old salt.
         let index = self.index(service)?;
         if self.publisher.registry.is_closed(index) {
@@ -622,7 +672,7 @@ impl Agent {
             phase: rollout.phase,
             paused: rollout.paused.is_some(),
             step: if rollout.phase == Phase::Preparing { 0 } else { rollout.step + 1 },
-            plan: rollout.plan.clone(),
+            plan: rollout.plan.shown(),
             reason: rollout.reason.clone(),
             began: rollout.began.to_string(),
             elapsed_seconds: elapsed.as_secs_f64(),
@@ -639,6 +689,7 @@ impl Agent {
             verdict_reason,
             metrics,
             queries,
+            preview: self.preview_status(&name),
         })
     }
 

@@ -1,62 +1,101 @@
 //! What is told to Prometheus, and to the status page.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+
+use lb_common::verdict::Counters;
 
 use super::Agent;
 use crate::api::{BackendPath, ClientCount, Event, RolloutStatus, Status};
-use crate::metrics::{Analysed, Checks, Scrape};
+use crate::metrics::{Analysed, Scrape};
 use crate::rollout::engine::Phase;
 
 impl Agent {
     /// All figures, as they are now.
     pub(crate) fn scrape(&mut self) -> Scrape {
-        let checks = self.checks();
-        let status = self.status();
-        let mut known: HashSet<(&str, &str)> = HashSet::new();
-        for service in &status.services {
-            let backends = service.pools.iter().flat_map(|pool| &pool.backends);
-            known.extend(backends.map(|backend| (service.name.as_str(), backend.name.as_str())));
-        }
-        let tally = self.log.tally(move |tally| {
-            tally.forget_others(|service, backend| known.contains(&(service, backend)));
-            tally.clone()
-        });
+        self.note_checks();
+        let status = self.brief_status();
+        self.forget_uncounted(&status);
         let rollouts = self.desired.intents.iter().filter_map(|(name, intent)| {
             let rollout = intent.rollout.as_ref()?;
             let step = if rollout.phase == Phase::Preparing { 0 } else { rollout.step + 1 };
-            Some((name.as_str().to_owned(), rollout.phase, step))
+            Some((name.as_str().to_owned(), (rollout.phase, step)))
         });
+        let places = self.publisher.maps.counters_by_place().unwrap_or_default();
         Scrape {
             status,
-            interfaces: self.configured_interfaces(),
+            interfaces: self.by_interface(&places),
             // As for the status: what cannot be read shows nothing.
-            counters: self.publisher.maps.counters().unwrap_or_default(),
+            counters: places.iter().fold(Counters::default(), |mut sum, counters| {
+                sum += *counters;
+                sum
+            }),
             rollouts: rollouts.collect(),
             handshakes: self.all_handshakes(),
+            watches: self
+                .publisher
+                .registry
+                .backend_ids()
+                .map(|id| (id, self.publisher.maps.watches.read(id.into())))
+                .collect(),
             analyses: self.analyses(),
-            checks,
+            checks: Arc::clone(&self.checks),
             forgotten: self.books.forgotten(),
-            tally,
+            tally: self.log.counted(),
             heartbeat: jiff::Timestamp::now().as_microsecond() as f64 / 1e6,
         }
     }
-    /// What has come of health checks so far.
-    fn checks(&mut self) -> Checks {
+
+    /// What came in by each configured interface. Those whose numbers end alike are counted together, which their label lists.
+    fn by_interface(&self, places: &[Counters]) -> Vec<(String, Counters)> {
+        let mut by_place: Vec<(Option<u32>, String)> = Vec::new();
+        for name in self.configured_interfaces() {
+            let attached = self.kernel.attached.iter().find(|attached| attached.name == name);
+            let place = attached.map(|attached| Counters::place(attached.ifindex));
+            match by_place.iter_mut().find(|(known, _)| place.is_some() && *known == place) {
+                Some((_, names)) => *names += &format!(",{name}"),
+                None => by_place.push((place, name)),
+            }
+        }
+        let counters = |place: u32| places.get(place as usize).copied();
+        by_place
+            .into_iter()
+            .map(|(place, names)| (names, place.and_then(counters).unwrap_or_default()))
+            .collect()
+    }
+
+    /// Backends that are gone are not counted any more.
+    fn forget_uncounted(&self, status: &Status) {
+        let pools = || status.services.iter().flat_map(|it| it.pools.iter().map(move |pool| (it, pool)));
+        let backends: usize = pools().map(|(_, pool)| pool.backends.len()).sum();
+        if self.log.counted().backends() <= backends {
+            return;
+        }
+        let each = pools().flat_map(|(service, pool)| pool.backends.iter().map(move |it| (service, it)));
+        let known: HashSet<_> = each.map(|(service, it)| (service.name.as_str(), it.name.as_str())).collect();
+        self.log.tally(|tally| tally.forget_others(|service, backend| known.contains(&(service, backend))));
+    }
+
+    /// Takes in what has come of health checks so far.
+    fn note_checks(&mut self) {
+        let checks = Arc::make_mut(&mut self.checks);
         let pools = self.desired.services();
         let pools = pools.iter().flat_map(|service| service.pools.iter().map(move |pool| (service, pool)));
         for (service, pool) in pools {
             for backend in &pool.backends {
                 let id = self.targets.ids.get(&(service.name.clone(), backend.address)).copied();
-                let Some((id, report)) = id.and_then(|id| Some((id, self.scheduler.report(id)?))) else {
-                    continue;
-                };
-                let name = BackendPath::name_of(backend.address);
-                self.checks.note(service.name.as_str(), pool.name.as_str(), &name, id, &report.counters);
+                let name = || BackendPath::name_of(backend.address);
+                let (of_service, of_pool) = (service.name.as_str(), pool.name.as_str());
+                id.and_then(|id| {
+                    self.scheduler
+                        .look(id, |counters, _| checks.note(of_service, of_pool, name, id, counters))
+                });
             }
         }
-        let known: HashSet<_> = self.targets.ids.values().copied().collect();
-        self.checks.forget_others(&known);
-        self.checks.clone()
+        if checks.targets() > self.targets.ids.len() {
+            let known: HashSet<_> = self.targets.ids.values().copied().collect();
+            checks.forget_others(&known);
+        }
     }
 
     /// What the analysis of each rollout under way looks at.

@@ -89,6 +89,7 @@ pub async fn start(
     let (sources_sender, sources) = mpsc::channel(BACKLOG);
     let shared =
         Arc::new(Shared { maps, indexes: arc_swap::ArcSwap::default(), rollbacks: AtomicU64::new(0) });
+    let probed = Arc::new(super::roads::Probed::new(Arc::clone(&shared.maps)));
     let mut agent = Agent {
         targets: presume_up(&desired, &publisher),
         adopted_hops: adopted_hops(&publisher),
@@ -99,16 +100,19 @@ pub async fn start(
         next_hops: NextHops::follow(hops_sender)?,
         vips: Vips::follow()?,
         resolver: Resolver::new()?,
-        scheduler: Scheduler::new(health_sender),
+        scheduler: Scheduler::along(health_sender, Arc::clone(&probed) as _),
+        probed,
         discoveries: discovery::Discoveries::new(Sources::new(sources_sender)),
         swept: SweepReport::default(),
         sessions: Sessions::default(),
         follows: HashMap::new(),
+        previews: BTreeMap::new(),
+        unmeasured: std::collections::BTreeSet::new(),
         tracing: None,
         traces: 0,
         log_level,
         measured: HashMap::new(),
-        checks: crate::metrics::Checks::default(),
+        checks: Arc::default(),
         passive: super::outlier::Passive::default(),
         went_back: HashMap::new(),
         faulted: std::collections::BTreeSet::new(),
@@ -132,6 +136,7 @@ pub async fn start(
         // Whatever it was before: `recall` has seen to it that it is in the journal.
         file: Some(fingerprint(text)),
         journal,
+        compaction: None,
         owed: BTreeMap::new(),
         rollbacks: 0,
         publisher,
@@ -159,6 +164,7 @@ impl Agent {
         self.publisher.settings(udp_idle, v4, v6);
         self.note_state();
         self.register_devices();
+        self.end_adopted_previews();
         self.remove_services_that_are_gone();
         self.follow_config();
         self.adopt_ejections();
@@ -201,7 +207,8 @@ impl Agent {
     }
 
     pub(super) fn remove_services_that_are_gone(&mut self) {
-        let wanted: Vec<_> = self.desired.config.services.iter().map(key_of).collect();
+        let mut wanted: HashSet<_> = self.desired.config.services.iter().map(key_of).collect();
+        wanted.extend(self.preview_keys());
         let gone: Vec<_> = self
             .publisher
             .registry
@@ -313,6 +320,8 @@ fn options(places: &Places, dataplane: &Dataplane, log_level: u8) -> Options {
             slots: dataplane.slots,
             backends: dataplane.backends,
             services: dataplane.services,
+            prefixes: dataplane.prefixes,
+            sources: dataplane.rate_limited_sources,
         },
         log_level,
     }

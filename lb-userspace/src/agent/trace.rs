@@ -91,7 +91,7 @@ impl Agent {
 
     fn names_for_traces(&self) -> Names {
         let mut backends = HashMap::new();
-        for service in self.services(None).unwrap_or_default() {
+        for service in self.all_services() {
             for pool in service.pools {
                 for backend in pool.backends {
                     backends.insert(backend.id, format!("{}/{}/{}", service.name, pool.name, backend.name));

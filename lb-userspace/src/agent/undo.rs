@@ -17,7 +17,7 @@ use crate::state::{Change, Desired, Snapshot};
 impl Agent {
     /// Makes a service what it was at revision `to`, or at the one before the newest.
     pub fn undo(&mut self, service: &str, to: Option<u64>, request: &Request) -> Answer<Applied> {
-        let recorded = tokio::task::block_in_place(|| history::recorded(&self.places.state_dir, service))?;
+        let recorded = history::recorded(self.journal.histories(), service)?;
         let newest = recorded.last().map_or(0, |revision| revision.number);
         let to = to.unwrap_or(newest.saturating_sub(1));
         if to == 0 {
@@ -27,7 +27,7 @@ impl Agent {
                 .about(service)
                 .remedy("to take the service away, apply a configuration without it"));
         }
-        let mut wanted = history::find(&recorded, service, to)?.snapshot.clone();
+        let mut wanted = history::find(recorded, service, to)?.snapshot();
         // A rollout is not taken up again in its middle.
         if let Ok((_, now)) = self.intent(service) {
             self.not_in_rollout(service, &now)?;

@@ -1,7 +1,8 @@
 //! What the agent shows.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
 
 use lb_common::abi::{self, LAYOUT};
 use lb_common::limit::Limit;
@@ -12,29 +13,46 @@ use lb_common::verdict::{Action, Reason};
 use super::Agent;
 use crate::api::{
     Answer, Api, ApiError, BackendPath, BackendStatus, BreakerStatus, ConnectionCount, DataplaneStatus,
-    DrainStatus, EjectionStatus, Finding, FlowInfo, FlowKind, FlowQuery, Flows, HealthState, HealthStatus,
+    DrainStatus, EjectionStatus, ErrorCode, Finding, FlowInfo, FlowKind, HealthState, HealthStatus,
     InterfaceStatus, KeepOrReset, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    ProgramStatus, Room, ServiceStatus, Severity, SlotRoom, SplitStatus, Status, SteeringStatus, Traffic,
-    XdpMode,
+    ProgramStatus, ProtectionStatus, Quantiles, Room, ServiceQuery, ServiceStatus, Services, Severity,
+    SlotRoom, SplitStatus, Status, SteeringStatus, Traffic, XdpMode,
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
-use crate::config::{self, Service};
-use crate::dataplane::bpf::Mapped;
+use crate::config::{self, Protection, Service};
+use crate::dataplane::bpf::{Mapped, PerCpu};
 use crate::dataplane::{Maps, Native, maps};
 use crate::health::{Advice, Miss};
 use crate::outlier::Gate;
 use crate::publish::{Publisher, split};
-use crate::state::{Author, Overrides};
+use crate::state::{Author, Intent, Overrides};
 
 impl Agent {
-    /// The whole at a glance.
+    /// The whole at a glance, with every service.
     pub(super) fn status(&self) -> Status {
-        let meters = Meters::of_all(&self.publisher);
-        let services: Vec<ServiceStatus> =
-            self.desired.services().iter().map(|service| self.service_status(service, &meters)).collect();
+        self.status_by(&Meters::of_all(&self.publisher))
+    }
+
+    /// The same without what only people read of each backend: where it is next to, and what its last check said.
+    pub(super) fn brief_status(&self) -> Status {
+        self.status_by(&Meters { brief: true, ..Meters::of_all(&self.publisher) })
+    }
+
+    /// The whole at a glance, with some of the services.
+    pub(super) fn status_page(&self, query: &ServiceQuery) -> Answer<Status> {
+        self.services(query).map(|page| self.status_with(page))
+    }
+
+    fn status_by(&self, meters: &Meters<'_>) -> Status {
+        let services = self.desired.services();
+        let services = services.iter().map(|service| self.service_status(service, meters)).collect();
+        self.status_with(Services { services, ..Services::default() })
+    }
+
+    fn status_with(&self, page: Services) -> Status {
         let dataplane = self.dataplane_status();
-        let findings = self.findings(&services, &dataplane);
+        let findings = self.findings(&dataplane);
         let uptime = jiff::Timestamp::now().duration_since(self.kernel.started);
         Status {
             api: Api::V1,
@@ -46,7 +64,8 @@ impl Agent {
             degraded: findings.iter().any(|finding| finding.severity == Severity::Error),
             findings,
             dataplane,
-            services,
+            services: page.services,
+            next: page.next,
         }
     }
 
@@ -55,25 +74,57 @@ impl Agent {
         self.journal.last()
     }
 
-    /// Every service, or one.
-    pub(super) fn services(&self, only: Option<&str>) -> Answer<Vec<ServiceStatus>> {
-        if let Some(name) = only {
-            self.known(name)?;
-        }
-        let meters = match only {
-            Some(_) => Meters::of_few(&self.publisher),
-            None => Meters::of_all(&self.publisher),
-        };
-        Ok(self
-            .desired
-            .services()
-            .iter()
-            .filter(|s| only.is_none_or(|name| s.name.as_str() == name))
-            .map(|s| self.service_status(s, &meters))
-            .collect())
+    /// Every service.
+    pub(super) fn all_services(&self) -> Vec<ServiceStatus> {
+        let meters = Meters::of_all(&self.publisher);
+        self.desired.services().iter().map(|service| self.service_status(service, &meters)).collect()
     }
 
-    fn known(&self, name: &str) -> Answer<&Service> {
+    /// One service, or a page of them.
+    pub(super) fn services(&self, query: &ServiceQuery) -> Answer<Services> {
+        let all = &self.desired.config.services;
+        let (first, limit) = match &query.service {
+            Some(name) => {
+                let known = self.known(name)?;
+                (all.iter().position(|service| service.name == known.name).unwrap_or_default(), 0)
+            }
+            None => (self.first_after(query)?, query.limit()?),
+        };
+        let mut page = Vec::new();
+        let mut room = limit;
+        for service in &all[first.min(all.len())..] {
+            let service = self.desired.completed(service);
+            // A service without backends takes a line, too.
+            let size = service.pools.iter().map(|pool| pool.backends.len()).sum::<usize>().max(1);
+            if !page.is_empty() && size > room {
+                break;
+            }
+            room = room.saturating_sub(size);
+            page.push(service);
+        }
+        let rest = query.service.is_none() && first + page.len() < all.len();
+        let next = page.last().filter(|_| rest).map(|service| service.name.as_str().to_owned());
+        let meters = Meters::of_some(&self.publisher, page.iter().map(|service| key_of(service)));
+        let services = page.iter().map(|service| self.service_status(service, &meters)).collect();
+        Ok(Services { api: Api::V1, services, next })
+    }
+
+    /// Where the page begins that is asked for.
+    fn first_after(&self, query: &ServiceQuery) -> Answer<usize> {
+        let Some(after) = &query.after else { return Ok(0) };
+        let mut names = self.desired.config.services.iter().map(|service| service.name.as_str());
+        match names.position(|name| name == after) {
+            Some(last) => Ok(last + 1),
+            None => {
+                let message = format!("the service `{after}`, which the page before ended with, is gone");
+                Err(ApiError::new(ErrorCode::RevisionConflict, message)
+                    .about("after")
+                    .remedy("begin again with the first page, which has no `after`"))
+            }
+        }
+    }
+
+    pub(super) fn known(&self, name: &str) -> Answer<&Service> {
         let names = self.desired.config.services.iter().map(|service| service.name.as_str());
         self.desired.service(name).ok_or_else(|| ApiError::no_service(name, names))
     }
@@ -86,11 +137,7 @@ impl Agent {
         let canary = intent.and_then(|intent| intent.canary.as_ref()).map(|name| name.as_str().to_owned());
         let percent = intent.map_or(0.0, |intent| intent.split);
         let now = in_kernel.split();
-        let role = |name: &str| match () {
-            () if name == stable => PoolRole::Stable,
-            () if Some(name) == canary.as_deref() => PoolRole::Canary,
-            () => PoolRole::Idle,
-        };
+        let role = |name: &str| intent.map_or(PoolRole::Idle, |intent| role(intent, name));
         let mut pools: Vec<PoolStatus> = self
             .compiled
             .get(&service.name)
@@ -115,6 +162,7 @@ impl Agent {
             canary,
             pools,
             overrides: intent.map(|intent| overrides(service, &intent.backends)).unwrap_or_default(),
+            protection: service.protection.as_ref().map(protection),
         }
     }
 
@@ -139,6 +187,7 @@ impl Agent {
             table.map_or(&nobody, |table| &table.takers)
         };
         let plans = [Some(&compiled.plan.stable), compiled.plan.canary.as_ref()];
+        let measured = self.pools_of(&service.name).filter(|_| !meters.brief && !service.mode.is_dsr());
         compiled
             .pools
             .iter()
@@ -168,13 +217,7 @@ impl Agent {
                     breaker: breaker_status(pool.gate),
                     connections: pool_index
                         .and_then(|pool| connections(service, &self.publisher.maps.pool_limits, pool)),
-                    spills_to: match role {
-                        PoolRole::Canary if compiled.canary_spills => Some(compiled.plan.stable.name.clone()),
-                        PoolRole::Stable if compiled.stable_spills => {
-                            compiled.plan.canary.as_ref().map(|canary| canary.name.clone())
-                        }
-                        PoolRole::Stable | PoolRole::Canary | PoolRole::Idle => None,
-                    },
+                    spills_to: spills_to(compiled, role).map(str::to_owned),
                     priorities: pool
                         .priorities
                         .iter()
@@ -187,6 +230,10 @@ impl Agent {
                         .collect(),
                     backends,
                     traffic: pool_index.map(|pool| traffic(meters.pool(pool))).unwrap_or_default(),
+                    handshake: measured.filter(|_| role != PoolRole::Idle).and_then(|pools| {
+                        let (_, answered, _) = self.measured(pools, role == PoolRole::Canary);
+                        Quantiles::of(&answered)
+                    }),
                 }
             })
             .collect()
@@ -207,7 +254,6 @@ impl Agent {
         let configured =
             service.pools.iter().flat_map(|pool| &pool.backends).find(|b| b.address == view.address);
         BackendStatus {
-            name: BackendPath::name_of(view.address),
             weight: view.weight,
             configured_weight: configured.map_or(view.weight, |backend| backend.weight.get()),
             source: self.source_of(service, view.address),
@@ -222,18 +268,18 @@ impl Agent {
             ejection: self.ejection_status(service, view),
             breaker: breaker_status(view.gate),
             outcomes: self.outcomes(service, id),
+            server_ids: view.server_ids.iter().map(ToString::to_string).collect(),
             steering: service.steering.as_ref().map(|_| SteeringStatus {
                 latency_ms: self.passive.takes(service, view.address).map(|time| time.as_secs_f64() * 1e3),
                 weight_percent: view.steer,
             }),
             connections: connections(service, &self.publisher.maps.limits, id),
-            health: self.health_status(service, view),
+            health: self.health_status(service, view, meters.brief),
             takes_new: view.why_not.is_none(),
-            why_not: view.why_not.map(|why| why.words().to_owned()),
+            why_not: view.why_not.filter(|_| !meters.brief).map(|why| why.words().to_owned()),
             standby: view.why_not == Some(WhyNot::Standby),
-            next_hop: self.next_hop(view.address.ip()),
             terminating: false,
-            ..self.of_id(id, slots, meters)
+            ..self.of_id(id, view.address, slots, meters)
         }
     }
 
@@ -261,12 +307,10 @@ impl Agent {
         })
     }
 
-    /// What the kernel's tables say of an id.
-    fn of_id(&self, id: u16, slots: &Takers, meters: &Meters<'_>) -> BackendStatus {
-        let backend = self.publisher.maps.backends.read(id.into());
-        let ip: IpAddr = backend.address.into();
+    /// What the kernel's tables say of an id, and of one that nothing else is known of.
+    fn of_id(&self, id: u16, address: SocketAddr, slots: &Takers, meters: &Meters<'_>) -> BackendStatus {
         BackendStatus {
-            name: BackendPath::name_of((ip, backend.port.number()).into()),
+            name: BackendPath::name_of(address),
             id,
             weight: 0,
             configured_weight: 0,
@@ -278,6 +322,7 @@ impl Agent {
             ejection: None,
             breaker: None,
             outcomes: None,
+            server_ids: Vec::new(),
             steering: None,
             connections: None,
             health: HealthStatus {
@@ -287,11 +332,11 @@ impl Agent {
                 last_duration_ms: None,
             },
             takes_new: false,
-            why_not: Some("it is gone from the configuration, and finishes the flows that it has".to_owned()),
+            why_not: None,
             standby: false,
-            slots: if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) },
+            slots: slots_of(id, slots),
             tracked_flows: self.swept.load(id).flows,
-            next_hop: self.next_hop(ip),
+            next_hop: self.next_hop(address.ip(), meters.brief),
             terminating: true,
             traffic: traffic(meters.backend(id)),
             rate: self.rates.of(id),
@@ -324,12 +369,29 @@ impl Agent {
             let backend = self.publisher.maps.backends.read(id.into());
             backend.pool == pool && !configured.contains(&(backend.address, backend.port))
         })
-        .map(|id| self.of_id(id, slots, meters))
+        .map(|id| {
+            let backend = self.publisher.maps.backends.read(id.into());
+            let address = (IpAddr::from(backend.address), backend.port.number()).into();
+            let gone = "it is gone from the configuration, and finishes the flows that it has";
+            BackendStatus { why_not: Some(gone.to_owned()), ..self.of_id(id, address, slots, meters) }
+        })
         .collect()
     }
 
-    fn health_status(&self, service: &Service, view: &BackendView) -> HealthStatus {
+    fn health_status(&self, service: &Service, view: &BackendView, brief: bool) -> HealthStatus {
+        let status = match view.health {
+            Health::Unchecked => HealthState::Unchecked,
+            Health::Unknown => HealthState::Unknown,
+            Health::Up => HealthState::Up,
+            Health::Down => HealthState::Down,
+        };
         let id = self.targets.ids.get(&(service.name.clone(), view.address));
+        if brief {
+            let last =
+                id.and_then(|&id| self.scheduler.look(id, |_, last| last.map(|result| result.duration)));
+            let last_duration_ms = last.flatten().map(|duration| duration.as_secs_f64() * 1e3);
+            return HealthStatus { status, reason: None, since_seconds: 0, last_duration_ms };
+        }
         let report = id.and_then(|&id| self.scheduler.report(id));
         let last = report.as_ref().and_then(|report| report.last.as_ref());
         let reason = last.and_then(|result| result.outcome.as_ref().err()).map(|miss| match miss {
@@ -337,12 +399,7 @@ impl Agent {
             Miss::NotRun(trouble) => trouble.to_string(),
         });
         HealthStatus {
-            status: match view.health {
-                Health::Unchecked => HealthState::Unchecked,
-                Health::Unknown => HealthState::Unknown,
-                Health::Up => HealthState::Up,
-                Health::Down => HealthState::Down,
-            },
+            status,
             reason: match view.advice {
                 _ if view.health_is_forced => Some("set by hand".to_owned()),
                 Advice::NONE => reason,
@@ -359,7 +416,10 @@ impl Agent {
         }
     }
 
-    fn next_hop(&self, ip: IpAddr) -> NextHop {
+    fn next_hop(&self, ip: IpAddr, brief: bool) -> NextHop {
+        if brief {
+            return NextHop::Unreachable { unreachable: String::new() };
+        }
         let unreachable = |why: &str| NextHop::Unreachable { unreachable: why.to_owned() };
         match self.hops.get(&ip) {
             None => unreachable("not looked for yet"),
@@ -423,7 +483,7 @@ impl Agent {
         }
     }
 
-    fn findings(&self, services: &[ServiceStatus], dataplane: &DataplaneStatus) -> Vec<Finding> {
+    fn findings(&self, dataplane: &DataplaneStatus) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut find = |severity, code: &str, subject: &str, message: String, remedy: &str| {
             findings.push(Finding {
@@ -436,17 +496,17 @@ impl Agent {
         };
         // Each asked once, however many services there are.
         let mut forwards = Forwarding::default();
-        for service in services {
-            for pool in &service.pools {
+        for service in &self.desired.services() {
+            let Some(intent) = self.desired.intents.get(&service.name) else { continue };
+            let compiled = self.compiled.get(&service.name);
+            let pools = compiled.into_iter().flat_map(|it| it.pools.iter().map(move |pool| (pool, it)));
+            for (pool, compiled) in pools {
+                let role = role(intent, &pool.name);
                 let subject = format!("{}/{}", service.name, pool.name);
-                let takers = pool.backends.iter().filter(|backend| backend.takes_new).count();
-                let down = pool
-                    .backends
-                    .iter()
-                    .filter(|b| b.health.status == HealthState::Down && !b.terminating)
-                    .count();
+                let takers = pool.backends.iter().filter(|backend| backend.why_not.is_none()).count();
+                let down = pool.backends.iter().filter(|backend| backend.health == Health::Down).count();
                 let few = if pool.failed { " (fewer are healthy than min_healthy says)" } else { "" };
-                if let (PoolRole::Stable, Some(other)) = (pool.role, &pool.spills_to) {
+                if let (PoolRole::Stable, Some(other)) = (role, spills_to(compiled, role)) {
                     find(
                         Severity::Error,
                         "LB1013",
@@ -454,7 +514,7 @@ impl Agent {
                         format!("no stable backend takes new flows{few}: the canary {other} gets them"),
                         "`lbctl get backends` says why not; spill_to_canary = false ends it",
                     );
-                } else if takers == 0 && pool.role == PoolRole::Stable {
+                } else if takers == 0 && role == PoolRole::Stable {
                     find(
                         Severity::Error,
                         "LB1001",
@@ -462,7 +522,7 @@ impl Agent {
                         format!("no backend takes new flows{few}"),
                         "`lbctl get backends` says why not",
                     );
-                } else if takers == 0 && pool.role == PoolRole::Canary && pool.share_percent > 0.0 {
+                } else if takers == 0 && role == PoolRole::Canary && intent.split > 0.0 {
                     find(
                         Severity::Error,
                         "LB1002",
@@ -470,7 +530,7 @@ impl Agent {
                         format!("no canary backend takes new flows{few}: the stable pool gets them"),
                         "`lbctl get backends` says why not; `lbctl rollback` ends the canary",
                     );
-                } else if down > 0 && pool.role != PoolRole::Idle {
+                } else if down > 0 && role != PoolRole::Idle {
                     find(
                         Severity::Error,
                         "LB1003",
@@ -479,8 +539,8 @@ impl Agent {
                         "`lbctl get backends` shows the last check's result",
                     );
                 }
-                let ejected = pool.backends.iter().filter(|backend| backend.ejection.is_some()).count();
-                if ejected > 0 && pool.role != PoolRole::Idle {
+                let ejected = pool.backends.iter().filter(|backend| backend.ejected).count();
+                if ejected > 0 && role != PoolRole::Idle {
                     find(
                         Severity::Warning,
                         "LB1030",
@@ -489,10 +549,9 @@ impl Agent {
                         "`lbctl get events` says why; they are let in again by themselves",
                     );
                 }
-                let open = |breaker: &BreakerStatus| breaker.passes_percent < 100.0;
-                let tripped = pool.backends.iter().filter_map(|backend| backend.breaker.as_ref());
-                let tripped = tripped.chain(&pool.breaker).filter(|breaker| open(breaker)).count();
-                if tripped > 0 && pool.role != PoolRole::Idle {
+                let gates = pool.backends.iter().map(|backend| backend.gate).chain([pool.gate]);
+                let tripped = gates.filter_map(Gate::eighths).filter(|&eighths| eighths < 8).count();
+                if tripped > 0 && role != PoolRole::Idle {
                     find(
                         Severity::Warning,
                         "LB1031",
@@ -511,11 +570,11 @@ impl Agent {
                     );
                 }
             }
-            for it in &service.overrides {
+            for it in overrides(service, &intent.backends) {
                 find(
                     Severity::Info,
                     "LB1005",
-                    &service.name,
+                    service.name.as_str(),
                     format!(
                         "{} is {}, not {} as configured, since {} by {}",
                         it.path, it.now, it.configured, it.since, it.actor
@@ -648,73 +707,37 @@ impl Agent {
         findings
     }
 
-    /// Some tracked flows.
-    pub(super) fn flows(&self, query: &FlowQuery) -> Answer<Flows> {
-        let only = match &query.service {
-            Some(name) => Some(self.known(name).and_then(|_| self.index(name))?),
-            None => None,
-        };
-        let names: BTreeMap<u32, &str> = self
+    /// Puts names to flows that were found.
+    pub(super) fn named(&self, found: Vec<Found>) -> Vec<FlowInfo> {
+        let names: HashMap<u32, &str> = self
             .desired
             .config
             .services
             .iter()
             .filter_map(|s| Some((self.publisher.registry.service_index(&key_of(s))?, s.name.as_str())))
             .collect();
-        let maps = &self.publisher.maps;
         let now = clock::ticks();
-        let mut flows = Vec::new();
-        let mut truncated = false;
-        let mut add = |key: &abi::FlowKey, id: u16, kind: FlowKind, seen: u32| {
-            if only.is_some_and(|index| index != key.owner) {
-                return;
-            }
-            if flows.len() >= query.limit {
-                truncated = true;
-                return;
-            }
-            let backend = maps.backends.read(id.into());
+        let name = |found: Found| {
+            let backend = self.publisher.maps.backends.read(found.backend.into());
             let ip: IpAddr = backend.address.into();
-            flows.push(FlowInfo {
-                service: names.get(&key.owner).copied().unwrap_or("?").to_owned(),
-                client: key.client.into(),
-                port: key.client_port.number(),
+            FlowInfo {
+                service: names.get(&found.key.owner).copied().unwrap_or("?").to_owned(),
+                client: found.key.client.into(),
+                port: found.key.client_port.number(),
                 pool: self.publisher.registry.pool_name(backend.pool).unwrap_or("?").to_owned(),
                 backend: BackendPath::name_of((ip, backend.port.number()).into()),
-                kind,
+                kind: found.kind,
                 // A tick is 2^30 ns.
-                idle_seconds: u64::from(now.saturating_sub(seen)) * 1_073 / 1_000,
+                idle_seconds: u64::from(now.saturating_sub(found.seen)) * 1_073 / 1_000,
                 age_seconds: None,
-            });
-        };
-        let failed = |error: std::io::Error| {
-            ApiError::new(crate::api::ErrorCode::Dataplane, format!("flows cannot be read: {error}"))
-        };
-        maps.flows
-            .for_each(|key, entry| add(key, entry.backend, FlowKind::Tracked, entry.seen))
-            .map_err(failed)?;
-        maps.udp_flows
-            .for_each(|key, entry| add(key, entry.backend, FlowKind::Udp, entry.seen))
-            .map_err(failed)?;
-        let mut add_session = |key: &SessionKey, session: &Session, kind| {
-            if !session.has(Session::REPLY) {
-                let flow = abi::FlowKey {
-                    client: key.source,
-                    client_port: key.source_port,
-                    port: key.destination_port,
-                    owner: session.service,
-                };
-                add(&flow, session.backend, kind, session.seen);
             }
         };
-        maps.sessions
-            .for_each(|key, session| add_session(key, session, FlowKind::Session))
-            .map_err(failed)?;
-        maps.opening.for_each(|key, session| add_session(key, session, FlowKind::Opening)).map_err(failed)?;
-        maps.half_open
-            .for_each(|key, note| add(key, note.backend, FlowKind::HalfOpen, note.at))
-            .map_err(failed)?;
-        Ok(Flows { api: Api::V1, flows, truncated })
+        found.into_iter().map(name).collect()
+    }
+
+    /// Whether nothing can be in the tables of tracked flows.
+    pub(super) fn has_no_tracked_flows(&self) -> bool {
+        self.books.say_empty(&self.publisher.maps)
     }
 
     /// Tracked flows of a service's canary.
@@ -727,7 +750,27 @@ impl Agent {
     }
 }
 
-fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overrides>) -> Vec<Override> {
+/// What a pool of a service is used for.
+fn role(intent: &Intent, pool: &str) -> PoolRole {
+    match () {
+        () if pool == intent.stable.as_str() => PoolRole::Stable,
+        () if intent.canary.as_ref().is_some_and(|canary| pool == canary.as_str()) => PoolRole::Canary,
+        () => PoolRole::Idle,
+    }
+}
+
+/// The pool that gets the new flows of the pool of this role, because that one has nobody to take them.
+fn spills_to(compiled: &Compiled, role: PoolRole) -> Option<&str> {
+    match role {
+        PoolRole::Canary if compiled.canary_spills => Some(&compiled.plan.stable.name),
+        PoolRole::Stable if compiled.stable_spills => {
+            compiled.plan.canary.as_ref().map(|canary| canary.name.as_str())
+        }
+        PoolRole::Stable | PoolRole::Canary | PoolRole::Idle => None,
+    }
+}
+
+fn overrides(service: &Service, backends: &BTreeMap<SocketAddr, Overrides>) -> Vec<Override> {
     let mut list = Vec::new();
     for (address, held) in backends {
         let pool = service.pools.iter().find(|pool| pool.backends.iter().any(|b| b.address == *address));
@@ -772,6 +815,22 @@ fn overrides(service: &Service, backends: &BTreeMap<std::net::SocketAddr, Overri
     list
 }
 
+fn protection(of: &Protection) -> ProtectionStatus {
+    ProtectionStatus {
+        allowed_networks: of.allow.len() as u32,
+        denied_networks: of.deny.len() as u32,
+        max_new_per_second: of.max_new_per_second,
+        max_packets_per_second: of.max_packets_per_second,
+        source_max_new_per_second: of.source_max_new_per_second,
+        source_max_packets_per_second: of.source_max_packets_per_second,
+    }
+}
+
+/// Slots that lead to an id; 0 is nobody's.
+fn slots_of(id: u16, slots: &Takers) -> u32 {
+    if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) }
+}
+
 fn connections(service: &Service, map: &Mapped<Limit>, index: u16) -> Option<ConnectionCount> {
     let limits = service.limits.as_ref().filter(|_| index != 0)?;
     let counted = limits.max_connections.or(limits.pool_max_connections);
@@ -786,6 +845,62 @@ fn breaker_status(gate: Gate) -> Option<BreakerStatus> {
     Some(BreakerStatus { state: gate.name().to_owned(), passes_percent: f64::from(eighths) * 12.5 })
 }
 
+/// A flow that stands in a table.
+pub(super) struct Found {
+    key: abi::FlowKey,
+    backend: u16,
+    kind: FlowKind,
+    /// In ticks.
+    seen: u32,
+}
+
+/// Flows as they stand in the tables: `limit` at most, of one service or of all; and whether there are more. `tracked`: the
+/// tables of tracked flows are read, too. Takes milliseconds where tables are large.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub(super) fn find_flows(
+    maps: &Maps,
+    only: Option<u32>,
+    limit: usize,
+    tracked: bool,
+) -> std::io::Result<(Vec<Found>, bool)> {
+    let mut flows = Vec::new();
+    let mut truncated = false;
+    let mut add = |key: &abi::FlowKey, backend: u16, kind: FlowKind, seen: u32| {
+        if only.is_some_and(|index| index != key.owner) {
+            return ControlFlow::Continue(());
+        }
+        if flows.len() >= limit {
+            truncated = true;
+            return ControlFlow::Break(());
+        }
+        flows.push(Found { key: *key, backend, kind, seen });
+        ControlFlow::Continue(())
+    };
+    if tracked {
+        maps.flows.try_for_each(|key, entry| add(key, entry.backend, FlowKind::Tracked, entry.seen))?;
+        maps.udp_flows.try_for_each(|key, entry| add(key, entry.backend, FlowKind::Udp, entry.seen))?;
+    }
+    let mut add_session = |key: &SessionKey, session: &Session, kind| {
+        if session.has(Session::REPLY) {
+            return ControlFlow::Continue(());
+        }
+        let flow = abi::FlowKey {
+            client: key.source,
+            client_port: key.source_port,
+            port: key.destination_port,
+            owner: session.service,
+        };
+        add(&flow, session.backend, kind, session.seen)
+    };
+    maps.sessions.try_for_each(|key, session| add_session(key, session, FlowKind::Session))?;
+    maps.opening.try_for_each(|key, session| add_session(key, session, FlowKind::Opening))?;
+    maps.half_open.try_for_each(|key, note| add(key, note.backend, FlowKind::HalfOpen, note.at))?;
+    Ok((flows, truncated))
+}
+
 fn traffic(of: abi::Traffic) -> Traffic {
     Traffic {
         packets: of.packets,
@@ -797,8 +912,16 @@ fn traffic(of: abi::Traffic) -> Traffic {
 }
 
 fn mac_text(mac: [u8; 6]) -> String {
-    let [a, b, c, d, e, f] = mac;
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(17);
+    for byte in mac {
+        if !text.is_empty() {
+            text.push(':');
+        }
+        text.push(DIGITS[usize::from(byte >> 4)].into());
+        text.push(DIGITS[usize::from(byte & 15)].into());
+    }
+    text
 }
 
 fn forwarding(interface: &str, vip: IpAddr) -> String {
@@ -823,39 +946,78 @@ impl Forwarding {
     }
 }
 
-/// Counters of pools and backends: of a few, or read in large pieces.
+/// Counters of pools and backends, read in large pieces where that is cheaper than one by one.
 pub(super) struct Meters<'a> {
     maps: &'a Maps,
-    /// Of all pools and backends, by their ids.
-    all: Option<[Vec<abi::Traffic>; 2]>,
+    pools: Piece,
+    backends: Piece,
+    /// Whether figures are all that is asked for.
+    brief: bool,
+}
+
+/// The counters from an index on.
+#[derive(Default)]
+struct Piece {
+    first: u32,
+    sums: Vec<abi::Traffic>,
+}
+
+impl Piece {
+    /// Of some indexes; nothing if they lie far apart, or cannot be read.
+    fn of(map: &PerCpu<abi::Traffic>, indexes: impl Iterator<Item = u16>) -> Self {
+        let mut count = 0;
+        let ends = indexes.inspect(|_| count += 1).fold(None, |ends: Option<(u16, u16)>, index| {
+            Some(ends.map_or((index, index), |(first, last)| (first.min(index), last.max(index))))
+        });
+        let Some((first, last)) = ends.map(|(first, last)| (u32::from(first), u32::from(last))) else {
+            return Self::default();
+        };
+        // One of a piece costs a small part of what one costs by itself.
+        if last - first > 16 * count {
+            return Self::default();
+        }
+        Self { first, sums: map.sums(first..last + 1).unwrap_or_default() }
+    }
+
+    fn get(&self, index: u16) -> Option<abi::Traffic> {
+        self.sums.get(u32::from(index).checked_sub(self.first)? as usize).copied()
+    }
 }
 
 impl<'a> Meters<'a> {
-    pub fn of_few(publisher: &'a Publisher) -> Self {
-        Self { maps: &publisher.maps, all: None }
-    }
-
     pub fn of_all(publisher: &'a Publisher) -> Self {
         let (maps, registry) = (&*publisher.maps, &publisher.registry);
-        let end = |last: Option<u16>| last.map_or(0, |last| u32::from(last) + 1);
-        let pools = maps.pool_traffic.sums(end(registry.last_pool()));
-        let backends = maps.backend_traffic.sums(end(registry.backend_ids().max()));
-        Self { maps, all: pools.and_then(|pools| Ok([pools, backends?])).ok() }
+        Self {
+            maps,
+            pools: Piece::of(&maps.pool_traffic, registry.pools()),
+            backends: Piece::of(&maps.backend_traffic, registry.backend_ids()),
+            brief: false,
+        }
+    }
+
+    /// Of some services, by their addresses.
+    pub fn of_some(publisher: &'a Publisher, keys: impl Iterator<Item = abi::VipKey>) -> Self {
+        let (maps, registry) = (&*publisher.maps, &publisher.registry);
+        let indexes: Vec<u32> = keys.filter_map(|key| registry.service_index(&key)).collect();
+        let pools = indexes.iter().flat_map(|&index| registry.pools_of(index));
+        let backends = indexes.iter().flat_map(|&index| registry.backends_of(index));
+        Self {
+            maps,
+            pools: Piece::of(&maps.pool_traffic, pools),
+            backends: Piece::of(&maps.backend_traffic, backends),
+            brief: false,
+        }
     }
 
     /// Of a pool; nothing if it cannot be read.
     pub fn pool(&self, index: u16) -> abi::Traffic {
-        match &self.all {
-            Some([pools, _]) => pools.get(usize::from(index)).copied().unwrap_or_default(),
-            None => maps::traffic(&self.maps.pool_traffic, index.into()).unwrap_or_default(),
-        }
+        let read = || maps::traffic(&self.maps.pool_traffic, index.into()).unwrap_or_default();
+        self.pools.get(index).unwrap_or_else(read)
     }
 
     /// Of a backend; nothing if it cannot be read.
     pub fn backend(&self, id: u16) -> abi::Traffic {
-        match &self.all {
-            Some([_, backends]) => backends.get(usize::from(id)).copied().unwrap_or_default(),
-            None => maps::traffic(&self.maps.backend_traffic, id.into()).unwrap_or_default(),
-        }
+        let read = || maps::traffic(&self.maps.backend_traffic, id.into()).unwrap_or_default();
+        self.backends.get(id).unwrap_or_else(read)
     }
 }

@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::InvalidDnsNameError;
 use tracing::{info, warn};
 
 use super::outlier::Passive;
-use super::{Agent, Targets};
+use super::{Agent, Targets, vlans};
 use crate::api::BackendPath;
 use crate::compile::{Health, WhyNot, World};
 use crate::config::{
@@ -22,8 +22,9 @@ use crate::health::{
     self, Advice, Alpn, Check, CheckKind, Command, GrpcCheck, HealthEvent, HttpCheck, Report, Scheduler,
     StatusRangesError, Target, TargetId, Timing, TimingError, Tls, Trust, UdpCheck,
 };
-use crate::netlink::{NextHop, NextHopEvent, Unreachable, Vip};
+use crate::netlink::{Link, NextHop, NextHopEvent, Unreachable, Vip};
 use crate::outlier::Gate;
+use crate::packet_socket::PacketSocket;
 use crate::publish::Sources;
 
 /// The agent's view, for the compiler.
@@ -130,14 +131,17 @@ impl Targets {
                     self.ids.insert(key.clone(), id);
                     let port = backend.health_port.or(*port).unwrap_or(backend.address.port());
                     let check = check.of(service, pool, backend);
-                    targets.push(Target { id, address: at(backend, port), check, mark: None });
+                    let via = super::roads::via(service, backend.address);
+                    let ip = if via.is_some() { service.vip } else { backend.address.ip() };
+                    targets.push(Target { id, address: (ip, port).into(), check, mark: None, via });
                 }
                 if let Some((agent, port)) = &agent
                     && let Some(port) = backend.agent_port.or(*port)
                 {
                     let id = id_of(&agents, &key);
                     self.agents.insert(key, id);
-                    targets.push(Target { id, address: at(backend, port), check: agent.clone(), mark: None });
+                    let address = (backend.address.ip(), port).into();
+                    targets.push(Target { id, address, check: agent.clone(), mark: None, via: None });
                 }
             }
         }
@@ -148,10 +152,6 @@ impl Targets {
         self.hooks.retain(|name| services.iter().any(|service| service.name.as_str() == name));
         targets
     }
-}
-
-fn at(backend: &Backend, port: u16) -> SocketAddr {
-    (backend.address.ip(), port).into()
 }
 
 /// What is asked of the backends of a service.
@@ -359,14 +359,21 @@ impl Agent {
         let mut needed: BTreeSet<u32> =
             self.kernel.attached.iter().map(|attached| attached.ifindex).collect();
         needed.extend(self.hops.values().flatten().map(|hop| hop.ifindex));
-        for ifindex in needed {
+        let lowest: BTreeSet<u32> =
+            needed.iter().filter_map(|&ifindex| Some(vlans::below(&links, ifindex)?.ifindex)).collect();
+        for &ifindex in needed.union(&lowest) {
             let Some(link) = links.get(&ifindex) else { continue };
-            match self.publisher.device(ifindex, link.mac.unwrap_or_default(), link.mtu) {
+            // A frame for a VLAN device leaves by what is below.
+            let itself = lowest.contains(&ifindex);
+            match self.publisher.device(ifindex, link.mac.unwrap_or_default(), link.mtu, itself) {
                 Ok(index) => {
                     self.devices.insert(ifindex, index);
                 }
                 Err(error) => warn!(interface = %link.name, "frames cannot leave by it: {error}"),
             }
+        }
+        if let Err(error) = self.publisher.vlans(&vlans::table(&links, &lowest)) {
+            warn!("frames cannot leave by VLAN devices: {error}");
         }
     }
 
@@ -383,6 +390,13 @@ impl Agent {
     pub(super) fn follow_config(&mut self) {
         let services = self.desired.services();
         let targets = self.targets.update(&services);
+        if targets.iter().any(|target| target.via.is_some())
+            && let Err(error) = PacketSocket::sending()
+        {
+            warn!(
+                "no VIP can be probed on its backends (`via = \"vip\"` needs CAP_NET_RAW, and AF_PACKET in the unit file): {error}"
+            );
+        }
         self.scheduler.update(targets);
         let backends = services.iter().flat_map(|service| &service.pools).flat_map(|pool| &pool.backends);
         self.next_hops.set_targets(backends.map(|backend| backend.address.ip()).collect());
@@ -415,9 +429,12 @@ impl Agent {
             .iter()
             .map(|service| Vip { ifindex: first.ifindex, address: service.vip });
         let sources = self.desired.config.dataplane.snat_addresses.iter();
-        let sources = sources.map(|&address| Vip { ifindex: first.ifindex, address });
-        self.vips.set(vips.chain(sources).collect());
-        if self.desired.config.services.iter().any(|service| !service.mode.is_dsr()) {
+        let previews = self.preview_addresses();
+        let dsr_only = previews.is_empty() && self.desired.config.services.iter().all(|it| it.mode.is_dsr());
+        let others = sources.copied().chain(previews);
+        let others = others.map(|address| Vip { ifindex: first.ifindex, address });
+        self.vips.set(vips.chain(others).collect());
+        if !dsr_only {
             self.accept_own_replies();
         }
     }
@@ -425,17 +442,24 @@ impl Agent {
     /// Has the host forward replies whose next hop it has to find first: their source is a VIP, an address of its own, and
     /// IPv4 takes such packets for forged unless it is told otherwise (IPv6 does not).
     fn accept_own_replies(&self) {
-        for attached in &self.kernel.attached {
-            let path = format!("/proc/sys/net/ipv4/conf/{}/accept_local", attached.name);
+        let links = self.links.snapshot();
+        let attached = |ifindex: u32| self.kernel.attached.iter().any(|it| it.ifindex == ifindex);
+        // What came in with a tag goes up by a VLAN device.
+        let arrivals = links.values().filter(|link| {
+            attached(link.index)
+                || vlans::below(&links, link.index).is_some_and(|vlan| attached(vlan.ifindex))
+        });
+        for Link { name, .. } in arrivals {
+            let path = format!("/proc/sys/net/ipv4/conf/{name}/accept_local");
             if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == "1") {
                 continue;
             }
             match std::fs::write(&path, "1") {
                 Ok(()) => {
-                    info!(interface = attached.name, "set net.ipv4.conf.{}.accept_local = 1", attached.name)
+                    info!(interface = %name, "set net.ipv4.conf.{name}.accept_local = 1")
                 }
                 Err(error) => warn!(
-                    interface = attached.name,
+                    interface = %name,
                     "cannot set accept_local ({error}): the first reply to a client whose neighbour is unknown is lost"
                 ),
             }

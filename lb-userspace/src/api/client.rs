@@ -15,10 +15,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{
-    AddFault, ApiError, Applied, Apply, BackendPath, Backends, ClearFaults, Detached, Diff, DiffQuery, Event,
-    EventQuery, Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack,
-    RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status,
-    Trace, Traced, Undo, Validate, Validated,
+    AddFault, ApiError, Applied, Apply, BackendPath, Backends, ClearFaults, Detached, Diff, DiffQuery,
+    ErrorCode, Event, EventQuery, Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout,
+    Rollback, RolledBack, RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight,
+    StartRollout, Status, Trace, Traced, Undo, Validate, Validated,
 };
 
 use crate::rollout::engine::Order;
@@ -84,19 +84,50 @@ impl Client {
         &self.socket
     }
 
-    /// `GET /v1/status`
+    /// `GET /v1/status`, page by page: what is not of the services is as the last page has it.
     pub async fn status(&self) -> Result<Status> {
-        self.get("/v1/status".to_owned()).await
+        self.pages("/v1/status", &ServiceQuery::default()).await
     }
 
-    /// `GET /v1/services`
+    /// `GET /v1/services`, page by page.
     pub async fn services(&self, query: &ServiceQuery) -> Result<Services> {
-        self.get(asking("/v1/services", query)).await
+        self.pages("/v1/services", query).await
     }
 
-    /// `GET /v1/backends`
+    /// `GET /v1/backends`, page by page.
     pub async fn backends(&self, query: &ServiceQuery) -> Result<Backends> {
-        self.get(asking("/v1/backends", query)).await
+        self.pages("/v1/backends", query).await
+    }
+
+    /// All pages from this one on, as one. Begins again where the configuration has changed in between.
+    async fn pages<P: Page>(&self, path: &str, query: &ServiceQuery) -> Result<P> {
+        const PATIENCE: usize = 5;
+        let mut query = query.clone();
+        let (first, mut all, mut again) = (query.after.clone(), None::<P>, 0);
+        loop {
+            let page: P = match self.get(asking(path, &query)).await {
+                Err(ClientError::Refused(error))
+                    if error.kind() == Some(ErrorCode::RevisionConflict)
+                        && again < PATIENCE
+                        && query.after != first =>
+                {
+                    again += 1;
+                    (query.after, all) = (first.clone(), None);
+                    continue;
+                }
+                page => page?,
+            };
+            let next = page.next().clone();
+            let whole = match all.take() {
+                Some(before) => page.behind(before),
+                None => page,
+            };
+            match next {
+                Some(_) => query.after = next,
+                None => return Ok(whole),
+            }
+            all = Some(whole);
+        }
     }
 
     /// `GET /v1/flows`
@@ -285,6 +316,32 @@ impl Client {
         ClientError::Broken { socket: self.socket.clone(), what: what.to_string() }
     }
 }
+
+/// An answer that comes in pages.
+trait Page: DeserializeOwned {
+    /// What the next page begins after, if there is one.
+    fn next(&self) -> &Option<String>;
+
+    /// With what came before it.
+    fn behind(self, before: Self) -> Self;
+}
+
+macro_rules! pages {
+    ($($answer:ident: $list:ident),+) => { $(
+        impl Page for $answer {
+            fn next(&self) -> &Option<String> {
+                &self.next
+            }
+
+            fn behind(mut self, mut before: Self) -> Self {
+                before.$list.append(&mut self.$list);
+                Self { $list: before.$list, ..self }
+            }
+        }
+    )+ };
+}
+
+pages!(Status: services, Services: services, Backends: backends);
 
 /// Events as they come.
 pub type EventStream = Lines<Event>;

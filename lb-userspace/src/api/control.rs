@@ -7,8 +7,8 @@ use tokio::sync::{broadcast, mpsc};
 use super::{
     Actor, AddFault, ApiError, Applied, Apply, BackendPath, ClearFaults, Detached, Diff, DiffQuery, Event,
     Explain, Explanation, Faults, FlowQuery, Flows, History, OrderRollout, Rollback, RolledBack,
-    RolloutStatus, ServiceStatus, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Trace,
-    Traced, Undo,
+    RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status,
+    Trace, Traced, Undo,
 };
 use crate::config::Loaded;
 use crate::rollout::engine::Order;
@@ -31,11 +31,11 @@ pub struct Call {
 /// it says with an [`ApiError`], which has a constructor for each name that may be mistyped. Operations run concurrently;
 /// a client that goes away drops the future of its request at the next point where it waits.
 pub trait Control: Send + Sync + 'static {
-    /// The whole at a glance.
-    fn status(&self) -> impl Future<Output = Answer<Status>> + Send;
+    /// The whole at a glance, with a page of the services.
+    fn status(&self, query: ServiceQuery) -> impl Future<Output = Answer<Status>> + Send;
 
-    /// Every service by name, or one.
-    fn services(&self, only: Option<String>) -> impl Future<Output = Answer<Vec<ServiceStatus>>> + Send;
+    /// A page of the services.
+    fn services(&self, query: ServiceQuery) -> impl Future<Output = Answer<Services>> + Send;
 
     /// Some tracked flows.
     fn flows(&self, query: FlowQuery) -> impl Future<Output = Answer<Flows>> + Send;

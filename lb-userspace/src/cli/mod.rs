@@ -33,11 +33,14 @@ struct Cli {
     #[command(flatten)]
     places: Places,
     /// How answers are shown; JSON is stable and versioned.
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
     #[command(subcommand)]
     verb: Verb,
 }
+
+/// What every verb takes stands apart from what is its own.
+const EVERYWHERE: &str = "Options of every verb";
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage, 3 degraded or rolled back, 4 timed out, 5 conflict, 6 agent unreachable
@@ -54,6 +57,7 @@ pub struct Places {
     #[arg(
         long,
         global = true,
+        help_heading = EVERYWHERE,
         env = "LB_SOCKET",
         default_value = "/run/lb/lbd.sock",
         value_name = "PATH",
@@ -64,6 +68,7 @@ pub struct Places {
     #[arg(
         long,
         global = true,
+        help_heading = EVERYWHERE,
         env = "LB_PIN_DIR",
         default_value = "/sys/fs/bpf/lb",
         value_name = "DIR",
@@ -74,6 +79,7 @@ pub struct Places {
     #[arg(
         long,
         global = true,
+        help_heading = EVERYWHERE,
         env = "LB_STATE_DIR",
         default_value = "/var/lib/lb",
         value_name = "DIR",

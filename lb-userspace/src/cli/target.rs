@@ -80,7 +80,7 @@ impl Target {
                 backend: backend.to_string(),
             });
         }
-        let query = ServiceQuery { service: Some(self.service.clone()) };
+        let query = ServiceQuery { service: Some(self.service.clone()), ..ServiceQuery::default() };
         let known = client.backends(&query).await?.backends;
         self.among(&known)
     }
@@ -150,6 +150,7 @@ mod tests {
             ejection: None,
             breaker: None,
             outcomes: None,
+            server_ids: Vec::new(),
             steering: None,
             connections: None,
             health: HealthStatus {

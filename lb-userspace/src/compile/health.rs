@@ -72,6 +72,7 @@ pub(super) fn judge(
         usable,
         next_hop,
         source: world.source(backend.address),
+        server_ids: backend.server_ids.clone().unwrap_or_default(),
     }
 }
 

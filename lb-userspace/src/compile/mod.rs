@@ -8,14 +8,16 @@
 //! | which priority takes how much? | `priority` |
 //! | which part of its weight has a backend that has just come up? | `slow_start` |
 //! | which part of it does a breaker leave? | `shed` |
+//! | what does a rollout's preview reach? | `preview` |
 //! | where do flows go whose pool has nobody? | [`Compiler::compile`] |
 
 mod health;
+mod preview;
 mod priority;
 mod shed;
 mod slow_start;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,21 +25,24 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use lb_common::abi::{self, Address, NextHop, Port, VipKey};
+use lb_common::guard::{Guard, Rate};
 use lb_common::hash::{Keys, Purpose, Seed};
 use lb_common::limit::Limit;
 use lb_common::maglev::{self, Candidate};
+use lb_common::quic::Codec;
 use lb_common::retry::{Budget, ONE};
 use lb_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
 
 use crate::config::{
-    self, AdminState, BackendKey, Mode, OnEmpty, OnTrip, Pool, PoolName, Protocol, Service, SplitKey,
-    Tracking,
+    self, AdminState, BackendKey, Mode, OnEmpty, OnTrip, Pool, PoolName, Protocol, ServerId, Service,
+    SplitKey, Tracking,
 };
 use crate::health::Advice;
 use crate::outlier::{Gate, NEUTRAL};
-use crate::publish::{Limits, Member, PoolPlan, Registry, ServicePlan};
+use crate::publish::{Limits, Member, PoolPlan, Protection, QuicPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
+pub use preview::preview;
 use priority::{Level, Taker};
 use slow_start::{Presence, Seen, WHOLE, Warmth};
 
@@ -149,6 +154,8 @@ pub struct BackendView {
     pub next_hop: NextHop,
     /// The address that this host would send from to it, while that is known.
     pub source: Option<IpAddr>,
+    /// What it calls itself in connection ids.
+    pub server_ids: Vec<ServerId>,
 }
 
 /// How long a backend may drain.
@@ -412,8 +419,13 @@ impl Compiler {
         if let Some(limits) = &limits {
             flags |= limits.flags;
         }
+        if service.breaker.is_some() && service.protocol == Protocol::Tcp && service.mode != Mode::FullNat {
+            // Whoever is half open gets so many connections and no more.
+            flags |= abi::Service::LIMITED;
+        }
         if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
-            flags |= abi::Service::MEASURED;
+            // Of each backend, too: those counts outlive rollout and agent.
+            flags |= abi::Service::MEASURED | abi::Service::WATCHED;
             if intent.rollout.as_ref().is_some_and(|rollout| rollout.plan.cap.is_some()) {
                 flags |= abi::Service::CAPPED;
             }
@@ -421,6 +433,10 @@ impl Compiler {
         let clamp_mss = service.clamp_mss.map_or(0, |limit| limit as u16);
         if clamp_mss != 0 && service.protocol == Protocol::Tcp {
             flags |= abi::Service::CLAMPED;
+        }
+        let quic = service.quic.as_ref().filter(|_| service.protocol == Protocol::Udp).map(quic);
+        if quic.is_some() {
+            flags |= abi::Service::QUIC;
         }
         let gue_port = if service.mode == Mode::DsrGue {
             Port::new(service.gue_port.unwrap_or(GUE_PORT))
@@ -454,6 +470,11 @@ impl Compiler {
                 most: ONE * u64::from(retry.burst),
                 ..Budget::default()
             }),
+            protection: service
+                .protection
+                .as_ref()
+                .map_or_else(Protection::default, |it| protection(it, service)),
+            quic: quic.unwrap_or_default(),
             stable,
             canary,
         };
@@ -461,8 +482,15 @@ impl Compiler {
     }
 
     /// Forgets services that are not at one of these addresses any more.
-    pub fn keep(&mut self, keys: &[VipKey]) {
+    pub fn keep(&mut self, keys: &HashSet<VipKey>) {
         self.services.retain(|key, _| keys.contains(key));
+    }
+
+    /// Another one that knows what this one knows of the services at these addresses.
+    #[must_use]
+    pub fn knowing(&self, keys: impl IntoIterator<Item = VipKey>) -> Self {
+        let known = keys.into_iter().filter_map(|key| Some((key, self.services.get(&key)?.clone())));
+        Self { services: known.collect() }
     }
 }
 
@@ -499,19 +527,54 @@ fn limits(limits: &config::Limits) -> Limits {
     if counted {
         flags |= abi::Service::COUNTED;
     }
-    if limits.on_limit == OnTrip::Spill {
-        flags |= abi::Service::SPILLS;
-    }
     Limits {
         flags,
         backend: limit(limits.max_connections, limits.max_new_per_second),
         pool: limit(limits.pool_max_connections, limits.pool_max_new_per_second),
         on_limit: match limits.on_limit {
-            OnTrip::Spill => None,
-            OnTrip::Reset => Some(abi::OnEmpty::Reset),
-            OnTrip::Drop => Some(abi::OnEmpty::Drop),
+            OnTrip::Spill => abi::Service::SPILL,
+            OnTrip::Reset => abi::OnEmpty::Reset as u8,
+            OnTrip::Drop => abi::OnEmpty::Drop as u8,
         },
     }
+}
+
+/// Of a service, for the kernel.
+fn protection(protection: &config::Protection, service: &Service) -> Protection {
+    let rate = |per_second: Option<u32>, burst: Option<u32>| match per_second {
+        Some(per_second) => Rate::per_second(per_second, burst.unwrap_or(per_second)),
+        None => Rate::default(),
+    };
+    // Addresses are 16 bytes, IPv4's at the end.
+    let bits =
+        if service.vip.is_ipv4() { 96 + protection.source_prefix_v4 } else { protection.source_prefix_v6 };
+    let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+    let tcp = service.protocol == Protocol::Tcp;
+    Protection {
+        allow: protection.allow.clone(),
+        deny: protection.deny.clone(),
+        rates: Guard {
+            connections: rate(protection.max_new_per_second.filter(|_| tcp), protection.new_burst),
+            packets: rate(protection.max_packets_per_second, protection.packet_burst),
+            source_connections: rate(
+                protection.source_max_new_per_second.filter(|_| tcp),
+                protection.source_new_burst,
+            ),
+            source_packets: rate(protection.source_max_packets_per_second, protection.source_packet_burst),
+            source_mask: Address::v6(&mask.to_be_bytes()),
+            ..Guard::default()
+        },
+    }
+}
+
+fn quic(quic: &config::Quic) -> QuicPlan {
+    let codec = |config: &config::QuicConfig| Codec {
+        config: config.id as u8,
+        server_id_length: config.server_id_length as u8,
+        nonce_length: config.nonce_length as u8,
+        key: config.key.map(|key| key.0),
+    };
+    QuicPlan { codecs: quic.configs.iter().map(codec).collect(), tells_length: quic.length_in_first_octet }
 }
 
 /// The table of those who take a pool's flows; the one that there is, if nothing has changed.
@@ -549,7 +612,7 @@ fn table(
 }
 
 /// Where Linux's own documents have GUE.
-const GUE_PORT: u16 = 6080;
+pub(crate) const GUE_PORT: u16 = 6080;
 
 /// Where clients find a service.
 #[must_use]
@@ -698,7 +761,8 @@ pub fn id_of(service: &Service, backend: SocketAddr, index: u32, registry: &Regi
 fn member(service: &Service, backend: &BackendView) -> Member {
     let (address, port) = place(service, backend.address);
     let source = backend.source.filter(|_| service.mode == Mode::FullNat).map(Address::from);
-    Member { address, port, usable: backend.usable, next_hop: backend.next_hop, source }
+    let server_ids = backend.server_ids.iter().map(|id| id.bytes().into()).collect();
+    Member { address, port, usable: backend.usable, next_hop: backend.next_hop, source, server_ids }
 }
 
 /// Address and port as the kernel has them: a service of every port keeps the client's.

@@ -1,6 +1,6 @@
 //! Policy, from a configuration and what is known of its backends to slots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::*;
 use crate::config;
@@ -334,7 +334,7 @@ fn a_service_that_was_forgotten_begins_anew() {
     bench.compile();
     bench.fleet.set(&["a1"], Health::Up);
     assert!(bench.compile().pools[0].failed);
-    bench.compiler.keep(&[]);
+    bench.compiler.keep(&HashSet::new());
     assert!(!bench.compile().pools[0].failed);
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use super::keys::{Backend, BackendDraft};
 use super::read::{Findings, Kind, List, Maybe, Node, Place, Table, Tables, draft, words};
 use super::report::{Code, Diagnostic, Diagnostics, Severity};
-use super::value::{Count, DnsName, FilePath, HttpUrl, NameServer, Port, Time};
+use super::value::{Count, DnsName, FilePath, HttpUrl, NameServer, Phrase, Port, Time};
 
 const SECOND: u64 = 1_000;
 const DAY: u64 = 24 * 3_600 * SECOND;
@@ -38,6 +38,8 @@ pub enum Source {
     File(FilePath),
     /// A web server, which is asked again and again.
     Http(Http),
+    /// The API server of a Kubernetes, which tells of changes.
+    Kubernetes(Kubernetes),
 }
 
 /// What name servers are asked for.
@@ -70,6 +72,25 @@ pub struct Http {
     pub timeout: Duration,
 }
 
+/// What an API server of Kubernetes is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// The API server.
+    pub url: HttpUrl,
+    /// The namespace of the service there.
+    pub namespace: DnsName,
+    /// Its name there.
+    pub name: DnsName,
+    /// The name of its port there, if there are several.
+    pub port_name: Option<Phrase>,
+    /// The token that says who asks. Only sent within TLS.
+    pub token_file: Option<FilePath>,
+    /// The authorities that are trusted, if not those of this host.
+    pub ca_file: Option<FilePath>,
+    /// How long an answer may take.
+    pub timeout: Duration,
+}
+
 draft! {
     /// Where the backends of a pool are looked for, beside those that are configured.
     DiscoveryDraft "[service.pool.discovery]" {
@@ -81,7 +102,7 @@ draft! {
         max: Count<1, 65_535> = 1_000,
         /// What an answer without a backend means.
         on_empty: WhenEmpty = WhenEmpty::Keep,
-        /// The name that name servers are asked for. Every answer is a backend.
+        /// The name that name servers are asked for: every answer is a backend. Of type `kubernetes`, the service there.
         name: Maybe<DnsName> = None,
         /// The kind of records that they are asked for.
         record: Record = Record::Address,
@@ -94,8 +115,14 @@ draft! {
         /// The file: a list `backends` in JSON or TOML, each with the keys of `[[service.pool.backend]]`. It is read again
         /// whenever it changes.
         path: Maybe<FilePath> = None,
-        /// The address of such a list in JSON.
+        /// The address of such a list in JSON. Of type `kubernetes`, the API server: its EndpointSlices are followed.
         url: Maybe<HttpUrl> = None,
+        /// The namespace of the service in Kubernetes.
+        namespace: Maybe<DnsName> = None,
+        /// The name of its port there, if there are several.
+        port_name: Maybe<Phrase> = None,
+        /// File with the token that says who asks Kubernetes; read again for each request, and sent over `https` only.
+        token_file: Maybe<FilePath> = None,
         /// PEM file with the authorities that are trusted, if not those of this host.
         ca_file: Maybe<FilePath> = None,
         /// How often a web server is asked.
@@ -114,6 +141,8 @@ words! {
         File = "file",
         /// A web server.
         Http = "http",
+        /// An API server of Kubernetes.
+        Kubernetes = "kubernetes",
     }
 }
 
@@ -148,6 +177,7 @@ impl Source {
             Self::Dns(_) => SourceKind::Dns,
             Self::File(_) => SourceKind::File,
             Self::Http(_) => SourceKind::Http,
+            Self::Kubernetes(_) => SourceKind::Kubernetes,
         }
     }
 }
@@ -159,6 +189,7 @@ impl fmt::Display for Source {
             Self::Dns(dns) => write!(out, "dns:{}", dns.name),
             Self::File(path) => write!(out, "file:{path}"),
             Self::Http(http) => write!(out, "http:{}", http.url.without_query()),
+            Self::Kubernetes(it) => write!(out, "kubernetes:{}/{}", it.namespace, it.name),
         }
     }
 }
@@ -177,10 +208,21 @@ impl Kind for Discovery {
         let (min_ttl, max_ttl) = (draft.min_ttl.value?, draft.max_ttl.value?);
         let (path, url, ca_file) = (draft.path.value?, draft.url.value?, draft.ca_file.value?);
         let (interval, timeout) = (draft.interval.value?, draft.timeout.value?);
+        let (namespace, port_name, token_file) =
+            (draft.namespace.value?, draft.port_name.value?, draft.token_file.value?);
         let source = match draft.kind.value? {
             SourceKind::Dns => Source::Dns(Dns { name: name?, record, servers, min_ttl, max_ttl, timeout }),
             SourceKind::File => Source::File(path?),
             SourceKind::Http => Source::Http(Http { url: url?, ca_file, interval, timeout }),
+            SourceKind::Kubernetes => Source::Kubernetes(Kubernetes {
+                url: url?,
+                namespace: namespace.or_else(|| "default".parse().ok())?,
+                name: name?,
+                port_name,
+                token_file,
+                ca_file,
+                timeout,
+            }),
         };
         let (port, max, on_empty) = (draft.port.value?, draft.max.value?, draft.on_empty.value?);
         Some(Self { source, port, max, on_empty })
@@ -224,6 +266,20 @@ impl Serialize for Discovery {
                 }
                 out.serialize_entry("interval", &time(http.interval))?;
                 out.serialize_entry("timeout", &time(http.timeout))?;
+            }
+            Source::Kubernetes(it) => {
+                out.serialize_entry("url", &it.url)?;
+                out.serialize_entry("namespace", &it.namespace)?;
+                out.serialize_entry("name", &it.name)?;
+                if let Some(name) = &it.port_name {
+                    out.serialize_entry("port_name", name)?;
+                }
+                for (key, file) in [("token_file", &it.token_file), ("ca_file", &it.ca_file)] {
+                    if let Some(file) = file {
+                        out.serialize_entry(key, file)?;
+                    }
+                }
+                out.serialize_entry("timeout", &time(it.timeout))?;
             }
         }
         out.end()

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use super::keys::HealthDraft;
 use super::read::{Findings, Kind, Node, Table};
 use super::value::{
-    Check, CommandLine, FilePath, HttpHost, HttpPath, Payload, Phrase, StatusRanges, TlsName, Verify,
+    Check, CommandLine, FilePath, HttpHost, HttpPath, Payload, Phrase, StatusRanges, TlsName, Verify, Via,
 };
 
 /// How the health of a service's backends is asked for, and what is done about it.
@@ -64,6 +64,8 @@ pub struct Probe {
     pub unhealthy: u32,
     /// Port to ask, if not the backend's own.
     pub port: Option<u16>,
+    /// What is asked, and which way the question goes.
+    pub via: Via,
     /// Interval while a change of state is pending, if another one; at most the interval.
     pub fast_interval: Option<Duration>,
     /// Interval while a backend is down, if another one.
@@ -165,6 +167,7 @@ impl Kind for Health {
             healthy: draft.healthy.value?,
             unhealthy: draft.unhealthy.value?,
             port: draft.port.value?,
+            via: draft.via.value?,
             fast_interval: draft.fast_interval.value?,
             down_interval: draft.down_interval.value?,
         };
@@ -218,6 +221,7 @@ impl Probe {
         out.serialize_entry("healthy", &self.healthy)?;
         out.serialize_entry("unhealthy", &self.unhealthy)?;
         maybe(out, "port", self.port.as_ref())?;
+        maybe(out, "via", Some(&self.via).filter(|&&via| via == Via::Vip))?;
         maybe(out, "fast_interval", self.fast_interval.map(time).as_ref())?;
         maybe(out, "down_interval", self.down_interval.map(time).as_ref())
     }

@@ -14,6 +14,8 @@ use super::passive::{
     Breaker, BreakerDraft, Limits, LimitsDraft, Outlier, OutlierDraft, Retry, RetryDraft, Steering,
     SteeringDraft,
 };
+use super::protection::{Protection, ProtectionDraft};
+use super::quic::{Quic, QuicConfigDraft, QuicDraft};
 use super::read::{Field, List, Maybe, Place, Table, Tables, draft, table};
 use super::rollout::Rollout;
 use super::value::*;
@@ -56,6 +58,11 @@ table! {
         backends: u32 as Count<1, 65_535> = 16_384,
         /// Room for services.
         services: u32 as Count<1, 65_535> = 4_096,
+        /// Room for the networks that services allow and deny: each once for the service, and once for its VIP.
+        prefixes: u32 as Count<1, ROOM> = 16_384,
+        /// Room for sources of clients whose services have rates for each. The least recently used one goes when it is full,
+        /// and begins anew.
+        rate_limited_sources: u32 as Count<1, ROOM> = 65_536,
         /// Secret of the hashes, 32 hexadecimal digits; the same on every balancer of a fleet. Drawn at random and kept
         /// if there is none.
         hash_seed: Option<Seed> as Maybe<Seed> = None,
@@ -132,8 +139,12 @@ table! {
         limits: Option<Limits> as Maybe<Limits> = None,
         /// Whether backends that answer sooner get more new connections. Without it, weights alone count.
         steering: Option<Steering> as Maybe<Steering> = None,
+        /// How connection ids name backends, if the clients speak QUIC. Without it, addresses and ports alone count.
+        quic: Option<Quic> as Maybe<Quic> = None,
         /// How a new version takes over.
         rollout: Option<Rollout> as Maybe<Rollout> = None,
+        /// Who may talk to it, and how much. Without it, everybody, and as much as comes.
+        protection: Option<Protection> as Maybe<Protection> = None,
         /// The backends of one version each; the first one is the stable pool at first start.
         pools @ "pool": Vec<Pool> as Tables<Pool>,
     }
@@ -171,6 +182,8 @@ table! {
         health_port: Option<u16> as Maybe<Port<1>> = None,
         /// Port of its agent check, if not the one of the others.
         agent_port: Option<u16> as Maybe<Port<1>> = None,
+        /// What it calls itself in the connection ids of QUIC, in hexadecimal digits: one for each `server_id_length`, or several.
+        server_ids: Option<Vec<ServerId>> as Maybe<List<ServerId>> = None,
     }
 }
 
@@ -201,6 +214,9 @@ draft! {
         unhealthy: Count<1, 1_000> = 3,
         /// Port to ask, if not the backend's own.
         port: Maybe<Port<1>> = None,
+        /// What is probed, in the `dsr` modes: the backend's own address, or the VIP on that backend, by the very way of clients'
+        /// packets (which needs CAP_NET_RAW).
+        via: Via = Via::Address,
         /// Interval instead, while the last results contradict the backend's state but are too few to change it.
         fast_interval: Maybe<Time<100, HOUR>> = None,
         /// Interval instead, while the backend is down.
@@ -271,6 +287,12 @@ impl ServiceDraft {
         self.port.value.filter(|&port| port != 0)
     }
 
+    /// The preview of its rollouts, and where that stands.
+    pub(super) fn preview(&self) -> Option<(SocketAddr, &Place)> {
+        let (preview, at) = self.rollout.value.as_ref()?.as_ref()?.preview.get()?;
+        Some(((*preview)?, at))
+    }
+
     pub(super) fn is_of_all_ports(&self) -> bool {
         self.port.value == Some(0)
     }
@@ -300,6 +322,7 @@ impl HealthDraft {
             healthy: absent(None),
             unhealthy: absent(None),
             port: absent(None),
+            via: absent(None),
             fast_interval: absent(None),
             down_interval: absent(None),
             path: absent(None),
@@ -344,4 +367,7 @@ pub(super) fn table_with(key: &str) -> Option<&'static str> {
         .or_else(|| has::<RetryDraft>(key))
         .or_else(|| has::<SteeringDraft>(key))
         .or_else(|| has::<LimitsDraft>(key))
+        .or_else(|| has::<ProtectionDraft>(key))
+        .or_else(|| has::<QuicDraft>(key))
+        .or_else(|| has::<QuicConfigDraft>(key))
 }

@@ -8,6 +8,8 @@ mod discovery;
 mod health;
 mod keys;
 mod passive;
+mod protection;
+mod quic;
 mod read;
 mod report;
 mod rollout;
@@ -22,10 +24,12 @@ use std::{fs, io};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-pub use discovery::{Discovery, Dns, Http, Record, Source, SourceKind, WhenEmpty, read_backends};
+pub use discovery::{Discovery, Dns, Http, Kubernetes, Record, Source, SourceKind, WhenEmpty, read_backends};
 pub use health::{AgentCheck, Exchange, GrpcRequest, Health, HealthCheck, HttpRequest, Probe, Question, Tls};
 pub use keys::{Backend, Config, Dataplane, Pool, Service, SlowStart};
 pub use passive::{Breaker, BreakerScope, Limits, OnTrip, Outlier, Retry, SteerBy, Steering};
+pub use protection::Protection;
+pub use quic::{Quic, QuicConfig};
 pub use read::Invalid;
 pub use report::{
     Code, Diagnostic, Diagnostics, Label, Position, Report, Severity, Spot, Style, UnknownCode,
@@ -35,8 +39,8 @@ pub use schema::json_schema;
 pub use value::{
     AdminState, Aggression, BackendKey, Check, CommandLine, Deviations, DnsName, FilePath, HttpHost,
     HttpPath, HttpUrl, InterfaceName, Least, Mode, NameServer, OnDown, OnEmpty, Payload, Percent, Phrase,
-    PoolName, Protocol, Schema, Seed, ServiceName, SplitKey, StatusRanges, TableSize, TlsName, Tracking,
-    Verify, Weight, XdpMode,
+    PoolName, PortRange, Protocol, QuicKey, Schema, Seed, ServerId, ServiceName, SplitKey, StatusRanges,
+    TableSize, TlsName, Tracking, Verify, Via, Weight, XdpMode,
 };
 
 use keys::{ConfigDraft, ServiceDraft};
@@ -86,6 +90,7 @@ pub fn parse(text: &str, name: &str) -> Result<Loaded, Diagnostics> {
     let mut findings = Findings::default();
     let root = Node::of_toml(text, &mut findings);
     let draft = ConfigDraft::read(&root, &mut findings);
+    drop(root);
     if let Some(draft) = &draft
         && !findings.is_partial()
     {

@@ -1,11 +1,12 @@
 //! How a new version takes over: the tables of a rollout.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::read::{Findings, Kind, List, Maybe, Node, Place, Shape, Tables, table, words};
-use super::value::{Count, Factor, HttpUrl, Multiple, Number, Prefix, Text, Time, Truth};
+use super::value::{Count, Endpoint, Factor, HttpUrl, Multiple, Number, Prefix, Text, Time, Truth};
 use crate::api::Share;
 use crate::rollout::plan::{self, Analysis, Gate, Plan, Question};
 
@@ -53,6 +54,9 @@ table! {
         /// New connections a second that the canary takes at most, beside its share; more go to the stable pool. None of it
         /// at 100 %.
         max_new_connections: Option<u32> as Maybe<Count<1, 10_000_000>> = None,
+        /// An address and a port at which the new pool alone is reached while the rollout is under way, whatever its share is. Both
+        /// are free otherwise; the host answers for the address as for a VIP. Packets go as in mode `full-nat`.
+        preview: Option<SocketAddr> as Maybe<Endpoint> = None,
         /// Where Prometheus is, for the metrics.
         prometheus: Option<HttpUrl> as Maybe<HttpUrl> = None,
         /// Figures that Prometheus is asked for, beside what the kernel program counts.
@@ -289,6 +293,7 @@ impl Rollout {
             lease: self.lease,
             guests: !self.canary_clients.is_empty(),
             cap: self.max_new_connections,
+            preview: self.preview,
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::marker::PhantomData;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -18,11 +19,12 @@ use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
 /// Commands of `bpf(2)`.
 #[derive(Clone, Copy)]
 #[repr(i32)]
-enum Command {
+pub(super) enum Command {
     Lookup = 1,
     Update = 2,
     Delete = 3,
     NextKey = 4,
+    ObjectPin = 6,
     ObjectGet = 7,
     TestRun = 10,
     Info = 15,
@@ -34,26 +36,26 @@ enum Command {
 /// `union bpf_attr` for commands on one element.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct ElementAttr {
-    map_fd: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+pub(super) struct ElementAttr {
+    pub map_fd: u32,
+    pub pad: u32,
+    pub key: u64,
+    pub value: u64,
+    pub flags: u64,
 }
 
 /// `union bpf_attr` for commands on many.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    element_flags: u64,
-    flags: u64,
+pub(super) struct BatchAttr {
+    pub in_batch: u64,
+    pub out_batch: u64,
+    pub keys: u64,
+    pub values: u64,
+    pub count: u32,
+    pub map_fd: u32,
+    pub element_flags: u64,
+    pub flags: u64,
 }
 
 /// `union bpf_attr` for pins.
@@ -112,23 +114,23 @@ struct InfoAttr {
 /// The beginning of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct MapInfo {
-    kind: u32,
-    id: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
+pub(super) struct MapInfo {
+    pub kind: u32,
+    pub id: u32,
+    pub key_size: u32,
+    pub value_size: u32,
+    pub max_entries: u32,
     flags: u32,
 }
 
-fn bpf<A: NoUninit + AnyBitPattern>(command: Command, attr: &mut A) -> io::Result<i32> {
+pub(super) fn bpf<A: NoUninit + AnyBitPattern>(command: Command, attr: &mut A) -> io::Result<i32> {
     // SAFETY: `attr` is one of the structures above, whose pointers its maker keeps alive; the kernel reads no more than it
     // is told the length of.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command as i32, &raw mut *attr, size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
-fn address<T: ?Sized>(value: &T) -> u64 {
+pub(super) fn address<T: ?Sized>(value: &T) -> u64 {
     (&raw const *value).cast::<u8>() as u64
 }
 
@@ -143,6 +145,18 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(Command::ObjectGet, &mut attr)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a map, a program or a link at `path`; it may be pinned elsewhere, too.
+///
+/// # Errors
+///
+/// `AlreadyExists`, `PermissionDenied`, or whatever else the kernel says.
+pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = fd.as_raw_fd() as u32;
+    let mut attr = ObjectAttr { path: address(path.as_bytes_with_nul()), fd, ..ObjectAttr::zeroed() };
+    bpf(Command::ObjectPin, &mut attr).map(drop)
 }
 
 /// Runs an XDP program on a frame that is said to have come in by `ifindex`. Returns what it returned, and the frame as it
@@ -171,7 +185,7 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> io::Resu
     Ok((attr.retval, output))
 }
 
-fn info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+pub(super) fn info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = MapInfo::zeroed();
     let mut attr = InfoAttr {
         fd: fd.as_raw_fd() as u32,
@@ -200,6 +214,19 @@ struct LinkInfo {
 ///
 /// Whatever the kernel says.
 pub fn link_ifindex(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    link_info(fd).map(|info| info.ifindex)
+}
+
+/// The number of the program that a link runs.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub(super) fn link_program(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    link_info(fd).map(|info| info.program)
+}
+
+fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::zeroed();
     let mut attr = InfoAttr {
         fd: fd.as_raw_fd() as u32,
@@ -207,7 +234,24 @@ pub fn link_ifindex(fd: BorrowedFd<'_>) -> io::Result<u32> {
         info: (&raw mut info) as u64,
     };
     bpf(Command::Info, &mut attr)?;
-    Ok(info.ifindex)
+    Ok(info)
+}
+
+/// The number of a program.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub(super) fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // The beginning of `struct bpf_prog_info`: its type, and its number.
+    let mut info = [0u32; 2];
+    let mut attr = InfoAttr {
+        fd: fd.as_raw_fd() as u32,
+        length: size_of_val(&info) as u32,
+        info: (&raw mut info) as u64,
+    };
+    bpf(Command::Info, &mut attr)?;
+    Ok(info[1])
 }
 
 /// `union bpf_attr` for links.
@@ -463,6 +507,18 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     ///
     /// Whatever the kernel says.
     pub fn for_each(&self, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
+        self.try_for_each(|key, value| {
+            each(key, value);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same, until `each` has seen enough.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn try_for_each(&self, mut each: impl FnMut(&K, &V) -> ControlFlow<()>) -> io::Result<()> {
         let mut room = 4096.min(self.capacity.max(1)) as usize;
         let mut position = 0u32;
         let mut started = false;
@@ -492,8 +548,9 @@ impl<K: Pod, V: Pod> Hash<K, V> {
                 Err(error) => return Err(error),
             };
             let count = attr.count as usize;
-            keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| each(key, value));
-            if last {
+            let enough =
+                keys[..count].iter().zip(&values[..count]).try_for_each(|(key, value)| each(key, value));
+            if last || enough.is_break() {
                 return Ok(());
             }
             (position, started) = (next, true);
@@ -546,7 +603,7 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     }
 }
 
-fn found(result: io::Result<i32>) -> io::Result<bool> {
+pub(super) fn found(result: io::Result<i32>) -> io::Result<bool> {
     match result {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -610,22 +667,23 @@ impl<T: Pod> PerCpu<T> {
             .collect())
     }
 
-    /// The values of the elements before `end`, each summed over the CPUs.
+    /// The values of some elements, as far as there are any, each summed over the CPUs.
     ///
     /// # Errors
     ///
     /// Whatever the kernel says.
-    pub fn sums(&self, end: u32) -> io::Result<Vec<T>>
+    pub fn sums(&self, elements: Range<u32>) -> io::Result<Vec<T>>
     where
         T: std::ops::AddAssign,
     {
         const AT_ONCE: u32 = 1024;
-        let (end, stride) = (end.min(self.length), Self::stride() * self.cpus);
-        let mut sums: Vec<T> = Vec::with_capacity(end as usize);
-        let mut keys = vec![0u32; AT_ONCE as usize];
-        let mut values = vec![0u8; stride * AT_ONCE as usize];
-        while (sums.len() as u32) < end {
-            let (done, mut next) = (sums.len() as u32, 0u32);
+        let (end, stride) = (elements.end.min(self.length), Self::stride() * self.cpus);
+        let count = end.saturating_sub(elements.start);
+        let mut sums: Vec<T> = Vec::with_capacity(count as usize);
+        let mut keys = vec![0u32; AT_ONCE.min(count) as usize];
+        let mut values = vec![0u8; stride * AT_ONCE.min(count) as usize];
+        while (sums.len() as u32) < count {
+            let (done, mut next) = (elements.start + sums.len() as u32, 0u32);
             let last = done.wrapping_sub(1);
             let mut attr = BatchAttr {
                 in_batch: if done == 0 { 0 } else { address(&last) },

@@ -29,6 +29,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::maps::{self, Maps};
+use super::migrate::{self, Move};
 use super::{bpf, kernel};
 
 /// The kernel programs.
@@ -77,6 +78,10 @@ pub struct Capacities {
     pub backends: u32,
     /// `SERVICES`.
     pub services: u32,
+    /// `RULES`.
+    pub prefixes: u32,
+    /// `SOURCES`.
+    pub sources: u32,
 }
 
 /// Where on an interface's receive path the program runs.
@@ -193,7 +198,8 @@ pub enum LoadError {
     },
     /// The driver cannot.
     #[error(
-        "the driver of {name} has no native XDP ({source}); set xdp_mode = \"auto\" or \"generic\" to run without it"
+        "the driver of {name} has no native XDP ({source}); set xdp_mode = \"auto\" or \"generic\" to run without it (of a VLAN \
+         device, name the interface below: tags are taken care of)"
     )]
     NotNative {
         /// The interface.
@@ -221,6 +227,19 @@ pub enum LoadError {
     /// The object cannot be loaded.
     #[error("cannot load the object: {0}")]
     Object(#[from] EbpfError),
+    /// Maps that another version has made.
+    #[error(
+        "the data path in {} is that of another version: layout {found} of the maps, where this version has {LAYOUT} and knows no way \
+         from there; start the lbd that made it, or take it off with `lbctl detach` (connections that are not where their hash \
+         leads are reset then)",
+        path.display()
+    )]
+    Layout {
+        /// The layout.
+        found: u32,
+        /// Where its maps are.
+        path: PathBuf,
+    },
     /// Maps that do not fit.
     #[error("{0}; if an earlier version left it behind, `lbctl detach` takes it away")]
     Maps(#[from] maps::OpenError),
@@ -253,10 +272,13 @@ fn with_log(error: &ProgramError) -> String {
 pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     kernel::check()?;
     let directory = maps::directory(&options.pin_dir);
+    make_directory(&options.pin_dir)?;
+    let moving = migrate::begin(&options.pin_dir)?;
     make_directory(&directory)?;
-    let adopted = directory.join("SETTINGS").exists();
+    let adopted = moving.is_some() || directory.join("SETTINGS").exists();
 
-    let mut object = load_object(options, &directory, None)?;
+    let rooms = moving.as_ref().map(Move::rooms).unwrap_or_default();
+    let mut object = load_object(options, &directory, None, &rooms)?;
     load_programs(&mut object)?;
     let stages = pin_stages(&mut object, &directory)?;
     let program = xdp(&mut object, PROGRAM)?;
@@ -269,6 +291,11 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         );
     }
     let maps = Maps::open(&directory)?;
+    if let Some(moving) = moving {
+        // Who finds a link that runs it knows by its pin that packets meet the new maps.
+        pin_program(program, PROGRAM, &directory)?;
+        moving.make(program)?;
+    }
 
     let mut attached = Vec::new();
     for name in &options.interfaces {
@@ -313,15 +340,18 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
     // SAFETY: an all-zero structure of integers is valid, and is filled in.
     unsafe {
         let mut stat: libc::statfs = std::mem::zeroed();
-        libc::statfs(path.as_ptr(), &raw mut stat) == 0 && stat.f_type == libc::BPF_FS_MAGIC
+        // C libraries differ in the type of the field.
+        libc::statfs(path.as_ptr(), &raw mut stat) == 0 && stat.f_type as i64 == libc::BPF_FS_MAGIC as i64
     }
 }
 
-/// `traced`: the room for what is told of packets, in bytes, if something is.
+/// `traced`: the room for what is told of packets, in bytes, if something is. `rooms`: for maps that are not made as large as
+/// the options say.
 pub(super) fn load_object(
     options: &Options,
     directory: &Path,
     traced: Option<u32>,
+    rooms: &[(&'static str, u32)],
 ) -> Result<Ebpf, LoadError> {
     let room = &options.capacities;
     let mut loader = EbpfLoader::new();
@@ -345,8 +375,17 @@ pub(super) fn load_object(
         .map_max_entries("REPLIES", room.backends)
         .map_max_entries("SERVICES", room.services)
         .map_max_entries("BUDGETS", room.services)
+        .map_max_entries("QUIC_CONFIGS", room.services)
+        .map_max_entries("QUIC_SERVERS", room.backends.saturating_mul(4))
         .map_max_entries("VIPS", room.services)
-        .map_max_entries("POOL_TRAFFIC", room.services * 2 + 1);
+        .map_max_entries("POOL_TRAFFIC", room.services * 2 + 1)
+        .map_max_entries("GUARDS", room.services)
+        .map_max_entries("VIP_RULES", room.services)
+        .map_max_entries("RULES", room.prefixes)
+        .map_max_entries("SOURCES", room.sources);
+    for (name, entries) in rooms {
+        loader.map_max_entries(name, *entries);
+    }
     for name in maps::NAMES {
         loader.map_pin_path(name, directory.join(name));
     }
@@ -444,15 +483,20 @@ fn pin_program(program: &mut Xdp, name: &str, directory: &Path) -> Result<(), Lo
 
 /// Gives the link of an interface another program.
 pub(super) fn swap(program: &mut Xdp, interface: &Attached, directory: &Path) -> Result<(), LoadError> {
-    let failed = |source| LoadError::Attach { name: interface.name.clone(), source };
-    let path = link_pin(directory, interface.mode, interface.ifindex);
-    let pinned = PinnedLink::from_pin(&path).map_err(|error| LoadError::Pin {
+    give(program, &link_pin(directory, interface.mode, interface.ifindex))
+}
+
+/// Gives a link another program, by one update.
+pub(super) fn give(program: &mut Xdp, link: &Path) -> Result<(), LoadError> {
+    let name = || link.display().to_string();
+    let failed = |source| LoadError::Attach { name: name(), source };
+    let pinned = PinnedLink::from_pin(link).map_err(|error| LoadError::Pin {
         what: "open",
-        path,
+        path: link.to_owned(),
         source: io::Error::other(error),
     })?;
     let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else {
-        return Err(LoadError::NoLink { name: interface.name.clone() });
+        return Err(LoadError::NoLink { name: name() });
     };
     let id = program.attach_to_link(link).map_err(failed)?;
     // The pin keeps it; our descriptor is not needed.
@@ -614,32 +658,29 @@ pub fn forget_other_links(pin_dir: &Path, attached: &[Attached]) {
 ///
 /// Names the first pin that cannot be removed.
 pub fn detach(pin_dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let directory = pin_dir.join(format!("v{LAYOUT}"));
-    let mut pins: Vec<PathBuf> = match fs::read_dir(&directory) {
-        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(LoadError::Pin { what: "read", path: directory, source }),
-    };
+    let mut pins = Vec::new();
+    for directory in migrate::directories(pin_dir) {
+        pins.extend(detach_from(&directory)?);
+    }
+    // The base may be shared; it is removed only if it is empty.
+    let _ = fs::remove_dir(pin_dir);
+    Ok(pins)
+}
+
+fn detach_from(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let failed = |what, path: &Path, source| LoadError::Pin { what, path: path.to_owned(), source };
+    let entries = fs::read_dir(directory).map_err(|source| failed("read", directory, source))?;
+    let mut pins: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     let is_link = |path: &Path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-"));
     pins.sort_by_key(|path| !is_link(path));
     for path in &pins {
         if is_link(path) {
             bpf::open_pin(path)
                 .and_then(|link| bpf::detach_link(link.as_fd()))
-                .map_err(|source| LoadError::Pin { what: "detach", path: path.clone(), source })?;
+                .map_err(|source| failed("detach", path, source))?;
         }
-        fs::remove_file(path).map_err(|source| LoadError::Pin {
-            what: "remove",
-            path: path.clone(),
-            source,
-        })?;
+        fs::remove_file(path).map_err(|source| failed("remove", path, source))?;
     }
-    fs::remove_dir(&directory).map_err(|source| LoadError::Pin {
-        what: "remove",
-        path: directory.clone(),
-        source,
-    })?;
-    // The base may hold other layouts, or be shared; it is removed only if it is empty.
-    let _ = fs::remove_dir(pin_dir);
+    fs::remove_dir(directory).map_err(|source| failed("remove", directory, source))?;
     Ok(pins)
 }

@@ -5,14 +5,17 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use lb_common::abi::{
-    Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey, HalfOpen,
-    LAYOUT, Replier, Service, Settings, Traffic, VipKey,
+    Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
+    HalfOpen, LAYOUT, Replier, Service, Settings, Traffic, VipKey,
 };
+use lb_common::guard::{Guard, Source, SourceKey};
 use lb_common::limit::{Limit, Open};
-use lb_common::measure::Measure;
+use lb_common::measure::{Handshake, Measure};
+use lb_common::quic;
 use lb_common::retry::Budget;
 use lb_common::session::{Session, SessionKey};
 use lb_common::verdict::Counters;
+use lb_common::vlan::Vlan;
 use lb_common::watch::Watch;
 use thiserror::Error;
 
@@ -40,6 +43,8 @@ pub struct Maps {
     pub devices: Mapped<Device>,
     /// Interface -> (interface, program).
     pub egress: Hash<u32, [u32; 2]>,
+    /// Interface -> what its frames leave by, with which tags.
+    pub vlans: Hash<u32, Vlan>,
     /// Backend, port, protocol -> whose reply.
     pub replies: Hash<VipKey, Replier>,
     /// Flows past the VIP -> when noted.
@@ -56,6 +61,10 @@ pub struct Maps {
     pub opening: Hash<SessionKey, Session>,
     /// Sessions.
     pub sessions: Hash<SessionKey, Session>,
+    /// Handshakes that are looked at.
+    pub handshakes: Hash<FlowKey, Handshake>,
+    /// Whether any of them is about a flow ([`lb_common::awaited`]).
+    pub awaited: Mapped<u64>,
     /// By the measure's index.
     pub measures: Mapped<Measure>,
     /// By backend id.
@@ -70,9 +79,21 @@ pub struct Maps {
     pub open: Hash<FlowKey, Open>,
     /// Networks of guests -> 1. A trie: a look-up finds the longest prefix, and it cannot be read in batches.
     pub guests: Hash<GuestKey, u32>,
+    /// Service and configuration -> how connection ids are read.
+    pub quic_configs: Hash<quic::ConfigKey, quic::Config>,
+    /// Service, configuration and server id -> backend.
+    pub quic_servers: Hash<quic::ServerKey, quic::Server>,
     /// One element.
     pub faults: Mapped<[Fault; FAULTS]>,
-    /// One element.
+    /// By service index.
+    pub guards: Mapped<Guard>,
+    /// Networks that are allowed or denied -> [`Rule`](lb_common::guard::Rule). A trie, as `guests`.
+    pub rules: Hash<GuestKey, u32>,
+    /// Every VIP -> whose rules hold for what is its host's; 0: nobody's.
+    pub vip_rules: Hash<Address, u32>,
+    /// Sources -> when their next packets are due.
+    pub sources: Hash<SourceKey, Source>,
+    /// By [`Counters::place`].
     pub counters: PerCpu<Counters>,
     /// By pool index.
     pub pool_traffic: PerCpu<Traffic>,
@@ -101,6 +122,7 @@ pub const NAMES: &[&str] = &[
     "BACKENDS",
     "DEVICES",
     "EGRESS",
+    "VLANS",
     "REPLIES",
     "DIRECT",
     "FRAGMENTS",
@@ -118,11 +140,18 @@ pub const NAMES: &[&str] = &[
     "POOL_LIMITS",
     "OPEN",
     "GUESTS",
+    "QUIC_CONFIGS",
+    "QUIC_SERVERS",
     "FAULTS",
     "WANTED",
     "COUNTERS",
     "POOL_TRAFFIC",
     "BACKEND_TRAFFIC",
+    "GUARDS",
+    "RULES",
+    "VIP_RULES",
+    "SOURCES",
+    "AWAITED",
 ];
 
 impl Maps {
@@ -148,6 +177,7 @@ impl Maps {
             backends: at(directory, "BACKENDS", Mapped::open)?,
             devices: at(directory, "DEVICES", Mapped::open)?,
             egress: at(directory, "EGRESS", Hash::open)?,
+            vlans: at(directory, "VLANS", Hash::open)?,
             replies: at(directory, "REPLIES", Hash::open)?,
             direct: at(directory, "DIRECT", Hash::open)?,
             fragments: at(directory, "FRAGMENTS", Hash::open)?,
@@ -156,6 +186,8 @@ impl Maps {
             half_open: at(directory, "HALF_OPEN", Hash::open)?,
             opening: at(directory, "OPENING", Hash::open)?,
             sessions: at(directory, "SESSIONS", Hash::open)?,
+            handshakes: at(directory, "HANDSHAKES", Hash::open)?,
+            awaited: at(directory, "AWAITED", Mapped::open)?,
             measures: at(directory, "MEASURES", Mapped::open)?,
             watches: at(directory, "WATCHES", Mapped::open)?,
             budgets: at(directory, "BUDGETS", Mapped::open)?,
@@ -163,7 +195,13 @@ impl Maps {
             pool_limits: at(directory, "POOL_LIMITS", Mapped::open)?,
             open: at(directory, "OPEN", Hash::open)?,
             guests: at(directory, "GUESTS", Hash::open)?,
+            quic_configs: at(directory, "QUIC_CONFIGS", Hash::open)?,
+            quic_servers: at(directory, "QUIC_SERVERS", Hash::open)?,
             faults: at(directory, "FAULTS", Mapped::open)?,
+            guards: at(directory, "GUARDS", Mapped::open)?,
+            rules: at(directory, "RULES", Hash::open)?,
+            vip_rules: at(directory, "VIP_RULES", Hash::open)?,
+            sources: at(directory, "SOURCES", Hash::open)?,
             counters: at(directory, "COUNTERS", PerCpu::open)?,
             pool_traffic: at(directory, "POOL_TRAFFIC", PerCpu::open)?,
             backend_traffic: at(directory, "BACKEND_TRAFFIC", PerCpu::open)?,
@@ -177,18 +215,24 @@ impl Maps {
         self.backends.len().saturating_sub(1)
     }
 
-    /// The counters, summed over CPUs.
+    /// The counters, summed over CPUs and interfaces.
     ///
     /// # Errors
     ///
     /// Whatever the kernel says.
     pub fn counters(&self) -> io::Result<Counters> {
         let mut sum = Counters::default();
-        for counters in self.counters.read(0)? {
-            sum.reasons.iter_mut().zip(counters.reasons).for_each(|(sum, count)| *sum += count);
-            sum.events.iter_mut().zip(counters.events).for_each(|(sum, count)| *sum += count);
-        }
+        self.counters_by_place()?.into_iter().for_each(|counters| sum += counters);
         Ok(sum)
+    }
+
+    /// The counters by the places of interfaces ([`Counters::place`]), summed over CPUs.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel says.
+    pub fn counters_by_place(&self) -> io::Result<Vec<Counters>> {
+        self.counters.sums(0..self.counters.len())
     }
 }
 

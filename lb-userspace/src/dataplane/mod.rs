@@ -2,8 +2,11 @@
 
 pub mod bpf;
 mod kernel;
+mod layouts;
 mod load;
 pub mod maps;
+mod migrate;
+mod raw;
 mod trace;
 
 pub(crate) use kernel::OLDEST as OLDEST_KERNEL;
@@ -15,4 +18,5 @@ pub use load::{
     forget_other_links, load,
 };
 pub use maps::{Maps, OpenError};
+pub(crate) use migrate::{Place, live, roll_back};
 pub use trace::{Traced, begin as trace};

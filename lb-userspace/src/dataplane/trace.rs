@@ -45,7 +45,7 @@ pub fn begin(
     filter: &Filter,
 ) -> Result<(Traced, RingBuf<MapData>), LoadError> {
     let directory = maps::directory(&options.pin_dir);
-    let mut object = load_object(options, &directory, Some(RING))?;
+    let mut object = load_object(options, &directory, Some(RING), &[])?;
     load_programs(&mut object)?;
     let filters = object.map_mut("TRACE_FILTER").ok_or_else(missing)?;
     let mut filters = Array::<_, [u8; FILTER_BYTES]>::try_from(filters).map_err(aya::EbpfError::from)?;

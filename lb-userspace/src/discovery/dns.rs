@@ -171,7 +171,15 @@ fn ranked(services: &[(SRV, BTreeSet<IpAddr>)], port: impl Fn(&SRV) -> u16) -> V
 }
 
 fn backend(address: SocketAddr, weight: Weight, priority: u32) -> Backend {
-    Backend { address, weight, state: AdminState::Ready, priority, health_port: None, agent_port: None }
+    Backend {
+        address,
+        weight,
+        state: AdminState::Ready,
+        priority,
+        health_port: None,
+        agent_port: None,
+        server_ids: None,
+    }
 }
 
 fn server(server: NameServer) -> NameServerConfig {

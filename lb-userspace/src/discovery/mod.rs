@@ -1,4 +1,4 @@
-//! Discovery: who serves, as name servers, files and web servers say it.
+//! Discovery: who serves, as name servers, files, web servers and Kubernetes say it.
 //!
 //! Each pool with a `[service.pool.discovery]` has a task that asks its source, sends what it says to the agent, waits
 //! until there may be news, and asks again. It sends whole sets, or why there is none: which of them are news, and what an
@@ -8,15 +8,17 @@
 mod dns;
 mod file;
 mod http;
+mod kubernetes;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::{self, Backend, Discovery, Pool, PoolName, Service, ServiceName};
+use crate::config::{self, Backend, Discovery, Pool, PoolName, Protocol, Service, ServiceName};
 
 /// From one question to the next, at least.
 const PACE: Duration = Duration::from_secs(1);
@@ -32,6 +34,7 @@ pub struct Wanted {
     discovery: Discovery,
     /// The port of backends that come without one; 0 in a service of every port.
     port: u16,
+    protocol: Protocol,
     families: Families,
 }
 
@@ -42,6 +45,12 @@ struct Families {
     v6: bool,
 }
 
+impl Families {
+    const fn include(self, address: IpAddr) -> bool {
+        if address.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
 impl Wanted {
     /// `None` if the pool discovers nothing.
     #[must_use]
@@ -50,7 +59,7 @@ impl Wanted {
         let port = discovery.port.unwrap_or(service.port);
         let any = service.mode.is_dsr();
         let families = Families { v4: any || service.vip.is_ipv4(), v6: any || service.vip.is_ipv6() };
-        Some(Self { discovery, port, families })
+        Some(Self { discovery, port, protocol: service.protocol, families })
     }
 }
 
@@ -139,15 +148,19 @@ enum Source {
     Dns(dns::Dns),
     File(file::File),
     Http(http::Http),
+    Kubernetes(kubernetes::Kubernetes),
 }
 
 impl Source {
     fn of(wanted: &Wanted) -> Self {
-        let Wanted { discovery, port, families } = wanted;
+        let Wanted { discovery, port, protocol, families } = wanted;
         match &discovery.source {
             config::Source::Dns(asked) => Self::Dns(dns::Dns::new(asked.clone(), *port, *families)),
             config::Source::File(path) => Self::File(file::File::new(path.as_path().to_owned(), *port)),
             config::Source::Http(asked) => Self::Http(http::Http::new(asked.clone(), *port)),
+            config::Source::Kubernetes(asked) => {
+                Self::Kubernetes(kubernetes::Kubernetes::new(asked.clone(), *port, *protocol, *families))
+            }
         }
     }
 
@@ -156,6 +169,7 @@ impl Source {
             Self::Dns(dns) => dns.ask().await,
             Self::File(file) => file.ask().await,
             Self::Http(http) => http.ask().await,
+            Self::Kubernetes(kubernetes) => kubernetes.ask().await,
         }
     }
 
@@ -165,6 +179,7 @@ impl Source {
             Self::Dns(dns) => dns.until_news().await,
             Self::File(file) => file.until_news().await,
             Self::Http(http) => http.until_news().await,
+            Self::Kubernetes(kubernetes) => kubernetes.until_news().await,
         }
     }
 }

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::judge::{forwarding_key, rp_filter_key};
-use super::wire::{self, Question, Syn};
+use super::wire::{self, Question, Syn, Tunnel};
 use super::{Address, Agent, Answer, Claim, Facts, Kernel, Link, Pins, Probe, Way, Wire, Xdp, nic::Nics};
 use crate::api::{Client, XdpMode};
+use crate::compile::GUE_PORT;
 use crate::config::{self, Config, Mode, Protocol, Service};
 use crate::dataplane::{self, maps};
-use crate::lifecycle::check::missing_capabilities;
+use crate::lifecycle::check::{missing_capabilities, probes_vips};
 use crate::netlink::{self, Hop, Survey};
 
 /// Where things are.
@@ -34,6 +35,7 @@ pub async fn collect(places: &Places) -> Facts {
     let agent = agent(&places.socket).await;
     let status = agent.pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
     let status = status.or_else(|| fs::read_to_string("/proc/self/status").ok()).unwrap_or_default();
+    let probes = config.as_ref().is_ok_and(|config| config.services.iter().any(probes_vips));
     let links = links().unwrap_or_default();
     let addresses = addresses(&links);
     let (mut ways, mut hops) = (BTreeMap::new(), BTreeMap::new());
@@ -53,7 +55,7 @@ pub async fn collect(places: &Places) -> Facts {
             too_old: dataplane::check_kernel().err().map(|error| error.to_string()),
             btf: dataplane::has_btf(),
         },
-        missing_capabilities: missing_capabilities(&status).unwrap_or_default(),
+        missing_capabilities: missing_capabilities(&status, probes).unwrap_or_default(),
         jit: number("/proc/sys/net/core/bpf_jit_enable"),
         pins: pins(&places.pins),
         cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
@@ -117,7 +119,10 @@ fn pins(base: &Path) -> Pins {
 fn links() -> Option<BTreeMap<String, Link>> {
     let mut nics = Nics::new().ok();
     let programs = Survey::new().and_then(|mut survey| survey.xdp()).unwrap_or_default();
-    let links = netlink::list_links().ok()?.into_values().map(|link| {
+    let all = netlink::list_links().ok()?;
+    let called = |index: u32| all.get(&index).map(|link| link.name.clone());
+    let bond = |index: u32| called(index).filter(|_| all[&index].kind.as_deref() == Some("bond"));
+    let links = all.values().cloned().map(|link| {
         let name = link.name.as_str();
         let here = Link {
             index: link.index,
@@ -126,6 +131,9 @@ fn links() -> Option<BTreeMap<String, Link>> {
             mtu: link.mtu,
             mac: link.mac,
             driver: nics.as_ref().and_then(|nics| nics.driver(name)),
+            vlan_of: link.vlan.and_then(|on| called(on.parent)),
+            bond: link.controller.and_then(bond),
+            takes_tags_off: nics.as_ref().and_then(|nics| nics.takes_tags_off(name)),
             lro: nics.as_ref().and_then(|nics| nics.lro(name)),
             queues: nics.as_ref().and_then(|nics| nics.queues(name)),
             native: nics.as_mut().and_then(|nics| nics.native_xdp(link.index)),
@@ -285,8 +293,7 @@ fn probe(service: &Service, backend: SocketAddr, answer: Answer) -> Probe {
     Probe { service: service.name.as_str().to_owned(), mode: service.mode, vip: service.vip, backend, answer }
 }
 
-/// A SYN for the VIP as the data path would send it; `None` where the way is not known, which is a finding of its own, and for
-/// `dsr-gue`.
+/// A SYN for the VIP as the data path would send it; `None` where the way is not known, which is a finding of its own.
 fn syn(
     config: &Config,
     service: &Service,
@@ -298,10 +305,6 @@ fn syn(
 ) -> Option<Syn> {
     /// Discard (RFC 863), where a service has no port of its own.
     const ANY: u16 = 9;
-    // Nothing here speaks GUE yet: what is not asked is not said to be silent.
-    if service.mode == Mode::DsrGue {
-        return None;
-    }
     let Some(Way::Known { interface, mac: Some(to), .. }) = ways.get(&backend.ip()) else { return None };
     let (link, hop) = (links.get(interface)?, hops.get(&backend.ip())?);
     // Decapsulators take packets from the balancers' own prefixes only.
@@ -309,7 +312,9 @@ fn syn(
         IpAddr::V4(_) => config.dataplane.tunnel_source_v4.hosts().next()?.into(),
         IpAddr::V6(_) => config.dataplane.tunnel_source_v6.hosts().nth(1)?.into(),
     };
-    let tunnel = (service.mode == Mode::DsrIpip).then_some((outer, backend.ip()));
+    let gue_port = (service.mode == Mode::DsrGue).then(|| service.gue_port.unwrap_or(GUE_PORT));
+    let is_tunnel = matches!(service.mode, Mode::DsrIpip | Mode::DsrGue);
+    let tunnel = is_tunnel.then_some(Tunnel { from: outer, to: backend.ip(), gue_port });
     let target = if service.port == 0 { ANY } else { service.port };
     Some(Syn {
         ifindex: link.index,

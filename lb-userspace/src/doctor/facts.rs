@@ -91,6 +91,12 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// `veth`, `vlan`, `bond` …
     pub kind: Option<String>,
+    /// What a VLAN device is on.
+    pub vlan_of: Option<String>,
+    /// The bond that it is a port of.
+    pub bond: Option<String>,
+    /// Whether the card takes VLAN tags off (`rxvlan`).
+    pub takes_tags_off: Option<bool>,
     /// The driver, as ethtool names it.
     pub driver: Option<String>,
     /// The XDP program on it.

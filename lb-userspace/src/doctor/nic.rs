@@ -16,6 +16,7 @@ pub(super) struct Nics {
 const GDRVINFO: u32 = 0x3;
 const GFLAGS: u32 = 0x25;
 const GCHANNELS: u32 = 0x3c;
+const FLAG_RXVLAN: u32 = 1 << 8;
 const FLAG_LRO: u32 = 1 << 15;
 /// Bytes of `struct ethtool_drvinfo`, and where the driver's name is.
 const DRVINFO: (usize, std::ops::Range<usize>) = (196, 4..36);
@@ -39,6 +40,13 @@ impl Nics {
         let mut reply = [0; 8];
         self.ask(name, GFLAGS, &mut reply)?;
         Some(word(&reply, 1) & FLAG_LRO != 0)
+    }
+
+    /// Whether the card takes VLAN tags off what it receives.
+    pub fn takes_tags_off(&self, name: &str) -> Option<bool> {
+        let mut reply = [0; 8];
+        self.ask(name, GFLAGS, &mut reply)?;
+        Some(word(&reply, 1) & FLAG_RXVLAN != 0)
     }
 
     /// Receive queues in use, and how many there could be.

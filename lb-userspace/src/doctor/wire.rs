@@ -1,18 +1,21 @@
 //! What is asked on the wire, from a packet socket: who else answers for a VIP, and whether a backend answers *as* the VIP.
 //!
-//! A backend of the dsr modes is asked as the data path would ask it: a SYN for the VIP goes to its MAC, or through its tunnel.
+//! A backend of the dsr modes is asked as the data path would ask it: a SYN for the VIP goes to its MAC, or through its tunnel (IP in IP, or
+//! GUE).
 //! Whatever comes back with the VIP as its source (SYN-ACK or RST) shows that it takes such packets. A connection that was
 //! opened is reset the same way.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use etherparse::{EtherPayloadSlice, EtherType, IpNumber, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{
+    EtherPayloadSlice, EtherType, IpNumber, PacketBuilder, SlicedPacket, TransportSlice, UdpHeader,
+};
 
 use super::Answer;
+use crate::packet_socket::PacketSocket;
 
 /// How long answers are waited for, and after what time who was silent is asked again.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -35,8 +38,17 @@ pub(super) struct Syn {
     pub from: SocketAddr,
     /// The VIP.
     pub to: SocketAddr,
-    /// The ends of the tunnel, if there is one.
-    pub tunnel: Option<(IpAddr, IpAddr)>,
+    /// The tunnel, if there is one.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// The ends of a tunnel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tunnel {
+    pub from: IpAddr,
+    pub to: IpAddr,
+    /// Of GUE: where its UDP goes.
+    pub gue_port: Option<u16>,
 }
 
 /// What came back of each question: who answered, and how.
@@ -51,7 +63,7 @@ pub(super) struct Heard {
 /// # Errors
 /// Without CAP_NET_RAW.
 pub(super) fn ask(questions: &[Question]) -> io::Result<Vec<Heard>> {
-    let socket = packet_socket()?;
+    let socket = PacketSocket::listening()?;
     let mut heard = vec![Heard::default(); questions.len()];
     let start = Instant::now();
     let (mut again, mut buffer) = (start, [0; 2048]);
@@ -63,7 +75,7 @@ pub(super) fn ask(questions: &[Question]) -> io::Result<Vec<Heard>> {
                 _ = question.send(&socket, false);
             }
         }
-        let Some(length) = receive(&socket, &mut buffer, Duration::from_millis(20))? else { continue };
+        let Some(length) = socket.receive(&mut buffer, Duration::from_millis(20))? else { continue };
         let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..length]) else { continue };
         for (question, heard) in questions.iter().zip(&mut heard) {
             question.hear(&packet, heard);
@@ -89,12 +101,12 @@ pub(super) fn ask(questions: &[Question]) -> io::Result<Vec<Heard>> {
 const SEQUENCE: u32 = 0x6c62_0001;
 
 impl Question {
-    fn send(&self, socket: &OwnedFd, reset: bool) -> io::Result<()> {
+    fn send(&self, socket: &PacketSocket, reset: bool) -> io::Result<()> {
         let (ifindex, frame) = match self {
             Self::WhoHas { vip, ifindex, mac } => (*ifindex, who_has(*vip, *mac)),
             Self::Syn(syn) => (syn.ifindex, syn.frame(reset)),
         };
-        send(socket, ifindex, &frame)
+        socket.send(ifindex, &frame)
     }
 
     fn hear(&self, packet: &SlicedPacket<'_>, heard: &mut Heard) {
@@ -124,10 +136,18 @@ impl Syn {
         // Writing to memory fails for lengths only that no SYN has.
         _ = tcp.write(&mut inner, &[]);
         let kind = if to.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
-        let Some((source, destination)) = self.tunnel else {
+        let Some(Tunnel { from: source, to: destination, gue_port }) = self.tunnel else {
             return framed(self.macs, kind, &inner);
         };
-        let number = if to.is_ipv4() { IpNumber::IPV4 } else { IpNumber::IPV6 };
+        let mut number = if to.is_ipv4() { IpNumber::IPV4 } else { IpNumber::IPV6 };
+        if let Some(port) = gue_port {
+            // Variant 1 of GUE: the packet right behind UDP, whose checksum is left out, as the data path does.
+            let length = (UdpHeader::LEN + inner.len()) as u16;
+            let udp =
+                UdpHeader { source_port: self.from.port(), destination_port: port, length, checksum: 0 };
+            inner = [&udp.to_bytes()[..], &inner].concat();
+            number = IpNumber::UDP;
+        }
         let mut outer = Vec::new();
         let (kind, builder) = match (source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -222,67 +242,6 @@ fn who_says_so(packet: &SlicedPacket<'_>, vip: IpAddr) -> Option<[u8; 6]> {
     }
 }
 
-/// Receives every frame of this network namespace.
-fn packet_socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: it takes integers only.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, i32::from((libc::ETH_P_ALL as u16).to_be())) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn send(socket: &OwnedFd, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    let Some(&[kind_high, kind_low]) = frame.get(12..14).and_then(|kind| kind.first_chunk()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let to = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: u16::from_ne_bytes([kind_high, kind_low]),
-        sll_ifindex: i32::try_from(ifindex).map_err(io::Error::other)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 6,
-        sll_addr: [frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], 0, 0],
-    };
-    // SAFETY: `frame` and `to` are there, with the lengths that are passed, until the call returns.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const to).cast(),
-            size_of_val(&to) as libc::socklen_t,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// One frame; `None` if there is none for so long.
-fn receive(socket: &OwnedFd, buffer: &mut [u8], patience: Duration) -> io::Result<Option<usize>> {
-    let mut waiting = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: one structure, which lives until the call returns.
-    if unsafe { libc::poll(&raw mut waiting, 1, millis) } <= 0 {
-        return Ok(None);
-    }
-    // SAFETY: the buffer is ours, with the length that is passed.
-    let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-    match usize::try_from(length) {
-        Ok(length) => Ok(Some(length)),
-        Err(_) => {
-            let error = io::Error::last_os_error();
-            // ENETDOWN: an interface went down meanwhile.
-            let passing =
-                error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENETDOWN);
-            if passing { Ok(None) } else { Err(error) }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,7 +257,7 @@ mod tests {
             macs: (OURS, THEIRS),
             from: from.parse().unwrap(),
             to: vip.parse().unwrap(),
-            tunnel: tunnel.map(|(from, to)| (ip(from), ip(to))),
+            tunnel: tunnel.map(|(from, to)| Tunnel { from: ip(from), to: ip(to), gue_port: None }),
         }
     }
 
@@ -332,12 +291,28 @@ mod tests {
 
     #[test]
     fn a_tunnel_has_the_syn_for_the_vip_within() {
-        for (vip, tunnel, outer) in [
-            ("203.0.113.10:80", ("10.0.0.1", "10.0.0.11"), 20),
-            ("203.0.113.10:80", ("2001:db8::1", "2001:db8::11"), 40),
-            ("[2001:db8:10::53]:53", ("10.0.0.1", "10.0.0.11"), 20),
+        const V4: (&str, &str) = ("10.0.0.1", "10.0.0.11");
+        const V6: (&str, &str) = ("2001:db8::1", "2001:db8::11");
+        for (vip, tunnel, gue_port, outer) in [
+            ("203.0.113.10:80", V4, None, 20),
+            ("203.0.113.10:80", V6, None, 40),
+            ("[2001:db8:10::53]:53", V4, None, 20),
+            ("203.0.113.10:80", V4, Some(6080), 28),
+            ("[2001:db8:10::53]:53", V6, Some(6635), 48),
         ] {
-            let frame = syn(vip, Some(tunnel)).frame(false);
+            let mut asked = syn(vip, Some(tunnel));
+            asked.tunnel = asked.tunnel.map(|tunnel| Tunnel { gue_port, ..tunnel });
+            let frame = asked.frame(false);
+            let around = SlicedPacket::from_ethernet(&frame).unwrap();
+            match (&around.transport, gue_port) {
+                (Some(TransportSlice::Udp(udp)), Some(port)) => {
+                    let of = (udp.source_port(), udp.destination_port(), udp.checksum());
+                    assert_eq!(of, (asked.from.port(), port, 0));
+                    assert_eq!(usize::from(udp.length()), frame.len() - 14 - (outer - 8));
+                }
+                (None, None) => {}
+                (transport, _) => panic!("{transport:?}"),
+            }
             let inner = framed(
                 (OURS, THEIRS),
                 EtherType(if vip.starts_with('[') { 0x86dd } else { 0x800 }),

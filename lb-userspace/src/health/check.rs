@@ -14,7 +14,7 @@ pub use timing::{MIN_INTERVAL, Timing, TimingError};
 pub use tls::{Alpn, Tls, Trust};
 pub use udp::UdpCheck;
 
-use super::command::Command;
+use super::{command::Command, vip::Via};
 
 /// The caller's name for a target. An id stands for one address: another address gets another id, so that an event
 /// that is under way is never taken for one of the newcomer.
@@ -32,6 +32,15 @@ pub struct Target {
     pub check: Check,
     /// `SO_MARK` of the probes' sockets (needs CAP_NET_ADMIN).
     pub mark: Option<u32>,
+    /// Probes go as clients' packets go to that backend, and `address` is the VIP's; `None`: as the kernel routes them.
+    pub via: Option<Via>,
+}
+
+impl Target {
+    /// Whether two targets of one id are the same thing. One that is asked another way is; one at another address is not.
+    pub(super) fn is_still(&self, other: &Self) -> bool {
+        self.mark == other.mark && (self.via != other.via || self.address == other.address)
+    }
 }
 
 /// What is asked of a target, and how often. Cheap to clone: ten thousand targets share one.

@@ -1,4 +1,4 @@
-//! Commands of the operator: checks of type `exec`, and what is run when a backend goes down.
+//! Commands of the operator: checks of type `exec`, what is run when a backend goes down, and gates of rollouts.
 
 use std::{io, path::PathBuf, process::Stdio};
 
@@ -10,7 +10,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// A program, its arguments and its environment. There is no shell, and nothing of the agent's own environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// An absolute path.
+    /// An absolute path; that of a gate may also be a name that `PATH` finds.
     pub program: PathBuf,
     /// What follows it.
     pub arguments: Vec<String>,
@@ -20,18 +20,24 @@ pub struct Command {
 
 /// What becomes of what a command prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Output {
+pub enum Output {
+    /// Nobody reads it.
     Discarded,
+    /// [`Running::output`] reads it.
     Piped,
 }
 
 /// A command that runs, as the leader of a process group of its own. Dropping it before its end kills the whole group.
 #[derive(Debug)]
-pub(super) struct Running(Child);
+pub struct Running(Child);
 
 impl Command {
     /// Starts it with an empty input.
-    pub(super) fn start(&self, output: Output) -> io::Result<Running> {
+    ///
+    /// # Errors
+    ///
+    /// If there is no such program, or it cannot be run.
+    pub fn start(&self, output: Output) -> io::Result<Running> {
         let stdio = || match output {
             Output::Discarded => Stdio::null(),
             Output::Piped => Stdio::piped(),
@@ -52,7 +58,11 @@ impl Command {
 
 impl Running {
     /// Waits for its end.
-    pub(super) async fn wait(&mut self) -> io::Result<std::process::ExitStatus> {
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be waited for.
+    pub async fn wait(&mut self) -> io::Result<std::process::ExitStatus> {
         self.0.wait().await
     }
 

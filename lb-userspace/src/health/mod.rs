@@ -9,7 +9,7 @@
 //! ```
 //!
 //! `schedule.rs`, `judge.rs` and `advice.rs` are pure: they get the time as an argument. `scheduler.rs` gives them a clock
-//! and sockets. A further type of check is a variant of [`CheckKind`], a file under `probe/`, and its names in
+//! and sockets. Probes of the `dsr` modes may go as clients' packets go (`vip/`). A further type of check is a variant of [`CheckKind`], a file under `probe/`, and its names in
 //! [`FailureKind`]. [`Hooks`] run what an operator wants to be run when a backend goes down.
 //!
 //! # What is promised
@@ -25,15 +25,17 @@ mod judge;
 mod probe;
 mod schedule;
 mod scheduler;
+mod vip;
 
 pub use advice::{Advice, NoWords, Wish, Words};
 pub use check::{
     Alpn, Check, CheckKind, GrpcCheck, HttpCheck, HttpCheckError, MIN_INTERVAL, StatusRanges,
     StatusRangesError, Target, TargetId, Timing, TimingError, Tls, Trust, UdpCheck,
 };
-pub use command::Command;
+pub use command::{Command, Output, Running};
 pub use hook::Hooks;
 pub use judge::{Health, Judge, Thresholds, Transition};
 pub use probe::{Failure, FailureKind, Miss, ProbeResult, ServingStatus, Trouble, probe};
 pub use schedule::{Counters, Report};
 pub use scheduler::{HealthEvent, Load, Scheduler};
+pub use vip::{Roads, Via};

@@ -18,6 +18,7 @@ use super::{
     check::{Check, Target, TargetId},
     judge::{Judge, Transition},
     probe::{FailureKind, Miss, ProbeResult, Trouble},
+    vip::Via,
 };
 
 /// First checks are spread by this much for each target that is new, so that one target is checked at once …
@@ -69,6 +70,7 @@ pub(super) struct Job {
     pub address: SocketAddr,
     pub check: Check,
     pub mark: Option<u32>,
+    pub via: Option<Via>,
 }
 
 /// Says which check a result belongs to.
@@ -143,7 +145,7 @@ impl Schedule {
 
     /// Converges on these targets. Of targets with the same id the last counts.
     ///
-    /// A target that stays keeps its state and its plan. One whose check changed keeps its state and is checked soon.
+    /// A target that stays keeps its state and its plan. One whose check or way changed keeps its state and is checked soon.
     /// One whose address or mark changed is another target: it starts as unknown.
     pub(super) fn update(&mut self, targets: Vec<Target>, now: Instant) {
         let wanted: HashSet<TargetId> = targets.iter().map(|target| target.id).collect();
@@ -167,10 +169,7 @@ impl Schedule {
     fn plan_first(&mut self, target: Target, at: Instant) {
         self.last_epoch += 1;
         let (id, epoch) = (target.id, self.last_epoch);
-        let known = self
-            .entries
-            .remove(&id)
-            .filter(|e| e.target.address == target.address && e.target.mark == target.mark);
+        let known = self.entries.remove(&id).filter(|e| e.target.is_still(&target));
         let entry = match known {
             Some(known) => Entry { target, epoch, first: true, ..known },
             None => Entry {
@@ -218,6 +217,7 @@ impl Schedule {
             address: target.address,
             check: target.check.clone(),
             mark: target.mark,
+            via: target.via.clone(),
         })
     }
 
@@ -286,6 +286,14 @@ impl Schedule {
 
     pub(super) fn report(&self, id: TargetId) -> Option<Report> {
         self.entries.get(&id).map(Entry::report)
+    }
+
+    pub(super) fn look<R>(
+        &self,
+        id: TargetId,
+        f: impl FnOnce(&Counters, Option<&ProbeResult>) -> R,
+    ) -> Option<R> {
+        self.entries.get(&id).map(|entry| f(&entry.counters, entry.last.as_ref()))
     }
 
     pub(super) fn reports(&self) -> impl Iterator<Item = (TargetId, Report)> {

@@ -18,8 +18,9 @@ use super::{
     advice::Advice,
     check::{Target, TargetId},
     judge::{Health, Transition},
-    probe::{Failure, ProbeResult, probe},
-    schedule::{Job, Report, Schedule, Ticket, Told},
+    probe::{Failure, Miss, ProbeResult, To, Trouble, Way, probe_to},
+    schedule::{Counters, Job, Report, Schedule, Ticket, Told},
+    vip::{Along, Roads},
 };
 
 /// A check that starts later than this after its time is counted as late.
@@ -67,6 +68,7 @@ pub struct Load {
 pub struct Scheduler {
     shared: Arc<Shared>,
     driver: AbortHandle,
+    along: Option<Arc<Along>>,
 }
 
 #[derive(Debug)]
@@ -88,10 +90,19 @@ impl Scheduler {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn new(events: mpsc::Sender<HealthEvent>) -> Self {
-        Self::with(
-            events,
-            |Job { address, check, mark, .. }| async move { probe(address, &check, mark).await },
-        )
+        Self::with(events, |job| run(job, None))
+    }
+
+    /// The same, for targets, too, whose probes go along the data path ([`Target::via`]).
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn along(events: mpsc::Sender<HealthEvent>, roads: Arc<dyn Roads>) -> Self {
+        let along = Arc::new(Along::new(roads));
+        let shared = Arc::clone(&along);
+        let mut scheduler = Self::with(events, move |job| run(job, Some(Arc::clone(&shared))));
+        scheduler.along = Some(along);
+        scheduler
     }
 
     /// With something else than a probe.
@@ -106,15 +117,20 @@ impl Scheduler {
         };
         let shared = Arc::new(Shared { inner: Mutex::new(inner), changed: Notify::new() });
         let driver = tokio::spawn(drive(Arc::clone(&shared), events, probe)).abort_handle();
-        Self { shared, driver }
+        Self { shared, driver, along: None }
     }
 
     /// Converges on these targets: the same list twice changes nothing.
     ///
-    /// A target that stays keeps its state and its rhythm; one whose check changed keeps its state and is checked at
+    /// A target that stays keeps its state and its rhythm; one whose check or way changed keeps its state and is checked at
     /// once; one whose address or mark changed starts as unknown. New ones are checked at once, many of them spread
     /// over a second (over their interval, if that is shorter). Of targets with the same id the last counts.
     pub fn update(&self, targets: Vec<Target>) {
+        if let Some(along) = &self.along
+            && targets.iter().all(|target| target.via.is_none())
+        {
+            along.close();
+        }
         self.shared.lock().schedule.update(targets, now());
         self.shared.changed.notify_one();
     }
@@ -122,6 +138,11 @@ impl Scheduler {
     /// What is known of that target.
     pub fn report(&self, id: TargetId) -> Option<Report> {
         self.shared.lock().schedule.report(id)
+    }
+
+    /// Looks at a target's counts and at its last check, without making a [`Report`].
+    pub fn look<R>(&self, id: TargetId, f: impl FnOnce(&Counters, Option<&ProbeResult>) -> R) -> Option<R> {
+        self.shared.lock().schedule.look(id, f)
     }
 
     /// What is known of every target, in no order.
@@ -146,6 +167,20 @@ impl Shared {
         // Nothing under the lock leaves the state half changed.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// One check.
+async fn run(job: Job, along: Option<Arc<Along>>) -> ProbeResult {
+    let Job { address, check, mark, via, .. } = job;
+    let way = match (via, along) {
+        (None, _) => Way::Host(mark),
+        (Some(via), Some(along)) => Way::Along(along, via),
+        (Some(_), None) => {
+            let outcome = Err(Miss::NotRun(Trouble::NoDataPath));
+            return ProbeResult { outcome, duration: Duration::ZERO, words: super::Words::default() };
+        }
+    };
+    probe_to(&To { address, way }, &check).await
 }
 
 type Probes = JoinSet<ProbeResult>;

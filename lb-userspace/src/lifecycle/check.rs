@@ -7,9 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::agent::Places;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Service, Via};
 use crate::dataplane;
 use crate::netlink::list_links;
+use crate::packet_socket::PacketSocket;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,9 @@ pub fn check(places: &Places) -> Vec<Finding> {
     ];
     if let Some(config) = config {
         findings.push(finding("interfaces", interfaces(&config)));
+        if config.services.iter().any(probes_vips) {
+            findings.push(finding("probes of VIPs", probes()));
+        }
     }
     findings
 }
@@ -66,7 +70,7 @@ const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("
 
 /// `status` is the text of proc_pid_status(5).
 fn privileges(status: &str) -> Result<String, String> {
-    let Some(missing) = missing_capabilities(status) else {
+    let Some(missing) = missing_capabilities(status, false) else {
         return Err("/proc does not say which there are".to_owned());
     };
     match missing.as_slice() {
@@ -75,11 +79,15 @@ fn privileges(status: &str) -> Result<String, String> {
     }
 }
 
+/// What probes along the data path need beside that (`via = "vip"`).
+const FOR_PROBES: (&str, u32) = ("CAP_NET_RAW", 13);
+
 /// The capabilities that lbd needs and a process does not have; `None` if `status` (proc_pid_status(5)) does not say.
-pub(crate) fn missing_capabilities(status: &str) -> Option<Vec<&'static str>> {
+pub(crate) fn missing_capabilities(status: &str, probes_vips: bool) -> Option<Vec<&'static str>> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
-    Some(NEEDED.iter().filter(|(_, bit)| effective & 1 << bit == 0).map(|(name, _)| *name).collect())
+    let needed = NEEDED.iter().chain(probes_vips.then_some(&FOR_PROBES));
+    Some(needed.filter(|(_, bit)| effective & 1 << bit == 0).map(|(name, _)| *name).collect())
 }
 
 fn kernel() -> Result<String, String> {
@@ -117,6 +125,21 @@ fn writable(directory: &Path) -> Result<String, String> {
     }
 }
 
+/// Whether the backends of a service are asked for its VIP.
+pub(crate) fn probes_vips(service: &Service) -> bool {
+    service.health.check.as_ref().is_some_and(|check| check.probe.via == Via::Vip)
+}
+
+fn probes() -> Result<String, String> {
+    match PacketSocket::sending() {
+        Ok(_) => Ok("there are packet sockets".to_owned()),
+        Err(error) => Err(format!(
+            "no packet socket, which `via = \"vip\"` needs: {error}; give lbd CAP_NET_RAW, and in the unit file AF_PACKET \
+             under RestrictAddressFamilies"
+        )),
+    }
+}
+
 fn interfaces(config: &Config) -> Result<String, String> {
     let links = list_links().map_err(|error| error.to_string())?;
     let wanted: Vec<&str> = config.dataplane.interfaces.iter().map(|name| name.as_str()).collect();
@@ -142,6 +165,9 @@ mod tests {
         assert!(missing("0000004000001000").starts_with("CAP_BPF missing"));
         assert!(missing("0000000000000000").starts_with("CAP_NET_ADMIN and CAP_PERFMON and CAP_BPF missing"));
         assert!(privileges("").is_err());
+        let with_probes = |bits: &str| missing_capabilities(&status(bits), true).unwrap();
+        assert_eq!(with_probes("000000c000001000"), ["CAP_NET_RAW"]);
+        assert!(with_probes("000000c000003000").is_empty());
     }
 
     #[test]

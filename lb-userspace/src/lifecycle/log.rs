@@ -1,5 +1,7 @@
 //! The log: on standard error, or in the journal of systemd.
 
+use std::io::IsTerminal as _;
+
 use anyhow::Context;
 use clap::ValueEnum;
 use tracing_subscriber::layer::SubscriberExt;
@@ -24,7 +26,12 @@ pub enum LogFormat {
 /// If there is no journal where one is asked for.
 pub fn start(format: LogFormat) -> anyhow::Result<()> {
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match format {
-        LogFormat::Text => fmt::layer().with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => {
+            // On a terminal only, as lbctl does it.
+            let colour = std::io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+            fmt::layer().with_ansi(colour).with_writer(std::io::stderr).boxed()
+        }
         LogFormat::Json => fmt::layer()
             .json()
             .flatten_event(true)

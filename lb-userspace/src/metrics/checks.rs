@@ -1,6 +1,6 @@
 //! What came of health checks.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::health::{Counters, FailureKind, TargetId};
 
@@ -11,20 +11,38 @@ pub(super) type Failures = [u64; FailureKind::ALL.len()];
 #[derive(Clone, Debug, Default)]
 pub struct Checks {
     seen: HashMap<TargetId, Counters>,
-    checks: BTreeMap<(String, String), u64>,
-    failures: BTreeMap<(String, String), Failures>,
+    /// By the names of service and backend.
+    checks: HashMap<String, HashMap<String, u64>>,
+    /// By the names of service and pool.
+    failures: HashMap<String, HashMap<String, Failures>>,
 }
 
 impl Checks {
-    /// Takes in what a target has counted so far.
-    pub fn note(&mut self, service: &str, pool: &str, backend: &str, id: TargetId, now: &Counters) {
-        let before = self.seen.insert(id, now.clone()).unwrap_or_default();
-        *self.checks.entry((service.to_owned(), backend.to_owned())).or_default() +=
-            now.checks.saturating_sub(before.checks);
-        let failures = self.failures.entry((service.to_owned(), pool.to_owned())).or_default();
+    /// Takes in what a target has counted so far; `backend` makes its name.
+    pub fn note(
+        &mut self,
+        service: &str,
+        pool: &str,
+        backend: impl FnOnce() -> String,
+        id: TargetId,
+        now: &Counters,
+    ) {
+        let before = self.seen.entry(id).or_default();
+        if before == now {
+            return;
+        }
+        let checks = now.checks.saturating_sub(before.checks);
+        *of(of(&mut self.checks, service), &backend()) += checks;
+        let failures = of(of(&mut self.failures, service), pool);
         for (sum, kind) in failures.iter_mut().zip(FailureKind::ALL) {
             *sum += now.failures(kind).saturating_sub(before.failures(kind));
         }
+        before.clone_from(now);
+    }
+
+    /// How many targets are remembered.
+    pub fn targets(&self) -> usize {
+        self.seen.len()
     }
 
     /// Forgets targets that are not there any more.
@@ -32,15 +50,23 @@ impl Checks {
         self.seen.retain(|id, _| known.contains(id));
     }
 
-    /// Checks of a backend that have ended.
-    pub(super) fn of_backend(&self, service: &str, backend: &str) -> u64 {
-        self.checks.get(&(service.to_owned(), backend.to_owned())).copied().unwrap_or_default()
+    /// Checks that have ended, by the names of a service's backends.
+    pub(super) fn of_service(&self, service: &str) -> Option<&HashMap<String, u64>> {
+        self.checks.get(service)
     }
 
     /// Failed checks of a pool's backends.
     pub(super) fn of_pool(&self, service: &str, pool: &str) -> Failures {
-        self.failures.get(&(service.to_owned(), pool.to_owned())).copied().unwrap_or_default()
+        self.failures.get(service).and_then(|pools| pools.get(pool)).copied().unwrap_or_default()
     }
+}
+
+/// What is at a name; only if nothing is, the name is copied.
+pub(super) fn of<'a, V: Default>(map: &'a mut HashMap<String, V>, name: &str) -> &'a mut V {
+    if !map.contains_key(name) {
+        return map.entry(name.to_owned()).or_default();
+    }
+    map.get_mut(name).expect("it is there")
 }
 
 #[cfg(test)]
@@ -51,14 +77,17 @@ mod tests {
     fn a_pools_failures_outlive_its_backends() {
         let mut checks = Checks::default();
         let counted = |checks| Counters { checks, ..Counters::default() };
-        checks.note("web", "v1", "10.0.0.1:80", TargetId(1), &counted(5));
-        checks.note("web", "v1", "10.0.0.1:80", TargetId(1), &counted(7));
-        assert_eq!(checks.of_backend("web", "10.0.0.1:80"), 7);
+        let name = || "10.0.0.1:80".to_owned();
+        let of_backend =
+            |checks: &Checks, name: &str| checks.of_service("web").and_then(|of| of.get(name)).copied();
+        checks.note("web", "v1", name, TargetId(1), &counted(5));
+        checks.note("web", "v1", name, TargetId(1), &counted(7));
+        assert_eq!(of_backend(&checks, "10.0.0.1:80"), Some(7));
         // The same backend as another target.
         checks.forget_others(&HashSet::from([TargetId(2)]));
-        checks.note("web", "v1", "10.0.0.1:80", TargetId(2), &counted(1));
-        assert_eq!(checks.of_backend("web", "10.0.0.1:80"), 8);
-        assert_eq!(checks.of_backend("web", "10.0.0.2:80"), 0);
+        checks.note("web", "v1", name, TargetId(2), &counted(1));
+        assert_eq!(of_backend(&checks, "10.0.0.1:80"), Some(8));
+        assert_eq!(of_backend(&checks, "10.0.0.2:80"), None);
         assert_eq!(checks.of_pool("web", "v2"), Failures::default());
     }
 }

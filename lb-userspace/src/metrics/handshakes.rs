@@ -1,16 +1,15 @@
 //! What became of the handshakes of a pool that is measured.
 
 use std::ops::AddAssign;
+use std::sync::LazyLock;
 
-use lb_common::measure::{BUCKETS, Outcome, bucket_start};
+use lb_common::measure::{BUCKETS, bucket_start};
 
 use super::text::Histogram;
 
-/// Counts of one pool, as the kernel makes them ([`lb_common::measure`]).
+/// Times of one pool, as the kernel makes them ([`lb_common::measure`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshakes {
-    /// By [`Outcome`].
-    pub outcomes: [u64; Outcome::COUNT],
     /// By how long a client's first SYN waited for its answer.
     pub answered: [u64; BUCKETS],
     /// By how long a client's first SYN waited for the backend's first byte.
@@ -19,7 +18,7 @@ pub struct Handshakes {
 
 impl Default for Handshakes {
     fn default() -> Self {
-        Self { outcomes: [0; Outcome::COUNT], answered: [0; BUCKETS], first_byte: [0; BUCKETS] }
+        Self::NONE
     }
 }
 
@@ -28,32 +27,42 @@ impl AddAssign<&Self> for Handshakes {
         fn add<const N: usize>(sum: &mut [u64; N], other: &[u64; N]) {
             sum.iter_mut().zip(other).for_each(|(sum, count)| *sum += count);
         }
-        add(&mut self.outcomes, &other.outcomes);
         add(&mut self.answered, &other.answered);
         add(&mut self.first_byte, &other.first_byte);
     }
 }
 
 impl Handshakes {
-    /// How often that came of it.
-    #[must_use]
-    pub const fn count(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome as usize]
-    }
+    /// None at all.
+    pub const NONE: Self = Self { answered: [0; BUCKETS], first_byte: [0; BUCKETS] };
 }
 
 /// The kernel's buckets at which Prometheus' end: each twice as long as the one before, from 131 µs to 8.6 s.
 const BOUNDS: std::ops::RangeInclusive<usize> = 7..=23;
 
+/// As they are written: there are thousands of each.
+static WRITTEN: LazyLock<Vec<String>> =
+    LazyLock::new(|| BOUNDS.map(|log| seconds(2 * log).to_string()).collect());
+
+fn seconds(bucket: usize) -> f64 {
+    bucket_start(bucket) as f64 / 1e9
+}
+
 /// In Prometheus' buckets. The kernel adds up no times: the sum takes each for the middle of its bucket.
-pub(super) fn histogram(buckets: &[u64; BUCKETS]) -> Histogram {
-    let seconds = |bucket: usize| bucket_start(bucket) as f64 / 1e9;
-    let bounds = BOUNDS.map(|log| 2 * log).map(|bound| (seconds(bound), buckets[..bound].iter().sum()));
+pub(super) fn histogram(counts: &[u64; BUCKETS]) -> Histogram {
+    let (mut buckets, mut below) = (Vec::with_capacity(WRITTEN.len()), 0);
+    let mut done = 0;
+    for (log, written) in BOUNDS.zip(WRITTEN.iter()) {
+        below += counts[done..2 * log].iter().sum::<u64>();
+        done = 2 * log;
+        buckets.push((written.as_str(), below));
+    }
     let middle = |bucket: usize| (seconds(bucket) + seconds((bucket + 1).min(BUCKETS - 1))) / 2.0;
+    let some = counts.iter().enumerate().filter(|(_, count)| **count > 0);
     Histogram {
-        buckets: bounds.collect(),
-        count: buckets.iter().sum(),
-        sum: buckets.iter().enumerate().map(|(bucket, &count)| count as f64 * middle(bucket)).sum(),
+        buckets,
+        count: counts.iter().sum(),
+        sum: some.map(|(bucket, &count)| count as f64 * middle(bucket)).sum(),
     }
 }
 
@@ -70,11 +79,12 @@ mod tests {
             counts[bucket(us * 1_000)] += 1;
         }
         let made = histogram(&counts);
-        assert_eq!(made.buckets.first(), Some(&(0.000_131_072, 2)));
-        let at = |bound: f64| made.buckets.iter().find(|(le, _)| *le >= bound).map(|(_, count)| *count);
+        assert_eq!(made.buckets.first(), Some(&("0.000131072", 2)));
+        let bounds: Vec<f64> = made.buckets.iter().map(|(le, _)| le.parse().unwrap()).collect();
+        let at = |bound: f64| Some(made.buckets[bounds.iter().position(|le| *le >= bound)?].1);
         assert_eq!((at(0.0002), at(0.002), at(8.0)), (Some(3), Some(4), Some(4)));
         assert_eq!(made.count, 5);
         assert!((made.sum - 10.0).abs() < 2.5, "each within half of its bucket: {}", made.sum);
-        assert!(made.buckets.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1));
+        assert!(bounds.is_sorted_by(|a, b| a < b) && made.buckets.is_sorted_by_key(|(_, count)| *count));
     }
 }

@@ -1,5 +1,6 @@
 //! `/metrics`, `/healthz`, `/readyz` and the status page, over TCP and for everybody who can reach the address.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -8,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::{StreamExt as _, stream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -158,7 +161,17 @@ impl App {
 async fn metrics(State(app): State<App>) -> Result<Response, Response> {
     let _turn = app.turn.lock().await;
     let scrape = app.ask(|agent| agent.scrape()).await?;
-    Ok(([(header::CONTENT_TYPE, text::MEDIA_TYPE)], scrape.text()).into_response())
+    // Made while it is sent, and never there as a whole: that of ten thousand backends has 24 MB.
+    let (sender, mut receiver) = mpsc::channel(4);
+    tokio::task::spawn_blocking(move || scrape.write(|piece| sender.blocking_send(piece).is_ok()));
+    let first = receiver.recv().await.unwrap_or_default();
+    let head = [(header::CONTENT_TYPE, text::MEDIA_TYPE)];
+    let Some(second) = receiver.recv().await else {
+        return Ok((head, first).into_response());
+    };
+    let begun = stream::iter([first, second]);
+    let rest = stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
+    Ok((head, Body::from_stream(begun.chain(rest).map(Ok::<_, Infallible>))).into_response())
 }
 
 /// Whether the agent answers.

@@ -3,7 +3,7 @@
 //! [`families`] makes figures of a [`Scrape`]; [`text`] writes them in the text format, version 0.0.4, which every scraper reads
 //! (an OpenMetrics encoder names counters otherwise in its `# TYPE` lines, which tools for the older format take for another
 //! metric). Every series is there from the start, at zero. Counters of the data path outlive the agent; what the agent counts
-//! itself ([`Tally`]) begins with it.
+//! itself ([`Tally`]) begins with it, and so do the times of handshakes ([`Handshakes`]).
 
 mod checks;
 mod families;
@@ -13,9 +13,11 @@ mod page;
 mod tally;
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use lb_common::verdict::Counters;
+use lb_common::watch::Watch;
 
 use crate::api::Status;
 use crate::rollout::engine::Phase;
@@ -30,22 +32,24 @@ pub use tally::{Cause, Tally};
 pub struct Scrape {
     /// The agent's view.
     pub status: Status,
-    /// The configured interfaces.
-    pub interfaces: Vec<String>,
+    /// The configured interfaces, each with what the kernel counted of packets that came in there.
+    pub interfaces: Vec<(String, Counters)>,
     /// The kernel's counters, of all interfaces.
     pub counters: Counters,
     /// The rollout of each service that has or had one, by the service's name: its phase, and its step from 1.
-    pub rollouts: Vec<(String, Phase, usize)>,
+    pub rollouts: HashMap<String, (Phase, usize)>,
     /// What the analysis of rollouts under way looks at.
     pub analyses: Vec<Analysed>,
     /// Handshakes of pools that are or were measured, by the names of service and pool.
-    pub handshakes: BTreeMap<(String, String), Handshakes>,
+    pub handshakes: HashMap<String, HashMap<String, Handshakes>>,
+    /// What became of the connections of each backend, by its id.
+    pub watches: HashMap<u16, Watch>,
     /// Health checks.
-    pub checks: Checks,
+    pub checks: Arc<Checks>,
     /// Tracked flows that were forgotten for want of room.
     pub forgotten: u64,
     /// What the agent counted.
-    pub tally: Tally,
+    pub tally: Arc<Tally>,
     /// When the agent answered, in seconds since 1970.
     pub heartbeat: f64,
 }
@@ -64,9 +68,9 @@ pub struct Analysed {
 }
 
 impl Scrape {
-    /// In the text format.
-    #[must_use]
-    pub fn text(&self) -> String {
-        text::of(&families::of(self))
+    /// In the text format, by pieces; ends early when `hand_over` says that nobody takes them any more.
+    pub fn write(&self, hand_over: impl FnMut(String) -> bool) {
+        let all = families::Subjects::of(self);
+        text::write(families::of(self, &all), hand_over);
     }
 }

@@ -1,7 +1,8 @@
 //! What the agent counts itself, since it has started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use super::checks::of;
 use crate::api::BackendPath;
 use crate::events::Occurrence;
 use crate::outlier::Detector;
@@ -34,7 +35,7 @@ impl Cause {
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// By service and backend: how often it came up, and how often it went down.
-    transitions: BTreeMap<(String, String), [u64; 2]>,
+    transitions: HashMap<String, HashMap<String, [u64; 2]>>,
     rollbacks: BTreeMap<(String, Cause), u64>,
     /// By service: how long its last rollback took, in seconds.
     applied: BTreeMap<String, f64>,
@@ -55,7 +56,7 @@ impl Tally {
             "backend_up" | "backend_down" => {
                 let backend = what.backend.as_deref().and_then(|backend| backend.parse().ok());
                 let backend = backend.map(BackendPath::name_of).unwrap_or_default();
-                let both = self.transitions.entry((service, backend)).or_default();
+                let both = of(of(&mut self.transitions, &service), &backend);
                 both[usize::from(what.code == "backend_down")] += 1;
             }
             "rolled_back" => *self.rollbacks.entry((service, Cause::Manual)).or_default() += 1,
@@ -68,10 +69,15 @@ impl Tally {
         }
     }
 
-    /// How often a backend came up, and how often it went down.
+    /// How often each of a service's backends came up, and how often it went down.
+    pub(super) fn of_service(&self, service: &str) -> Option<&HashMap<String, [u64; 2]>> {
+        self.transitions.get(service)
+    }
+
+    /// Of how many backends it knows.
     #[must_use]
-    pub fn transitions(&self, service: &str, backend: &str) -> [u64; 2] {
-        self.transitions.get(&(service.to_owned(), backend.to_owned())).copied().unwrap_or_default()
+    pub fn backends(&self) -> usize {
+        self.transitions.values().map(HashMap::len).sum()
     }
 
     /// How often a service's canary was taken back.
@@ -104,7 +110,10 @@ impl Tally {
 
     /// Forgets backends that are not there any more, as `known` says of service and backend.
     pub fn forget_others(&mut self, known: impl Fn(&str, &str) -> bool) {
-        self.transitions.retain(|(service, backend), _| known(service, backend));
+        for (service, backends) in &mut self.transitions {
+            backends.retain(|backend, _| known(service, backend));
+        }
+        self.transitions.retain(|_, backends| !backends.is_empty());
     }
 }
 
@@ -130,10 +139,9 @@ mod tests {
     #[test]
     fn events_are_counted_where_they_belong() {
         let mut tally = Tally::default();
-        assert_eq!(
-            (tally.transitions("web", "10.0.0.1:80"), tally.rollbacks("web", Cause::Manual)),
-            ([0, 0], 0)
-        );
+        let transitions =
+            |tally: &Tally| tally.of_service("web").and_then(|of| of.get("10.0.0.1:80")).copied();
+        assert_eq!((transitions(&tally), tally.rollbacks("web", Cause::Manual)), (None, 0));
         let engine = Author::agent("rollout").name;
         for event in [
             what("backend_up", Some("10.0.0.1:80"), None),
@@ -145,7 +153,7 @@ mod tests {
         ] {
             tally.note(&event);
         }
-        assert_eq!(tally.transitions("web", "10.0.0.1:80"), [2, 1]);
+        assert_eq!((transitions(&tally), tally.backends()), (Some([2, 1]), 1));
         assert_eq!(Cause::ALL.map(|cause| tally.rollbacks("web", cause)), [2, 1]);
         tally.ejected("web", "v1", Detector::FailureRatio);
         assert_eq!(Detector::ALL.map(|detector| tally.ejections("web", "v1", detector)), [0, 1, 0]);
@@ -155,6 +163,6 @@ mod tests {
         tally.note(&what("applied", None, None));
         assert!(tally.configured > 1.7e9);
         tally.forget_others(|_, backend| backend == "10.0.0.2:80");
-        assert_eq!(tally.transitions("web", "10.0.0.1:80"), [0, 0]);
+        assert_eq!((transitions(&tally), tally.backends()), (None, 0));
     }
 }

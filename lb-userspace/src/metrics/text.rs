@@ -1,8 +1,6 @@
 //! Prometheus' text format, version 0.0.4.
 
-use std::borrow::Cow;
 use std::fmt::Write;
-use std::rc::Rc;
 
 /// What a family's figures are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,19 +24,18 @@ impl Kind {
     }
 }
 
-/// A metric and all of its series.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Family {
+/// A metric and all of its series, which are made as they are written down.
+pub(super) struct Family<'a> {
     pub name: &'static str,
     pub kind: Kind,
     pub help: &'static str,
-    pub samples: Vec<Sample>,
+    pub samples: Box<dyn Iterator<Item = Sample<'a>> + 'a>,
 }
 
 /// A series, and its figure. (A histogram counts as one.)
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Sample {
-    pub labels: Labels,
+pub(super) struct Sample<'a> {
+    pub labels: Labels<'a>,
     pub value: Value,
 }
 
@@ -54,55 +51,61 @@ pub(super) enum Value {
 /// What was counted in buckets.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Histogram {
-    /// Upper bounds, and how many lie at or below each.
-    pub buckets: Vec<(f64, u64)>,
+    /// Upper bounds as they are written, and how many lie at or below each.
+    pub buckets: Vec<(&'static str, u64)>,
     pub count: u64,
     pub sum: f64,
 }
 
-/// Labels. Those of a backend are the same in a dozen families, and are written down once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Labels {
+/// Labels. Those of a backend are the same in a dozen families, and are written down once ([`labels`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Labels<'a> {
     /// As in the text: `frontend="web",group="v1"`.
-    shared: Option<Rc<str>>,
-    own: Option<(&'static str, Cow<'static, str>)>,
+    pub shared: &'a str,
+    pub own: Option<(&'static str, &'a str)>,
 }
 
-impl Labels {
-    /// These.
-    pub(super) fn of(labels: &[(&str, &str)]) -> Self {
-        let labels: Vec<_> =
-            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
-        Self { shared: (!labels.is_empty()).then(|| labels.join(",").into()), own: None }
+/// Labels as they are written.
+pub(super) fn labels(labels: &[(&str, &str)]) -> String {
+    let mut text = String::with_capacity(64);
+    for (number, (name, value)) in labels.iter().enumerate() {
+        if number > 0 {
+            text.push(',');
+        }
+        text.push_str(name);
+        text.push_str("=\"");
+        escape(&mut text, value);
+        text.push('"');
     }
+    text
+}
 
+impl<'a> Labels<'a> {
     /// And another one.
-    pub(super) fn and(&self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) const fn and(self, name: &'static str, value: &'a str) -> Self {
         debug_assert!(self.own.is_none(), "one label of a series is its own");
-        Self { shared: self.shared.clone(), own: Some((name, value.into())) }
+        Self { own: Some((name, value)), ..self }
     }
 
     /// The labels' names, in order.
     #[cfg(test)]
-    pub(super) fn names(&self) -> Vec<&str> {
-        let shared = self.shared.as_deref().into_iter().flat_map(|labels| labels.split("\","));
-        let names = shared.filter_map(|label| Some(label.split_once('=')?.0));
-        names.chain(self.own.as_ref().map(|(name, _)| *name)).collect()
+    pub(super) fn names(self) -> Vec<&'a str> {
+        let shared = self.shared.split("\",").filter_map(|label| Some(label.split_once('=')?.0));
+        shared.chain(self.own.map(|(name, _)| name)).collect()
     }
 
-    fn write(&self, text: &mut String, le: Option<&str>) {
+    fn write(self, text: &mut String, le: Option<&str>) {
         let mut before = '{';
-        if let Some(shared) = &self.shared {
+        if !self.shared.is_empty() {
             text.push(before);
-            text.push_str(shared);
+            text.push_str(self.shared);
             before = ',';
         }
-        let own = self.own.as_ref().map(|(name, value)| (*name, value.as_ref()));
-        for (name, value) in own.into_iter().chain(le.map(|le| ("le", le))) {
+        for (name, value) in self.own.into_iter().chain(le.map(|le| ("le", le))) {
             text.push(before);
             text.push_str(name);
             text.push_str("=\"");
-            text.push_str(&escaped(value));
+            escape(text, value);
             text.push('"');
             before = ',';
         }
@@ -115,38 +118,50 @@ impl Labels {
 /// Media type of the text.
 pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-pub(super) fn of(families: &[Family]) -> String {
-    let mut text =
-        String::with_capacity(128 * families.iter().map(|family| family.samples.len()).sum::<usize>());
+/// Writes everything, and hands it over in pieces of about `PIECE` bytes, each of whole lines; ends early when nobody takes them any
+/// more.
+pub(super) fn write<'a>(
+    families: impl IntoIterator<Item = Family<'a>>,
+    mut hand_over: impl FnMut(String) -> bool,
+) {
+    let piece = || String::with_capacity(PIECE + PIECE / 8);
+    let mut text = piece();
     for family in families {
-        write(&mut text, family);
+        // Writing into a string cannot fail.
+        _ = writeln!(text, "# HELP {} {}", family.name, family.help);
+        _ = writeln!(text, "# TYPE {} {}", family.name, family.kind.name());
+        for sample in family.samples {
+            line(&mut text, family.name, &sample);
+            if text.len() >= PIECE && !hand_over(std::mem::replace(&mut text, piece())) {
+                return;
+            }
+        }
     }
-    text
+    hand_over(text);
 }
 
-fn write(text: &mut String, family: &Family) {
-    // Writing into a string cannot fail.
-    _ = writeln!(text, "# HELP {} {}", family.name, family.help);
-    _ = writeln!(text, "# TYPE {} {}", family.name, family.kind.name());
-    let line = |text: &mut String, suffix: &str, labels: &Labels, le: Option<&str>, value: f64| {
-        text.push_str(family.name);
+/// As much as a few writes to a socket take.
+const PIECE: usize = 256 << 10;
+
+/// The lines of a series.
+fn line(text: &mut String, name: &str, Sample { labels, value }: &Sample<'_>) {
+    let mut line = |suffix: &str, le: Option<&str>, value: f64| {
+        text.push_str(name);
         text.push_str(suffix);
         labels.write(text, le);
         text.push(' ');
         number(text, value);
         text.push('\n');
     };
-    for Sample { labels, value } in &family.samples {
-        match value {
-            Value::Number(value) => line(text, "", labels, None, *value),
-            Value::Histogram(histogram) => {
-                for (bound, count) in &histogram.buckets {
-                    line(text, "_bucket", labels, Some(&bound.to_string()), *count as f64);
-                }
-                line(text, "_bucket", labels, Some("+Inf"), histogram.count as f64);
-                line(text, "_sum", labels, None, histogram.sum);
-                line(text, "_count", labels, None, histogram.count as f64);
+    match value {
+        Value::Number(value) => line("", None, *value),
+        Value::Histogram(histogram) => {
+            for (bound, count) in &histogram.buckets {
+                line("_bucket", Some(bound), *count as f64);
             }
+            line("_bucket", Some("+Inf"), histogram.count as f64);
+            line("_sum", None, histogram.sum);
+            line("_count", None, histogram.count as f64);
         }
     }
 }
@@ -154,60 +169,84 @@ fn write(text: &mut String, family: &Family) {
 /// Without exponent, and a whole number without a point: exact up to 2^53.
 fn number(text: &mut String, value: f64) {
     const EXACT: f64 = 9_007_199_254_740_992.0;
-    _ = if value.fract() == 0.0 && value.abs() < EXACT {
+    if value == 0.0 {
+        // Most of all figures.
+        text.push('0');
+    } else if value.fract() == 0.0 && value.abs() < EXACT {
         // Several times faster.
-        write!(text, "{}", value as i64)
+        text.push_str(itoa::Buffer::new().format(value as i64));
     } else {
-        write!(text, "{value}")
-    };
+        // Writing into a string cannot fail.
+        _ = write!(text, "{value}");
+    }
 }
 
-fn escaped(value: &str) -> Cow<'_, str> {
-    if !value.contains(['\\', '"', '\n']) {
-        return value.into();
+fn escape(text: &mut String, value: &str) {
+    let special = |byte: u8| matches!(byte, b'\\' | b'"' | b'\n');
+    if !value.bytes().any(special) {
+        return text.push_str(value);
     }
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").into()
+    for letter in value.chars() {
+        match letter {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            other => text.push(other),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn text(families: Vec<Family<'_>>) -> String {
+        let mut text = String::new();
+        write(families, |piece| {
+            text += &piece;
+            true
+        });
+        text
+    }
+
+    fn family<'a>(
+        name: &'static str,
+        kind: Kind,
+        help: &'static str,
+        samples: Vec<Sample<'a>>,
+    ) -> Family<'a> {
+        Family { name, kind, help, samples: Box::new(samples.into_iter()) }
+    }
+
     #[test]
     fn a_family_is_written_as_the_format_says() {
-        let labels = |backend: &str| Labels::of(&[("frontend", "web"), ("backend", backend)]);
+        let of = |backend: &str| labels(&[("frontend", "web"), ("backend", backend)]);
+        let (plain, odd, group) = (of("10.0.0.1:80"), of("a\"b\\c\nd"), labels(&[("group", "v1")]));
+        let shared = |shared| Labels { shared, own: None };
         let sample = |labels, value| Sample { labels, value: Value::Number(value) };
-        let counter = Family {
-            name: "lb_packets_total",
-            kind: Kind::Counter,
-            help: "Packets.",
-            samples: vec![
-                sample(labels("10.0.0.1:80"), 9_007_199_254_740_991.0),
-                sample(labels("a\"b\\c\nd").and("direction", "reply"), 0.0),
+        let counter = family(
+            "lb_packets_total",
+            Kind::Counter,
+            "Packets.",
+            vec![
+                sample(shared(&plain), 9_007_199_254_740_991.0),
+                sample(shared(&odd).and("direction", "re\"ply"), 0.0),
             ],
-        };
-        let gauge = Family {
-            name: "lb_split_ratio",
-            kind: Kind::Gauge,
-            help: "Share.",
-            samples: vec![sample(Labels::default(), 0.125)],
-        };
-        let histogram = Histogram { buckets: vec![(0.001, 3), (2.0, 4)], count: 5, sum: 7.5 };
-        let histogram = Family {
-            name: "lb_handshake_duration_seconds",
-            kind: Kind::Histogram,
-            help: "Time.",
-            samples: vec![Sample {
-                labels: Labels::of(&[("group", "v1")]),
-                value: Value::Histogram(histogram),
-            }],
-        };
+        );
+        let gauge = family("lb_split_ratio", Kind::Gauge, "Share.", vec![sample(Labels::default(), 0.125)]);
+        let histogram = Histogram { buckets: vec![("0.001", 3), ("2", 4)], count: 5, sum: 7.5 };
+        let histogram = family(
+            "lb_handshake_duration_seconds",
+            Kind::Histogram,
+            "Time.",
+            vec![Sample { labels: shared(&group), value: Value::Histogram(histogram) }],
+        );
         assert_eq!(
-            of(&[counter, gauge, histogram]),
+            text(vec![counter, gauge, histogram]),
             "# HELP lb_packets_total Packets.\n\
              # TYPE lb_packets_total counter\n\
              lb_packets_total{frontend=\"web\",backend=\"10.0.0.1:80\"} 9007199254740991\n\
-             lb_packets_total{frontend=\"web\",backend=\"a\\\"b\\\\c\\nd\",direction=\"reply\"} 0\n\
+             lb_packets_total{frontend=\"web\",backend=\"a\\\"b\\\\c\\nd\",direction=\"re\\\"ply\"} 0\n\
              # HELP lb_split_ratio Share.\n\
              # TYPE lb_split_ratio gauge\n\
              lb_split_ratio 0.125\n\
@@ -219,5 +258,29 @@ mod tests {
              lb_handshake_duration_seconds_sum{group=\"v1\"} 7.5\n\
              lb_handshake_duration_seconds_count{group=\"v1\"} 5\n"
         );
+    }
+
+    #[test]
+    fn what_is_long_comes_in_pieces_of_whole_lines() {
+        let many = || {
+            let sample =
+                |_| Sample { labels: Labels::default().and("name", "value"), value: Value::Number(1.5) };
+            let samples = Box::new((0..50_000).map(sample));
+            [Family { name: "lb_much", kind: Kind::Gauge, help: "Much.", samples }]
+        };
+        let mut pieces = Vec::new();
+        write(many(), |piece| {
+            pieces.push(piece);
+            true
+        });
+        assert!(pieces.len() > 3 && pieces.iter().all(|piece| piece.ends_with('\n')));
+        assert!(pieces.iter().all(|piece| piece.len() < PIECE + 100));
+        assert_eq!(pieces.iter().flat_map(|piece| piece.lines()).count(), 50_002);
+        let mut taken = 0;
+        write(many(), |_| {
+            taken += 1;
+            false
+        });
+        assert_eq!(taken, 1, "nobody takes more");
     }
 }

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, io};
 
+use lb_common::wire::ETHERTYPE_VLAN;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
 };
 
 use super::request::Requests;
@@ -32,6 +33,19 @@ pub struct Link {
     pub kind: Option<String>,
     /// The bridge, bond or VRF that it belongs to.
     pub controller: Option<u32>,
+    /// What a VLAN device is on, if that is in this network namespace.
+    pub vlan: Option<VlanOn>,
+}
+
+/// What a VLAN device is on, and its tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanOn {
+    /// The interface below.
+    pub parent: u32,
+    /// EtherType of the tag: of 802.1Q or 802.1ad.
+    pub ether_type: u16,
+    /// VLAN id.
+    pub id: u16,
 }
 
 pub(super) fn dump(requests: &mut Requests) -> io::Result<BTreeMap<u32, Link>> {
@@ -61,7 +75,9 @@ fn parse(message: LinkMessage) -> Option<Link> {
         resolves: ethernet && !flags.intersects(LinkFlags::Noarp | LinkFlags::Loopback),
         kind: None,
         controller: None,
+        vlan: None,
     };
+    let (mut below, mut elsewhere, mut tag) = (None, false, None);
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -69,14 +85,63 @@ fn parse(message: LinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::CarrierUpCount(count) => link.carrier_ups = count,
             LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::Link(index) => below = Some(index),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.into_iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::Data(InfoData::Vlan(parts)) => tag = tag_of(&parts),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
     }
+    if let (Some(parent), false, Some((ether_type, id))) = (below, elsewhere, tag) {
+        link.vlan = Some(VlanOn { parent, ether_type, id });
+    }
     Some(link)
+}
+
+fn tag_of(parts: &[InfoVlan]) -> Option<(u16, u16)> {
+    let id = parts.iter().find_map(|part| match part {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
+    })?;
+    let protocol = parts.iter().find_map(|part| match part {
+        InfoVlan::Protocol(protocol) => Some(u16::from(*protocol)),
+        _ => None,
+    });
+    Some((protocol.unwrap_or(ETHERTYPE_VLAN), id))
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::{InfoKind, VlanProtocol};
+
+    use super::*;
+
+    fn vlan(attributes: Vec<LinkAttribute>) -> Option<VlanOn> {
+        let mut message = LinkMessage::default();
+        message.header.link_layer_type = LinkLayerType::Ether;
+        let parts = vec![InfoVlan::Id(100), InfoVlan::Protocol(VlanProtocol::Ieee8021Ad)];
+        let infos = vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(InfoData::Vlan(parts))];
+        message.attributes = attributes;
+        message.attributes.push(LinkAttribute::LinkInfo(infos));
+        let link = parse(message).expect("a link");
+        assert_eq!(link.kind.as_deref(), Some("vlan"));
+        link.vlan
+    }
+
+    #[test]
+    fn a_vlan_device_names_what_it_is_on() {
+        let on = VlanOn { parent: 7, ether_type: 0x88a8, id: 100 };
+        assert_eq!(vlan(vec![LinkAttribute::Link(7)]), Some(on));
+        let elsewhere = vec![LinkAttribute::Link(7), LinkAttribute::LinkNetNsId(0)];
+        assert_eq!(vlan(elsewhere), None, "what is below is in another namespace");
+        assert_eq!(vlan(vec![]), None);
+        assert_eq!(tag_of(&[InfoVlan::Id(5)]), Some((0x8100, 5)), "802.1Q unless it says otherwise");
+    }
 }

@@ -33,7 +33,7 @@ mod vips;
 
 use std::{fmt, io};
 
-pub use link::Link;
+pub use link::{Link, VlanOn};
 pub use links::{Links, list_links};
 pub use neighbour::release_neighbours;
 pub use next_hops::{NextHop, NextHopEvent, NextHops, Unreachable};

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! While it sheds, a backend keeps `(high - ratio) / (high - low)` of its new connections, in eighths, so that the table is
-//! not compiled anew for every connection. Half open it gets few, until `trials` of them have ended well.
+//! not compiled anew for every connection. Half open it keeps an eighth of its slots, and the kernel program lets as many through there
+//! as are still to be tried, and not one more ([`Breaker::trials`]).
 
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub struct Breaker {
     good: f64,
     /// When they were weighed last.
     at: Duration,
+    /// When connections were last let through on trial, since it is half open.
+    tried: Option<Duration>,
 }
 
 impl Breaker {
@@ -89,6 +92,20 @@ impl Breaker {
     pub fn ratio(&self, rules: &config::Breaker) -> Option<f64> {
         let all = self.bad + self.good;
         (all >= f64::from(rules.min_volume)).then(|| self.bad / all)
+    }
+
+    /// How many connections are to be let through on trial from now on, if a round of trials begins now: the first one when it is half
+    /// open, and another one when nothing was heard of some of the last one's for as long as it would be open.
+    pub fn trials(&mut self, rules: &config::Breaker, now: Duration) -> Option<u32> {
+        let Gate::HalfOpen(good) = self.gate else {
+            self.tried = None;
+            return None;
+        };
+        if self.tried.is_some_and(|tried| now < tried + rules.open) {
+            return None;
+        }
+        self.tried = Some(now);
+        Some(u64::from(rules.trials).saturating_sub(good) as u32)
     }
 
     /// Takes in what became of connections since the last look.

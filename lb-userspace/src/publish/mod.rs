@@ -10,10 +10,12 @@
 //!
 //! Whoever dies in the middle leaves a table that works, and the next agent finds the rest of the difference.
 
+mod protection;
+mod quic;
 mod registry;
 pub mod split;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -30,11 +32,15 @@ use lb_common::limit::{Limit, Open};
 use lb_common::retry::Budget;
 use lb_common::session::Session;
 use lb_common::settle::{self, SplitClock};
+use lb_common::vlan::Vlan;
 use thiserror::Error;
 
 use crate::dataplane::Maps;
 use crate::dataplane::bpf::Mapped;
+use protection::network_key;
 
+pub use protection::Protection;
+pub use quic::{QuicPlan, QuicRecord};
 pub use registry::{Full, Registry, ServiceRecord, Table};
 
 /// What the maps should hold of one service.
@@ -64,6 +70,10 @@ pub struct ServicePlan {
     pub limits: Limits,
     /// How often connections may be tried again, if they may at all.
     pub budget: Option<Budget>,
+    /// Who may talk to it, and how much.
+    pub protection: Protection,
+    /// How connection ids are read, if they are.
+    pub quic: QuicPlan,
     /// The pool of most clients.
     pub stable: PoolPlan,
     /// The pool of some.
@@ -79,8 +89,8 @@ pub struct Limits {
     pub backend: Limit,
     /// Of each pool.
     pub pool: Limit,
-    /// What a flow beyond gets; `None`: what it gets when no backend may take it.
-    pub on_limit: Option<OnEmpty>,
+    /// What a flow beyond gets, as [`Service::on_limit`] has it.
+    pub on_limit: u8,
 }
 
 /// What the maps should hold of one pool.
@@ -109,6 +119,8 @@ pub struct Member {
     pub next_hop: NextHop,
     /// What stands for its clients (`full-nat`); `None`: nothing, or it is not known yet.
     pub source: Option<Address>,
+    /// What it calls itself in connection ids.
+    pub server_ids: Vec<Box<[u8]>>,
 }
 
 /// What stands for clients (`full-nat`).
@@ -233,19 +245,47 @@ impl Publisher {
         self.rebuild_filters()
     }
 
-    /// Makes an interface known as one that frames leave by; returns its index of `DEVICES`.
+    /// Makes an interface known as one that frames leave by, by `itself` or (a VLAN device) by another one; returns its index
+    /// of `DEVICES`.
     ///
     /// # Errors
     ///
     /// If there are too many, or the kernel refuses.
-    pub fn device(&mut self, ifindex: u32, mac: [u8; 6], mtu: u32) -> Result<u16, PublishError> {
+    pub fn device(
+        &mut self,
+        ifindex: u32,
+        mac: [u8; 6],
+        mtu: u32,
+        itself: bool,
+    ) -> Result<u16, PublishError> {
         let index = self.registry.device(&self.maps, ifindex)?;
         let mtu = mtu.min(u32::from(u16::MAX)) as u16;
         let device = Device { ifindex, mtu, mac, pad: 0 };
-        if self.maps.devices.write(index.into(), &device) {
+        if self.maps.devices.write(index.into(), &device) && itself {
             self.maps.egress.insert(&ifindex, &[ifindex, 0]).map_err(map_error("EGRESS"))?;
         }
         Ok(index)
+    }
+
+    /// Says with which tags frames leave by which interfaces.
+    ///
+    /// # Errors
+    ///
+    /// If there are too many, or the kernel refuses.
+    pub fn vlans(&self, wanted: &BTreeMap<u32, Vlan>) -> Result<(), PublishError> {
+        let vlans = &self.maps.vlans;
+        let known: BTreeMap<u32, Vlan> = vlans.entries().map_err(map_error("VLANS"))?.into_iter().collect();
+        for (ifindex, vlan) in wanted.iter().filter(|(ifindex, vlan)| known.get(ifindex) != Some(vlan)) {
+            vlans.insert(ifindex, vlan).map_err(map_error("VLANS"))?;
+            if vlan.ifindex != *ifindex {
+                // An agent that knew nothing of VLANs may have left it there.
+                self.maps.egress.remove(ifindex).map_err(map_error("EGRESS"))?;
+            }
+        }
+        for ifindex in known.keys().filter(|ifindex| !wanted.contains_key(ifindex)) {
+            vlans.remove(ifindex).map_err(map_error("VLANS"))?;
+        }
+        Ok(())
     }
 
     /// Makes the maps hold `plan`. `now` is in ticks.
@@ -282,7 +322,9 @@ impl Publisher {
         for id in dead {
             published.changed |= self.switch_off(id);
         }
+        published.changed |= self.quic(index, plan)?;
         published.changed |= self.budget(index, plan.budget);
+        published.changed |= self.protect(index, &plan.protection)?;
         let guests = self.guests(index, plan)?;
         published.changed |= self.service(index, plan, indexes, guests, seed);
         if plan.canary.is_none() {
@@ -357,7 +399,6 @@ impl Publisher {
     ) -> Result<bool, PublishError> {
         let id = self.registry.backend(&self.maps, service, member.address, member.port)?;
         let backend = Backend {
-            life: 0,
             next_hop: member.next_hop.0,
             address: member.address,
             port: member.port,
@@ -366,7 +407,7 @@ impl Publisher {
             // An agent that has just started learns it later; until then what stood for clients goes on.
             source: member.source.unwrap_or_else(|| self.maps.backends.read(id.into()).source),
             gue_port: plan.gue_port,
-            pad: [0; 3],
+            ..Backend::default()
         };
         let limited = limit(&self.maps.limits, id, &plan.limits.backend);
         let mut changed =
@@ -453,7 +494,8 @@ impl Publisher {
     /// Writes the networks of guests, and returns whether there are any. While some flow may be in the canary they stay as
     /// they are: its clients would change sides.
     fn guests(&mut self, index: u32, plan: &ServicePlan) -> Result<bool, PublishError> {
-        let wanted: BTreeSet<GuestKey> = plan.guests.iter().map(|network| guest(index, *network)).collect();
+        let wanted: BTreeSet<GuestKey> =
+            plan.guests.iter().map(|network| network_key(index, *network)).collect();
         let service = self.maps.services.read(index);
         let known = self.registry.guests.entry(index).or_default();
         if service.split().0 == 0 && service.home() == 0 && *known != wanted {
@@ -489,6 +531,9 @@ impl Publisher {
         if guests {
             flags |= Service::GUESTS;
         }
+        if plan.protection.guards() {
+            flags |= Service::GUARDED;
+        }
         let Some(record) = self.registry.services.get(&index) else { return false };
         let stable_slots = record.stable.as_ref().map_or(0, |table| table.first);
         // Without a canary nobody looks there. If somebody did, it should not be at another service's slots.
@@ -509,7 +554,7 @@ impl Publisher {
             stable_pool: pools[0],
             canary_pool: pools[1],
             measure,
-            on_limit: plan.limits.on_limit.unwrap_or(plan.on_empty) as u8,
+            on_limit: plan.limits.on_limit,
             clamp_mss: plan.clamp_mss,
             ..Service::default()
         };
@@ -563,6 +608,7 @@ impl Publisher {
         let done = split::change(&self.maps.services, index, expected, share);
         if done {
             self.split_changed(index, now);
+            self.name_canary(index);
         }
         done
     }
@@ -586,6 +632,8 @@ impl Publisher {
         // None of it is for whoever has the index next.
         self.forget_faults(|fault| fault.service == index);
         self.forget_guests(index)?;
+        self.protect(index, &Protection::default())?;
+        self.forget_quic(index)?;
         self.maps.budgets.write(index, &Budget::default());
         let ids: Vec<u16> = self.registry.backends_of(index).collect();
         for &id in &ids {
@@ -594,6 +642,8 @@ impl Publisher {
         }
         self.free_ids(&ids)?;
         self.registry.free_service(index);
+        self.registry.hosted.remove(&index);
+        self.protect_host(key.address)?;
         self.rebuild_filters()?;
         Ok(true)
     }
@@ -620,6 +670,7 @@ impl Publisher {
     fn free_ids(&mut self, ids: &[u16]) -> Result<(), PublishError> {
         self.forget_faults(|fault| ids.contains(&fault.backend));
         self.forget_open(ids)?;
+        self.forget_names(ids)?;
         for &id in ids {
             self.registry.free_backend(&self.maps, id);
         }
@@ -733,9 +784,4 @@ fn set_filter(maps: &Maps, filter: usize, address: Address) {
 
 fn map_error(map: &'static str) -> impl Fn(io::Error) -> PublishError {
     move |source| PublishError::Map { map, source }
-}
-/// The key of a network of guests.
-fn guest(service: u32, network: IpNet) -> GuestKey {
-    let bits = u32::from(network.prefix_len()) + if network.addr().is_ipv4() { 96 } else { 0 };
-    GuestKey::network(service, network.network().into(), bits)
 }

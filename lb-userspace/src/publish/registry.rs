@@ -1,17 +1,20 @@
 //! What is where in the maps. The maps are the truth: everything here is read back from them when an agent starts.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::Ordering;
 
 use bytemuck::Zeroable;
 use lb_common::abi::{Address, Backend, Device, GuestKey, Life, Port, Service, Slot, VipKey};
+use lb_common::guard::Rule;
 use lb_common::limit::Limit;
 use lb_common::settle::{SplitClock, Takers};
 use lb_common::watch::Watch;
 use thiserror::Error;
 
 use super::PoolPlan;
+use super::protection::Rules;
+use super::quic::{self, QuicRecord};
 use crate::dataplane::Maps;
 
 /// No room for more.
@@ -23,6 +26,12 @@ pub struct Full {
     what: &'static str,
     setting: &'static str,
     capacity: u32,
+}
+
+impl Full {
+    pub(super) const fn of(what: &'static str, setting: &'static str, capacity: u32) -> Self {
+        Self { what, setting, capacity }
+    }
 }
 
 /// Who has which index.
@@ -48,6 +57,12 @@ pub struct Registry {
     measures: HashMap<u32, u16>,
     /// Service -> the networks of its guests, as they are in the kernel.
     pub(super) guests: HashMap<u32, BTreeSet<GuestKey>>,
+    /// Owner (a service, or the host of a VIP) -> what networks may, as it is in the kernel.
+    pub(super) rules: HashMap<u32, Rules>,
+    /// Services whose rules are in those of their VIP's host.
+    pub(super) hosted: HashSet<u32>,
+    /// By service index.
+    pub(super) quic: HashMap<u32, QuicRecord>,
 }
 
 /// What a service has.
@@ -132,6 +147,9 @@ impl Registry {
             regions: BTreeMap::new(),
             measures: HashMap::new(),
             guests: HashMap::new(),
+            rules: HashMap::new(),
+            hosted: HashSet::new(),
+            quic: quic::adopt(maps)?,
         };
         for (key, index) in maps.vips.entries()? {
             if index < maps.services.len() {
@@ -152,6 +170,11 @@ impl Registry {
         }
         for key in maps.guests.keys()? {
             registry.guests.entry(key.service).or_default().insert(key);
+        }
+        for key in maps.rules.keys()? {
+            if let Some(rule) = maps.rules.get(&key)? {
+                registry.rules.entry(key.service).or_default().insert(key, Rule::of(rule));
+            }
         }
         for index in 0..maps.devices.len() as u16 {
             let device = maps.devices.read(index.into());
@@ -320,6 +343,23 @@ impl Registry {
         free.unwrap_or(0)
     }
 
+    /// The index of a pool whose name is known.
+    #[must_use]
+    pub fn pool_index(&self, service: u32, name: &str) -> Option<u16> {
+        self.pools_of(service).find(|&index| self.pool_name(index) == Some(name))
+    }
+
+    /// The indexes of a service's pools.
+    pub fn pools_of(&self, service: u32) -> impl Iterator<Item = u16> + '_ {
+        self.pools_of.get(&service).into_iter().flatten().copied()
+    }
+
+    /// Whether another service could be measured, given `room` for so many.
+    #[must_use]
+    pub fn can_measure(&self, room: u32) -> bool {
+        self.measures.len() < ids(room).count()
+    }
+
     /// The name of a pool, where it is known.
     #[must_use]
     pub fn pool_name(&self, index: u16) -> Option<&str> {
@@ -342,10 +382,9 @@ impl Registry {
         self.backends.keys().copied()
     }
 
-    /// The highest index of a pool.
-    #[must_use]
-    pub fn last_pool(&self) -> Option<u16> {
-        self.pools.last_key_value().map(|(&index, _)| index)
+    /// Every index of a pool.
+    pub fn pools(&self) -> impl Iterator<Item = u16> + '_ {
+        self.pools.keys().copied()
     }
 
     /// How many backends there are.

@@ -1,17 +1,16 @@
 //! Gates that a machine answers: a command, a web server, a file.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use hyper::{StatusCode, Uri};
-use tokio::process::Command;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::engine::Answer;
 use super::plan::Gate;
-use crate::web::Get;
+use crate::health::{Command, Output};
+use crate::web::{Get, shown};
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,18 +27,28 @@ const NOT_YET: i32 = 75;
 pub fn ask(gate: &Gate, service: &str, pool: &str, share: f64) -> Option<oneshot::Receiver<Answer>> {
     let question = match gate {
         Gate::Approve => return None,
-        Gate::Command(words) => Question::Command(words.clone()),
+        Gate::Command(words) => {
+            let mut words = words.iter().cloned();
+            Question::Command(Command {
+                // Without one it does not start, which the gate says; the configuration refuses that.
+                program: words.next().unwrap_or_default().into(),
+                arguments: words.collect(),
+                environment: vec![
+                    ("LB_SERVICE", service.to_owned()),
+                    ("LB_POOL", pool.to_owned()),
+                    ("LB_SHARE", share.to_string()),
+                ],
+            })
+        }
         Gate::Http(url) => Question::Http(url.clone()),
         Gate::File(path) => Question::File(path.clone()),
     };
-    let subject =
-        [("LB_SERVICE", service.to_owned()), ("LB_POOL", pool.to_owned()), ("LB_SHARE", share.to_string())];
     let (mut sender, receiver) = oneshot::channel();
     tokio::spawn(async move {
         loop {
             let answer = tokio::select! {
                 () = sender.closed() => return,
-                answer = timeout(PATIENCE, question.once(&subject)) => answer.unwrap_or(Answer::None),
+                answer = timeout(PATIENCE, question.once()) => answer.unwrap_or(Answer::None),
             };
             if answer != Answer::None {
                 // Nobody waits any more: the rollout went on without.
@@ -53,15 +62,15 @@ pub fn ask(gate: &Gate, service: &str, pool: &str, share: f64) -> Option<oneshot
 }
 
 enum Question {
-    Command(Vec<String>),
+    Command(Command),
     Http(String),
     File(String),
 }
 
 impl Question {
-    async fn once(&self, subject: &[(&str, String)]) -> Answer {
+    async fn once(&self) -> Answer {
         match self {
-            Self::Command(words) => command(words, subject).await,
+            Self::Command(line) => command(line).await,
             Self::Http(url) => http(url).await,
             Self::File(path) if Path::new(path).exists() => Answer::Yes,
             Self::File(_) => Answer::None,
@@ -69,23 +78,17 @@ impl Question {
     }
 }
 
-async fn command(words: &[String], subject: &[(&str, String)]) -> Answer {
-    let Some((program, arguments)) = words.split_first() else {
-        return Answer::No("its command is empty".to_owned());
+async fn command(command: &Command) -> Answer {
+    let program = command.program.display();
+    let mut running = match command.start(Output::Discarded) {
+        Ok(running) => running,
+        Err(error) => return Answer::No(format!("{program} does not start: {error}")),
     };
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
-    command.envs(subject.iter().map(|(name, value)| (name, value)));
-    match command.status().await {
+    match running.wait().await {
         Ok(status) if status.success() => Answer::Yes,
         Ok(status) if status.code() == Some(NOT_YET) => Answer::None,
         Ok(status) => Answer::No(format!("{program}: {status}")),
-        Err(error) => Answer::No(format!("{program} does not start: {error}")),
+        Err(error) => Answer::No(format!("{program} cannot be waited for: {error}")),
     }
 }
 
@@ -102,15 +105,6 @@ async fn http(url: &str) -> Answer {
             Answer::None
         }
     }
-}
-
-/// A URL as it may be told: its query may hold a secret, and so may what stands before its host.
-fn shown(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{scheme}://{host}{path}")
 }
 
 async fn status(url: &str) -> Result<StatusCode, String> {
@@ -182,16 +176,35 @@ mod tests {
         assert_eq!(answer(Gate::Http(url.clone())).await, Answer::No(format!("{told}: 403 Forbidden")));
     }
 
-    #[test]
-    fn a_url_is_told_without_its_secrets() {
-        for (url, told) in [
-            ("https://gate.example/go?token=hunter2", "https://gate.example/go"),
-            ("https://ops:hunter2@gate.example:8443/go#x", "https://gate.example:8443/go"),
-            ("http://[2001:db8::1]:80?hunter2", "http://[2001:db8::1]:80"),
-            ("http://gate.example/a@b", "http://gate.example/a@b"),
-        ] {
-            assert_eq!(shown(url), told);
-        }
+    #[tokio::test]
+    async fn a_command_sees_nothing_of_the_agents_own_environment() {
+        // Cargo sets it for every test.
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+        assert_eq!(answer(shell("test -z \"$CARGO_MANIFEST_DIR\" && test -n \"$PATH\"")).await, Answer::Yes);
+        let by_name = Gate::Command(vec!["sh".into(), "-c".into(), "exit 0".into()]);
+        assert_eq!(answer(by_name).await, Answer::Yes, "PATH finds it");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_not_waited_for_is_killed_with_all_its_children() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mark = directory.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {0}.new && mv {0}.new {0}; wait", mark.display());
+        let receiver = ask(&shell(&script), "web", "v2", 10.0).expect("a machine");
+        let wait_until = async |what: &dyn Fn() -> bool| {
+            let patience = timeout(Duration::from_secs(10), async {
+                while !what() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            });
+            patience.await.expect("in time");
+        };
+        wait_until(&|| mark.exists()).await;
+        let child = std::fs::read_to_string(&mark).expect("a pid");
+        let stat = std::path::PathBuf::from(format!("/proc/{}/stat", child.trim()));
+        drop(receiver);
+        // Gone, or a zombie that nobody has collected yet.
+        wait_until(&|| std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))).await;
     }
 
     #[tokio::test]

@@ -1,9 +1,12 @@
 //! The plan of a rollout: its steps, and what is asked before each goes on.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::web;
 
 /// How a pool is rolled out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,6 +41,27 @@ pub struct Plan {
     /// New connections a second that the canary takes at most, below 100 %.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cap: Option<u32>,
+    /// Where the pool alone is reached while the rollout is under way.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub preview: Option<SocketAddr>,
+}
+
+impl Plan {
+    /// As others may see it: addresses of gates without what may be a secret in them. The journal keeps them whole, since the next
+    /// agent goes on with the plan.
+    #[must_use]
+    pub fn shown(&self) -> Self {
+        let mut plan = self.clone();
+        for question in plan.steps.iter_mut().filter_map(|step| step.gate.as_mut()) {
+            if let Gate::Http(url) = &mut question.what {
+                *url = web::shown(url);
+            }
+        }
+        for metric in &mut plan.metrics {
+            metric.server = web::shown(&metric.server);
+        }
+        plan
+    }
 }
 
 /// A share, and what has to hold before the next one.
@@ -240,5 +264,25 @@ mod maybe_seconds {
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         let seconds = Option::<f64>::deserialize(from)?;
         seconds.map(|seconds| Duration::try_from_secs_f64(seconds).map_err(D::Error::custom)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Rollout;
+
+    #[test]
+    fn what_others_see_of_a_plan_has_no_secrets() {
+        let mut plan = Rollout::default().plan(None, None);
+        plan.steps[0].gate = Some(Question {
+            what: Gate::Http("https://ops:hunter2@gate.example/go?token=hunter2".to_owned()),
+            timeout: None,
+            on_timeout: OnGateTimeout::Fail,
+        });
+        let text = serde_json::to_string(&plan.shown()).expect("JSON");
+        assert!(text.contains("https://gate.example/go") && !text.contains("hunter2"), "{text}");
+        let kept = serde_json::to_string(&plan).expect("JSON");
+        assert!(kept.contains("token=hunter2"), "the next agent asks the same");
     }
 }

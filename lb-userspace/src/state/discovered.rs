@@ -104,7 +104,8 @@ impl Desired {
     }
 
     /// Of those that have the same address a configured one counts, and then the one of the first pool.
-    fn completed<'a>(&self, service: &'a Service) -> Cow<'a, Service> {
+    #[must_use]
+    pub fn completed<'a>(&self, service: &'a Service) -> Cow<'a, Service> {
         let Some(sets) = self.discovered.get(&service.name) else { return Cow::Borrowed(service) };
         let configured = service.pools.iter().flat_map(|pool| &pool.backends);
         let mut taken: HashSet<_> = configured.map(|backend| backend.address).collect();
@@ -142,6 +143,7 @@ mod tests {
             priority: 0,
             health_port: None,
             agent_port: None,
+            server_ids: None,
         }
     }
 

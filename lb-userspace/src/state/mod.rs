@@ -172,6 +172,9 @@ impl Intent {
 
     /// Overrides of backends that are gone, or that stood in for a value that is another one now.
     fn forget_overrides(&mut self, service: &Service) {
+        if self.backends.is_empty() {
+            return;
+        }
         let all = service.pools.iter().flat_map(|pool| &pool.backends);
         let all: HashMap<SocketAddr, &Backend> = all.map(|backend| (backend.address, backend)).collect();
         self.backends.retain(|address, overrides| {
@@ -212,16 +215,33 @@ impl Desired {
         });
         let intents: Vec<(ServiceName, Intent)> = intents.collect();
         next.intents.extend(intents);
-        let before = self.config.services.iter();
-        let gone = before.filter(|service| next.service(service.name.as_str()).is_none());
-        let names: Vec<ServiceName> =
-            next.config.services.iter().chain(gone).map(|service| service.name.clone()).collect();
-        for name in names {
-            if self.snapshot(name.as_str()) != next.snapshot(name.as_str()) {
-                next.count(&name);
-            }
+        for name in self.differing(&next) {
+            next.count(&name);
         }
         next
+    }
+
+    /// Every service by its name, with what was decided about it.
+    #[must_use]
+    pub fn by_name(&self) -> BTreeMap<&ServiceName, (&Service, Option<&Intent>)> {
+        let services = self.config.services.iter();
+        services.map(|service| (&service.name, (service, self.intents.get(&service.name)))).collect()
+    }
+
+    /// The services that are not the same in `other`: new there, gone, changed, or decided about in another way; by name.
+    #[must_use]
+    pub fn differing(&self, other: &Self) -> Vec<ServiceName> {
+        let (before, after) = (self.by_name(), other.by_name());
+        let gone = before.keys().filter(|name| !after.contains_key(**name));
+        let mut names: Vec<ServiceName> = after
+            .iter()
+            .filter(|(name, now)| before.get(**name) != Some(*now))
+            .map(|(name, _)| *name)
+            .chain(gone.copied())
+            .cloned()
+            .collect();
+        names.sort();
+        names
     }
 
     /// All that holds of a service.

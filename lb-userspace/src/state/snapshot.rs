@@ -38,32 +38,48 @@ impl Snapshot {
     /// at run time, `split`, `stable`, `canary`. Who set it and when is not among them.
     #[must_use]
     pub fn values(&self) -> Values {
-        let mut values = self.service.as_ref().map(configured).unwrap_or_default();
-        let Some(intent) = &self.intent else { return values };
-        let mut add = |path: &str, value: String| drop(values.insert(path.to_owned(), value));
-        add("stable", intent.stable.as_str().to_owned());
-        if let Some(canary) = &intent.canary {
-            add("canary", canary.as_str().to_owned());
-        }
-        add("split", format!("{} %", intent.split));
-        add("salt", intent.salt.to_string());
-        for (address, overrides) in &intent.backends {
-            let pools = self.service.iter().flat_map(|service| &service.pools);
-            let mut of = pools.filter(|pool| pool.backends.iter().any(|backend| backend.address == *address));
-            let owner = of.next().map(|pool| format!("pool.{}.", pool.name.as_str())).unwrap_or_default();
-            for (what, value) in overridden(overrides) {
-                add(&format!("{owner}backend.{address}.{what}.override"), value);
-            }
-        }
-        values
+        values(self.service.as_ref(), self.intent.as_ref())
     }
 
     /// SHA-256 of the values: two snapshots have the same one if and only if nothing differs between them.
     #[must_use]
     pub fn hash(&self) -> ContentHash {
-        // A map of text has a form in JSON, always the same one: its keys are sorted.
-        ContentHash(Sha256::digest(serde_json::to_vec(&self.values()).unwrap_or_default()).into())
+        hash_of(&self.values())
     }
+}
+
+/// As [`Snapshot::hash`], of values that are known.
+pub(super) fn hash_of(values: &Values) -> ContentHash {
+    // A map of text has a form in JSON, always the same one: its keys are sorted.
+    ContentHash(Sha256::digest(serde_json::to_vec(values).unwrap_or_default()).into())
+}
+
+/// As [`Snapshot::values`], of its parts.
+pub(super) fn values(service: Option<&Service>, intent: Option<&Intent>) -> Values {
+    let mut values = service.map(configured).unwrap_or_default();
+    values.extend(intent.map(|intent| decided(service, intent)).unwrap_or_default());
+    values
+}
+
+/// Those among the values that were decided at run time.
+pub(super) fn decided(service: Option<&Service>, intent: &Intent) -> Values {
+    let mut values = Values::new();
+    let mut add = |path: &str, value: String| drop(values.insert(path.to_owned(), value));
+    add("stable", intent.stable.as_str().to_owned());
+    if let Some(canary) = &intent.canary {
+        add("canary", canary.as_str().to_owned());
+    }
+    add("split", format!("{} %", intent.split));
+    add("salt", intent.salt.to_string());
+    for (address, overrides) in &intent.backends {
+        let pools = service.iter().flat_map(|service| &service.pools);
+        let mut of = pools.filter(|pool| pool.backends.iter().any(|backend| backend.address == *address));
+        let owner = of.next().map(|pool| format!("pool.{}.", pool.name.as_str())).unwrap_or_default();
+        for (what, value) in overridden(overrides) {
+            add(&format!("{owner}backend.{address}.{what}.override"), value);
+        }
+    }
+    values
 }
 
 fn overridden(overrides: &Overrides) -> impl Iterator<Item = (&'static str, String)> {
@@ -111,6 +127,12 @@ fn flatten(path: String, value: &Value, into: &mut Values) {
                     None => flatten(under(&i), element, into),
                 }
             }
+        }
+        // The key that connection ids are encrypted with: that it is another one is seen, not which.
+        Value::String(text) if path.contains("quic.config.") && path.ends_with(".key") => {
+            let digest = Sha256::digest(text);
+            let digits: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            drop(into.insert(path, format!("secret (SHA-256 {digits}…)")));
         }
         Value::String(text) => drop(into.insert(path, text.clone())),
         other => drop(into.insert(path, other.to_string())),
@@ -173,6 +195,23 @@ mod tests {
         assert_eq!((came.len(), went.len()), (there.values().len(), there.values().len()));
         assert!(came.contains(&"vip: - -> 203.0.113.10".to_owned()), "{came:#?}");
         assert!(went.contains(&"vip: 203.0.113.10 -> -".to_owned()), "{went:#?}");
+    }
+
+    #[test]
+    fn the_key_of_connection_ids_is_not_shown() {
+        let with = |digit: char| {
+            let key = digit.to_string().repeat(32);
+            let quic = format!(
+                "protocol = \"udp\"\n[service.quic]\n[[service.quic.config]]\nid = 0\nserver_id_length = 1\nnonce_length = 7\nkey = \"{key}\"\n"
+            );
+            Desired::of(config(&format!("{quic}{A}server_ids = [\"01\"]\n"))).snapshot("web")
+        };
+        let shown = shown(&with('a'), &with('b'));
+        assert!(
+            matches!(&shown[..], [one] if one.starts_with("quic.config.0.key: secret (SHA-256 ")),
+            "{shown:?}"
+        );
+        assert!(!shown[0].contains("aaaa") && !shown[0].contains("bbbb"), "{shown:?}");
     }
 
     #[test]

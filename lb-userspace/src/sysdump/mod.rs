@@ -11,11 +11,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use flate2::{Compression, write::GzEncoder};
+use hyper::Uri;
 use serde::Serialize;
 use tokio::process::Command;
 
 use crate::api::{Client, EventQuery, FlowQuery};
 use crate::doctor;
+use crate::web::Get;
 use redact::Redactor;
 
 /// Where things are.
@@ -143,17 +145,17 @@ fn versions() -> String {
 
 /// What the metrics' listener says.
 async fn metrics(at: &str) -> Result<String, String> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let ask = async {
-        let mut stream = tokio::net::TcpStream::connect(at).await?;
-        let request = format!("GET /metrics HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        Ok::<_, io::Error>(String::from_utf8_lossy(&answer).into_owned())
-    };
+    /// More than that of a hundred thousand backends.
+    const LIMIT: usize = 512 << 20;
+    if at == "off" {
+        return Err("lbd serves no metrics (LB_METRICS=off)".to_owned());
+    }
+    let uri: Uri = format!("http://{at}/metrics").parse().map_err(|error| format!("{at}: {error}"))?;
+    let ask = Get { uri: &uri, agent: "lb-sysdump", ca_file: None, headers: Vec::new(), limit: LIMIT }.ask();
     match tokio::time::timeout(PATIENCE, ask).await {
-        Ok(answer) => answer.map_err(|error| format!("{at}: {error}")),
+        Ok(Ok(got)) if got.status.is_success() => Ok(String::from_utf8_lossy(&got.body).into_owned()),
+        Ok(Ok(got)) => Err(format!("{at}: {}: {}", got.status, String::from_utf8_lossy(&got.body))),
+        Ok(Err(error)) => Err(format!("{at}: {error}")),
         Err(_) => Err(format!("{at} did not answer within {PATIENCE:?}")),
     }
 }

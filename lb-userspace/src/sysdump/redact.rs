@@ -22,6 +22,8 @@ static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     [
         // A name that says so, and its value: TOML, JSON, environment, queries. `send` is what a health check says.
         r#"(?i)((?:\b|_)["']?[\w.-]*(?:seed|secret|token|passw(?:or)?d|passphrase|api[_-]?key|private[_-]?key|credential)[\w.-]*["']?\s*[:=]\s*)(?:"[^"\n]*"|'[^'\n]*'|[^\s,}\]&"']+)"#,
+        // The key of connection ids.
+        r#"((?:\b|")key"?\s*[:=]\s*)["'][0-9A-Fa-f]{32}["']"#,
         r#"((?:\b|")send"?\s*[:=]\s*)(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"#,
         // The same as two words of a command.
         r#"(?i)(["']?--?[\w-]*(?:secret|token|passw(?:or)?d|passphrase|api-?key|private-?key|credential)[\w-]*["']?\s*,?\s+)(?:"[^"\n]*"|'[^'\n]*'|[^\s,\]]+)"#,
@@ -95,6 +97,11 @@ mod tests {
             let shown = redactor.text(text);
             assert!(!shown.contains("hunter2") && shown.contains(REDACTED), "{text} became {shown}");
         }
+        for text in
+            [r#"key = "8f95f09245765f80256934e50c66207f""#, r#"{"key":"8f95f09245765f80256934e50c66207f"}"#]
+        {
+            assert!(!redactor.text(text).contains("8f95"), "the key of connection ids: {text}");
+        }
         assert_eq!(
             redactor.text(r#"url = "https://ops:hunter2@registry.example/pools""#),
             r#"url = "https://REDACTED@registry.example/pools""#
@@ -112,6 +119,7 @@ mod tests {
             "198.51.100.7:40000 -> 203.0.113.10:443",
             "url = \"https://registry.example/pools\"",
             "user@host: no URL",
+            "key = \"q\"",
         ] {
             assert_eq!(redactor.text(text), text);
         }

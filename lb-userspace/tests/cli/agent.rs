@@ -25,6 +25,10 @@ pub struct Agent {
     pub hanging: AtomicBool,
     /// How many flows the first backend has.
     pub flows: AtomicU64,
+    /// Pages of services that were asked for.
+    pub pages: AtomicU64,
+    /// Whether the next page is refused, since the configuration has changed.
+    pub changed: AtomicBool,
     /// A rollout that is under way, look by look; the last one stays.
     pub rollouts: Mutex<VecDeque<RolloutStatus>>,
     events: Mutex<Vec<Event>>,
@@ -40,6 +44,8 @@ impl Agent {
             starting: AtomicBool::new(false),
             hanging: AtomicBool::new(false),
             flows: AtomicU64::new(3),
+            pages: AtomicU64::new(0),
+            changed: AtomicBool::new(false),
             rollouts: Mutex::default(),
             events: Mutex::default(),
             live: broadcast::Sender::new(16),
@@ -110,6 +116,26 @@ impl Agent {
         vec![self.checkout(), dns()]
     }
 
+    /// One service a page, so that whoever wants all of them has to go on.
+    fn page(&self, query: &ServiceQuery) -> Answer<Services> {
+        query.limit()?;
+        self.pages.fetch_add(1, Ordering::Relaxed);
+        if let Some(name) = &query.service {
+            return Ok(Services { services: vec![self.find(name)?], ..Services::default() });
+        }
+        let all = self.all();
+        let first = match &query.after {
+            None => 0,
+            // As if the configuration had changed in between.
+            Some(_) if self.changed.swap(false, Ordering::Relaxed) => {
+                return Err(ApiError::new(ErrorCode::RevisionConflict, "it is gone"));
+            }
+            Some(after) => 1 + all.iter().position(|service| service.name == *after).expect("a service"),
+        };
+        let next = (first + 1 < all.len()).then(|| all[first].name.clone());
+        Ok(Services { services: all[first..].iter().take(1).cloned().collect(), next, ..Services::default() })
+    }
+
     fn checkout(&self) -> ServiceStatus {
         let unsettled = self.unsettled.load(Ordering::Relaxed);
         let flows = self.flows.load(Ordering::Relaxed);
@@ -158,6 +184,11 @@ impl Agent {
                 since: "2026-11-21T03:58:00.5Z".to_owned(),
                 actor: "alice".to_owned(),
             }],
+            protection: Some(ProtectionStatus {
+                denied_networks: 2,
+                source_max_new_per_second: Some(50),
+                ..ProtectionStatus::default()
+            }),
         }
     }
 }
@@ -186,6 +217,7 @@ fn dns() -> ServiceStatus {
             )
         }],
         overrides: Vec::new(),
+        protection: None,
     }
 }
 
@@ -209,6 +241,7 @@ fn pool(name: &str, role: PoolRole, share_percent: f64, backends: Vec<BackendSta
         priorities: Vec::new(),
         backends,
         traffic,
+        handshake: None,
     }
 }
 
@@ -228,6 +261,7 @@ fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
         steering: None,
         connections: None,
         outcomes: None,
+        server_ids: Vec::new(),
         health: HealthStatus {
             status: HealthState::Up,
             reason: None,
@@ -306,8 +340,9 @@ fn changed(
 }
 
 impl Control for Agent {
-    async fn status(&self) -> Answer<Status> {
+    async fn status(&self, query: ServiceQuery) -> Answer<Status> {
         self.ready()?;
+        let page = self.page(&query)?;
         let degraded = self.degraded.load(Ordering::Relaxed);
         let finding = Finding {
             severity: Severity::Error,
@@ -366,13 +401,14 @@ impl Control for Agent {
                     ("too_big".to_owned(), 0),
                 ]),
             },
-            services: self.all(),
+            services: page.services,
+            next: page.next,
         })
     }
 
-    async fn services(&self, only: Option<String>) -> Answer<Vec<ServiceStatus>> {
+    async fn services(&self, query: ServiceQuery) -> Answer<Services> {
         self.ready()?;
-        only.map_or_else(|| Ok(self.all()), |name| self.find(&name).map(|service| vec![service]))
+        self.page(&query)
     }
 
     async fn flows(&self, query: FlowQuery) -> Answer<Flows> {
@@ -693,6 +729,7 @@ pub fn rollout(service: &str, phase: Phase) -> RolloutStatus {
         verdict: VerdictWord::NoData,
         verdict_reason: "nobody came".to_owned(),
         metrics: Vec::new(),
+        preview: None,
         queries: Vec::new(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lb_userspace::api::Severity;
@@ -201,4 +202,30 @@ fn a_client_that_says_nothing_is_not_in_the_way() {
     let start = Instant::now();
     assert_eq!(ask(&lab, "GET", "/v1/status", "").0, 200);
     assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn services_come_in_pages_and_lbctl_puts_them_together() {
+    let lab = Lab::new();
+    let (_, first) = ask(&lab, "GET", "/v1/services", "");
+    assert_eq!((&first["services"][0]["name"], &first["next"]), (&json!("checkout"), &json!("checkout")));
+    let (_, last) = ask(&lab, "GET", "/v1/backends?after=checkout&limit=1000", "");
+    assert_eq!((&last["backends"][0]["service"], last.get("next")), (&json!("dns"), None));
+    for limit in ["0", "1001"] {
+        let (status, refused) = ask(&lab, "GET", &format!("/v1/status?limit={limit}"), "");
+        assert_eq!((status, &refused["code"]), (422, &json!("LB0511")), "{refused}");
+    }
+
+    // In its middle the configuration changes once: then it begins anew.
+    for changed in [false, true] {
+        lab.agent.changed.store(changed, Ordering::Relaxed);
+        let before = lab.agent.pages.load(Ordering::Relaxed);
+        let output = lab.lbctl(&["get", "services", "--output", "json"]).output().unwrap();
+        let whole: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let services = whole["services"].as_array().unwrap().iter();
+        let names: Vec<&str> = services.map(|service| service["name"].as_str().unwrap()).collect();
+        assert_eq!((names, whole.get("next")), (vec!["checkout", "dns"], None));
+        let asked = lab.agent.pages.load(Ordering::Relaxed) - before;
+        assert_eq!(asked, if changed { 4 } else { 2 });
+    }
 }

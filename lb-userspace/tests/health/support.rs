@@ -36,7 +36,7 @@ pub fn http(path: &str, host: Option<&str>, expect: &str, timing: Timing) -> Che
 }
 
 pub fn target(id: u64, address: SocketAddr, check: Check) -> Target {
-    Target { id: TargetId(id), address, check, mark: None }
+    Target { id: TargetId(id), address, check, mark: None, via: None }
 }
 
 pub async fn listen() -> (TcpListener, SocketAddr) {

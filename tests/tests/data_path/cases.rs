@@ -35,6 +35,9 @@ const FRAGMENTS: [(&str, u16, &[u16]); 2] = [("first", 7, &[]), ("first, in a VL
 /// What does not fit.
 const LONG: [(&str, &[u16]); 2] = [("one byte too long", &[]), ("one byte too long, in a VLAN", &[7])];
 
+/// No tag, one, another one, two.
+const TAGS: [&[u16]; 4] = [&[], &[7], &[8], &[300, 4000]];
+
 /// A packet and what becomes of it.
 struct Case {
     name: String,
@@ -60,10 +63,19 @@ fn table() -> Result<()> {
             (Mode::DsrGue, Some(true)),
         ] {
             for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
-                let bed = Bed::new(&network, mode, v6, udp, outer_v6.unwrap_or(v6));
-                for case in bed.cases() {
-                    bed.check(&kernel, &network, &case).with_context(|| format!("{bed}: {}", case.name))?;
-                    count += 1;
+                let outer_v6 = outer_v6.unwrap_or(v6);
+                let mut check = |bed: &Bed, cases: Vec<Case>| {
+                    count += cases.len();
+                    cases.iter().try_for_each(|case| {
+                        let checked = bed.check(&kernel, &network, case);
+                        checked.with_context(|| format!("{bed}: {}", case.name))
+                    })
+                };
+                let bed = Bed::new(&network, mode, v6, udp, outer_v6, None);
+                check(&bed, bed.cases())?;
+                for tags in TAGS {
+                    let bed = Bed::new(&network, mode, v6, udp, outer_v6, Some(tags));
+                    check(&bed, bed.between_vlans(tags))?;
                 }
             }
         }
@@ -80,7 +92,9 @@ struct Bed {
     v6: bool,
     udp: bool,
     outer_v6: bool,
-    /// Of the balancer.
+    /// The tags of the device that leads to the backend, if there are VLAN devices.
+    vlan: Option<&'static [u16]>,
+    /// Of the balancer, where that leads to the backend.
     own: Mac,
     client: SocketAddr,
     vip: SocketAddr,
@@ -96,7 +110,14 @@ impl std::fmt::Display for Bed {
 }
 
 impl Bed {
-    fn new(network: &Network, mode: Mode, v6: bool, udp: bool, outer_v6: bool) -> Self {
+    fn new(
+        network: &Network,
+        mode: Mode,
+        v6: bool,
+        udp: bool,
+        outer_v6: bool,
+        vlan: Option<&'static [u16]>,
+    ) -> Self {
         let address = |v6: bool, v4_text: &str, v6_text: &str| -> IpAddr {
             if v6 { v6_text } else { v4_text }.parse().expect("an address")
         };
@@ -110,9 +131,14 @@ impl Bed {
         let protocol = if udp { IPPROTO_UDP } else { IPPROTO_TCP };
         let service = tables.add_service(&ServiceSpec { protocol, ..ServiceSpec::tcp(vip.ip(), 443, mode) });
         let id = tables.add_pool(service, false, &[(backend, 1)])[0];
-        tables.backends[usize::from(id)].next_hop = NextHop::of(HOP.0, 0).0;
+        let device = if vlan.is_some_and(|tags| !tags.is_empty()) { 2 } else { 0 };
+        tables.backends[usize::from(id)].next_hop = NextHop::of(HOP.0, device).0;
+        if let Some(tags) = vlan {
+            tables.vlans = network.vlans(tags);
+        }
         Self {
-            own: Mac(tables.devices[0].mac),
+            own: Mac(tables.devices[usize::from(device)].mac),
+            vlan,
             client: SocketAddr::new(address(v6, "198.51.100.200", "2001:db8:ffff::200"), 40_000),
             tables,
             mode,
@@ -126,7 +152,7 @@ impl Bed {
 
     /// Sends the packets of a case through both.
     fn check(&self, kernel: &Kernel, network: &Network, case: &Case) -> Result<()> {
-        let tables = Self::new(network, self.mode, self.v6, self.udp, self.outer_v6).tables;
+        let tables = Self::new(network, self.mode, self.v6, self.udp, self.outer_v6, self.vlan).tables;
         kernel.fill(&tables, &network.egress())?;
         let send = |bytes: &[u8]| -> Result<(Reason, Vec<u8>)> {
             let mut frame = host::Frame::new(bytes, network.port());
@@ -174,11 +200,78 @@ impl Bed {
             cases.push(followed);
             cases.push(self.stays(&format!("fragment before the {name}"), &later, Reason::FragmentUnknown));
         }
+        self.nobody(&mut cases);
         self.too_big(&mut cases);
         self.errors(&mut cases);
         if self.mode == Mode::Nat {
             self.replies(&mut cases);
         }
+        cases
+    }
+
+    /// From addresses that no host has, and from the VIP itself.
+    fn nobody(&self, cases: &mut Vec<Case>) {
+        let martians: &[&str] = if self.v6 {
+            &["::", "::1", "ff02::1"]
+        } else {
+            &["0.0.0.0", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"]
+        };
+        let mut add = |from: IpAddr, packet: &Packet, reason| {
+            let source = SocketAddr::new(from, 40_000);
+            let frame = packet.frame(source, self.vip, self.udp, STATION, self.own, 64);
+            cases.push(Case {
+                name: format!("from {from}"),
+                before: Vec::new(),
+                frame,
+                reason,
+                becomes: None,
+            });
+        };
+        for source in martians {
+            add(source.parse().expect("an address"), &Packet::default(), Reason::Martian);
+        }
+        add(
+            martians[1].parse().expect("an address"),
+            &Packet { tags: &[7], ..Packet::default() },
+            Reason::Martian,
+        );
+        let piece = Packet { piece: Some((0, true, 9)), data: vec![3; 64], ..Packet::default() };
+        add(martians[2].parse().expect("an address"), &piece, Reason::Martian);
+        add(self.vip.ip(), &Packet::default(), Reason::Land);
+        add(self.vip.ip(), &piece, Reason::Land);
+    }
+
+    /// From one VLAN to another: the frame leaves with the tags of the device that leads on, whatever it came with.
+    fn between_vlans(&self, out: &'static [u16]) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for came in TAGS {
+            let name = format!("{came:?} -> {out:?}");
+            let packet = Packet { tos: 0xbb, ..Packet::default() };
+            let piece = Packet { piece: Some((0, true, 7)), data: vec![3; 64], ..Packet::default() };
+            for (packet, reason) in [(packet, Reason::Forwarded), (piece, Reason::FragmentForwarded)] {
+                let frame = Packet { tags: came, ..packet.clone() };
+                let frame = frame.frame(self.client, self.vip, self.udp, STATION, self.own, 64);
+                let sent = self.request(&name, Packet { tags: out, ..packet }, reason);
+                cases.push(Case { frame, ..sent });
+            }
+            if self.mode == Mode::Nat {
+                // The way back is by the port itself.
+                let own = Mac(self.tables.devices[0].mac);
+                let reply = Packet { tags: came, ..Packet::default() };
+                let frame = reply.frame(self.backend, self.client, self.udp, STATION, own, 64);
+                let becomes = Packet::default().frame(self.vip, self.client, self.udp, own, ROUTER, 63);
+                let name = format!("a reply, {came:?} -> []");
+                cases.push(Case {
+                    name,
+                    before: Vec::new(),
+                    frame,
+                    reason: Reason::Replied,
+                    becomes: Some(becomes),
+                });
+            }
+        }
+        // What its sender is told goes back to where it came from: in its own VLAN.
+        self.too_big(&mut cases);
         cases
     }
 

@@ -7,6 +7,7 @@ use lb_tests::Family;
 
 use crate::network::Network;
 use crate::rng::Rng;
+use crate::tables::{CODECS, NAMES, server_id};
 
 /// What a test run takes.
 const SHORTEST: usize = 14;
@@ -33,7 +34,10 @@ impl Frames {
         }
         if self.recent.len() < MEMORY || rng.once_in(3) {
             let choices = rng.bytes(256);
-            let (frame, _) = fuzz::frame(&choices, tables);
+            let (mut frame, _) = fuzz::frame(&choices, tables);
+            if rng.once_in(4) {
+                name(&mut frame, rng);
+            }
             if self.recent.len() == MEMORY {
                 self.recent.swap_remove(rng.below(MEMORY));
             }
@@ -53,8 +57,9 @@ impl Frames {
 
     fn damage(&self, frame: &mut Vec<u8>, rng: &mut Rng) {
         let at = Layout::of(frame);
-        match rng.below(16) {
+        match rng.below(17) {
             0..4 => go_on(frame, &at, rng),
+            16 => Self::disown(frame, &at, rng),
             4 => flip(frame, rng),
             5 => frame.truncate(rng.below(frame.len() + 1)),
             6 => stretch(frame, &at, rng),
@@ -80,6 +85,52 @@ impl Frames {
         };
         put(frame, at.addresses() + rng.below(2) * octets.len(), &octets);
     }
+
+    /// From nobody: an address that no host has, or the very one that the frame is for.
+    fn disown(frame: &mut [u8], at: &Layout, rng: &mut Rng) {
+        let source = at.addresses();
+        let length = if at.v6 { 16 } else { 4 };
+        if rng.once_in(2) && frame.len() >= source + 2 * length {
+            return frame.copy_within(source + length..source + 2 * length, source);
+        }
+        if at.v6 {
+            let mut octets = [0; 16];
+            (octets[0], octets[15]) = rng.pick(&[(0, 0), (0, 1), (0, 2), (0xff, 1), (0xfe, 1)]);
+            (octets[10], octets[11]) = rng.pick(&[(0, 0), (0, 0), (0xff, 0xff)]);
+            return put(frame, source, &octets);
+        }
+        put(frame, source, &[rng.pick(&[0, 1, 126, 127, 128, 223, 224, 240, 255])]);
+    }
+}
+
+/// Puts a header of QUIC into a datagram, with a connection id that may name somebody.
+fn name(frame: &mut Vec<u8>, rng: &mut Rng) {
+    let at = Layout::of(frame);
+    let codec = rng.pick(&CODECS);
+    let nonce = rng.bytes(codec.nonce_length.into());
+    let server = server_id(&codec, rng.below(usize::from(NAMES) + 1) as u8);
+    let Some(mut id) = codec.encode(&server, &nonce) else { return };
+    if rng.once_in(8) {
+        id[0] ^= 1 << rng.below(8);
+    }
+    let mut header = vec![rng.next() as u8];
+    if header[0] & 0x80 != 0 {
+        header.extend(rng.pick(&[1_u32, 1, 0x6b33_43cf, 0x0a1a_2a3a, 0]).to_be_bytes());
+        header.push(id.len() as u8);
+    }
+    header.extend(id);
+    if rng.once_in(2) {
+        // As long as such datagrams are.
+        let (start, more) = (at.l4 + 8 + header.len(), rng.below(40));
+        if frame.get(at.protocol()) == Some(&17) && start >= frame.len() {
+            let length = (start + more - at.l4) as u16;
+            frame.resize(start + more, 0xa5);
+            put(frame, at.l4 + 4, &length.to_be_bytes());
+            let whole = if at.v6 { length } else { length + (at.l4 - at.l3) as u16 };
+            put(frame, at.length(), &whole.to_be_bytes());
+        }
+    }
+    put(frame, at.l4 + 8, &header);
 }
 
 /// Where things are in a frame, if it is what it says.

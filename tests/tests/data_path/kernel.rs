@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramFd, Xdp};
 use bytemuck::Pod;
 use lb_common::abi::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Slot, Traffic};
+use lb_common::guard::{Guard, Source, SourceKey};
 use lb_common::host::Tables;
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure;
@@ -34,6 +35,8 @@ pub const ROOM: Capacities = Capacities {
     slots: 1 << 13,
     backends: 128,
     services: 64,
+    prefixes: 1 << 10,
+    sources: 1 << 16,
 };
 
 /// A loaded program and its maps.
@@ -85,6 +88,7 @@ impl Kernel {
         for ifindex in egress {
             maps.egress.insert(ifindex, &[*ifindex, 0])?;
         }
+        replace(&maps.vlans, tables.vlans.iter().map(|(ifindex, vlan)| (*ifindex, *vlan)))?;
         replace(&maps.flows, tables.flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.udp_flows, tables.udp_flows.borrow().iter().map(|(key, entry)| (*key, *entry)))?;
         replace(&maps.half_open, tables.half_open.borrow().iter().map(|(key, note)| (*key, *note)))?;
@@ -108,6 +112,23 @@ impl Kernel {
         for key in &tables.guests {
             maps.guests.insert(key, &1)?;
         }
+        for key in maps.rules.keys()? {
+            maps.rules.remove(&key)?;
+        }
+        for (key, rule) in &tables.rules {
+            maps.rules.insert(key, &(*rule as u32))?;
+        }
+        replace(&maps.vip_rules, tables.vip_rules.iter().map(|(vip, owner)| (*vip, *owner)))?;
+        let dues = tables.dues.borrow();
+        for index in 0..maps.guards.len() {
+            let due = dues.get(&index).copied().unwrap_or_default();
+            let guard = tables.guards.get(&index).copied().unwrap_or_default();
+            let Source { connections_due, packets_due } = due;
+            maps.guards.write(index, &Guard { connections_due, packets_due, ..guard });
+        }
+        replace(&maps.sources, tables.sources.borrow().iter().map(|(key, source)| (*key, *source)))?;
+        replace(&maps.quic_configs, tables.quic_configs.iter().map(|(key, config)| (*key, *config)))?;
+        replace(&maps.quic_servers, tables.quic_servers.iter().map(|(key, server)| (*key, *server)))?;
         maps.faults.write(0, &tables.faults);
         for offset in [offset_of!(Measure, cap_interval), offset_of!(Measure, cap_next)] {
             let word = lb_common::pipeline::Tables::word(tables, CAPPED.into(), offset);
@@ -172,6 +193,12 @@ impl Kernel {
                 .into_iter()
                 .map(|(key, open)| (key, (open.backend, open.pool)))
                 .collect(),
+            dues: (0..maps.guards.len())
+                .map(|index| (index, maps.guards.read(index)))
+                .filter(|(_, guard)| guard.connections_due | guard.packets_due != 0)
+                .map(|(index, guard)| (index, (guard.connections_due != 0, guard.packets_due != 0)))
+                .collect(),
+            sources: maps.sources.entries()?.into_iter().map(|(key, due)| (key, taken(&due))).collect(),
             pools: traffic(&maps.pool_traffic)?,
             backends: traffic(&maps.backend_traffic)?,
         })
@@ -227,10 +254,10 @@ fn handshake(note: &HalfOpen) -> Handshake {
     (note.backend, note.generation, note.sequence)
 }
 
-/// What was counted for a backend (0) or a pool (1), if anything: open connections, and those that were kept away.
-fn counted(kind: u8, index: u32, limit: &Limit) -> Option<((u8, u32), (u64, u64))> {
-    let counts = (limit.open, limit.kept_away);
-    (counts != (0, 0)).then_some(((kind, index), counts))
+/// What was counted for a backend (0) or a pool (1), if anything: open connections, those that were kept away, trials.
+fn counted(kind: u8, index: u32, limit: &Limit) -> Option<((u8, u32), [u64; 3])> {
+    let counts = [limit.open, limit.kept_away, limit.trials];
+    (counts != [0; 3]).then_some(((kind, index), counts))
 }
 
 fn session(found: &Session) -> Session {
@@ -242,6 +269,11 @@ type Followed = (u16, u16, u32, u32);
 
 fn followed(entry: &FragmentEntry) -> Followed {
     (entry.backend, entry.way, entry.generation, entry.spread)
+}
+
+/// What was taken of two rates, new connections and packets.
+const fn taken(due: &Source) -> (bool, bool) {
+    (due.connections_due != 0, due.packets_due != 0)
 }
 
 /// What packets leave behind, but for the times.
@@ -256,8 +288,10 @@ pub struct State {
     pub fragments: BTreeMap<FragmentKey, Followed>,
     pub direct: std::collections::BTreeSet<FlowKey>,
     pub marked: usize,
-    pub limits: BTreeMap<(u8, u32), (u64, u64)>,
+    pub limits: BTreeMap<(u8, u32), [u64; 3]>,
     pub open: BTreeMap<FlowKey, (u16, u16)>,
+    pub dues: BTreeMap<u32, (bool, bool)>,
+    pub sources: BTreeMap<SourceKey, (bool, bool)>,
     pub pools: BTreeMap<u32, Traffic>,
     pub backends: BTreeMap<u32, Traffic>,
 }
@@ -287,6 +321,14 @@ impl State {
                 })
                 .collect(),
             open: tables.open.borrow().iter().map(|(key, open)| (*key, (open.backend, open.pool))).collect(),
+            dues: tables
+                .dues
+                .borrow()
+                .iter()
+                .map(|(index, due)| (*index, taken(due)))
+                .filter(|(_, taken)| *taken != (false, false))
+                .collect(),
+            sources: tables.sources.borrow().iter().map(|(key, due)| (*key, taken(due))).collect(),
             pools: charged.pools.clone(),
             backends: charged.backends.clone(),
         }
@@ -301,7 +343,7 @@ impl State {
                 }
             )* };
         }
-        compare!(flows udp_flows half_open fragments opening sessions direct marked limits open pools backends);
+        compare!(flows udp_flows half_open fragments opening sessions direct marked limits open dues sources pools backends);
         let slot = self.slots.iter().zip(&other.slots).position(|(a, b)| a != b)?;
         Some(format!("slot {slot}: {:?} {:?}", self.slots[slot], other.slots[slot]))
     }

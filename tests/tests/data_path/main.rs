@@ -5,6 +5,7 @@ mod cases;
 mod differential;
 mod frames;
 mod full;
+mod guard;
 mod kernel;
 mod network;
 mod rng;
@@ -15,7 +16,13 @@ mod writing;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let claims =
-        [cases::claims(), differential::claims(), full::claims(), writing::claims(), tripwire::claims()];
+    let claims = [
+        cases::claims(),
+        differential::claims(),
+        full::claims(),
+        writing::claims(),
+        tripwire::claims(),
+        guard::claims(),
+    ];
     lb_tests::run(claims.into_iter().flatten().collect())
 }

@@ -1,5 +1,6 @@
 //! A namespace whose routes are known, and what `bpf_fib_lookup` must say of them.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
@@ -8,6 +9,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::Device;
 use lb_common::parse::Network as Header;
 use lb_common::pipeline::Route;
+use lb_common::vlan::{Tags, Vlan};
+use lb_common::wire::{ETHERTYPE_QINQ, ETHERTYPE_VLAN};
 use lb_tests::programs::returning;
 use lb_tests::{Family, Lab, Mac, Namespace, bpf};
 use rtnetlink::RouteMessageBuilder;
@@ -90,7 +93,8 @@ impl Network {
         self.lab.balancer().port().index
     }
 
-    /// What the program may send by: the port, a narrow loopback, and an interface that it is not told how to send by.
+    /// What the program may send by: the port, a narrow loopback, and an interface that it is not told how to send by, unless it is
+    /// one of [`vlans`](Self::vlans).
     pub fn devices(&self) -> [Device; 3] {
         let mac = self.lab.balancer().mac().0;
         [
@@ -98,6 +102,19 @@ impl Network {
             Device { ifindex: LOOPBACK, mtu: NARROW, mac: [0; 6], pad: 0 },
             Device { ifindex: NOWHERE, mtu: MTU, mac: [2; 6], pad: 0 },
         ]
+    }
+
+    /// As if the interface that is not there were a VLAN device on the port, with these tags.
+    pub fn vlans(&self, tags: &[u16]) -> HashMap<u32, Vlan> {
+        let tags = match tags {
+            [outer, inner] => {
+                Tags::NONE.with(ETHERTYPE_QINQ, *outer).and_then(|tags| tags.with(ETHERTYPE_VLAN, *inner))
+            }
+            tags => tags.iter().try_fold(Tags::NONE, |tags, id| tags.with(ETHERTYPE_VLAN, *id)),
+        };
+        let tags = tags.expect("two tags at most").0;
+        let own = |ifindex| (ifindex, Vlan { ifindex, tags: 0 });
+        [own(self.port()), own(LOOPBACK), (NOWHERE, Vlan { ifindex: self.port(), tags })].into()
     }
 
     /// The interfaces of `EGRESS`.

@@ -3,9 +3,11 @@
 use std::mem::offset_of;
 
 use lb_common::abi::{Address, Fault, GuestKey, Life, Mode, NextHop, OnEmpty, Port, Service, Slot, Split};
+use lb_common::guard::{Guard, HOST, Rate, Rule};
 use lb_common::host::{Tables, fuzz};
 use lb_common::limit::{Limit, Whose};
 use lb_common::measure::Measure;
+use lb_common::quic::Codec;
 use lb_common::session::{Session, SessionKey};
 use lb_common::wire::IPPROTO_TCP;
 use lb_userspace::clock;
@@ -22,6 +24,9 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
     tables.devices = network.devices().to_vec();
     let routes = network.routes();
     tables.router = Some(Box::new(move |arrival, header| routes.route(arrival, header)));
+    if rng.once_in(2) {
+        tables.vlans = network.vlans(rng.pick(&[&[100][..], &[300, 4000]]));
+    }
     let settled = rng.once_in(3);
     if rng.once_in(2) {
         // Few enough to run out.
@@ -49,6 +54,8 @@ pub fn make(network: &Network, rng: &mut Rng) -> Tables {
         }
     }
     attend(&mut tables, rng);
+    guard(&mut tables, rng);
+    quic(&mut tables, rng);
     tables
 }
 
@@ -93,6 +100,54 @@ fn sessions(tables: &mut Tables, index: usize, rng: &mut Rng) {
         let sessions = tables.sessions.get_mut();
         sessions.insert(key(client, vip), session(source, to, told));
         sessions.insert(key(to, source), session(vip, client, Session::REPLY));
+    }
+}
+
+/// Every way in which connection ids are written.
+pub const CODECS: [Codec; 4] = [
+    Codec { config: 1, server_id_length: 2, nonce_length: 6, key: None },
+    Codec { config: 2, server_id_length: 4, nonce_length: 12, key: Some([0x1d; 16]) },
+    Codec { config: 3, server_id_length: 3, nonce_length: 8, key: Some([0x2e; 16]) },
+    // Longer than half of it.
+    Codec { config: 6, server_id_length: 11, nonce_length: 7, key: Some([0x3f; 16]) },
+];
+
+/// Names that each service gives its backends, by their last byte.
+pub const NAMES: u8 = 8;
+
+/// A server id.
+pub fn server_id(codec: &Codec, name: u8) -> Vec<u8> {
+    let mut id = vec![0x5a; codec.server_id_length.into()];
+    if let Some(last) = id.last_mut() {
+        *last = name;
+    }
+    id
+}
+
+/// Backends that connection ids name, in some of the services; some of them have another life by now.
+fn quic(tables: &mut Tables, rng: &mut Rng) {
+    for index in 0..tables.services.len() {
+        let service = tables.services[index];
+        if !service.has(Service::QUIC) {
+            continue;
+        }
+        if rng.once_in(4) {
+            tables.services[index].flags &= !Service::QUIC;
+            continue;
+        }
+        let ids = 1..tables.backends.len() as u16;
+        let own: Vec<u16> =
+            ids.filter(|id| tables.backends[usize::from(*id)].service as usize == index).collect();
+        for codec in &CODECS {
+            let names = (0..NAMES).map(|name| (server_id(codec, name), rng.pick(&own))).collect::<Vec<_>>();
+            let names: Vec<(&[u8], u16)> = names.iter().map(|(name, id)| (&name[..], *id)).collect();
+            tables.add_quic(index as u32, codec, rng.once_in(2), &names);
+        }
+    }
+    for server in tables.quic_servers.values_mut() {
+        if rng.once_in(8) {
+            server.generation = server.generation.wrapping_add(1);
+        }
     }
 }
 
@@ -149,6 +204,65 @@ fn attend(tables: &mut Tables, rng: &mut Rng) {
     }
 }
 
+/// Lists and rates of some of the services, which do not depend on when a packet comes; and of some VIPs' hosts.
+fn guard(tables: &mut Tables, rng: &mut Rng) {
+    let near = |rng: &mut Rng, v4: bool| -> Address {
+        if rng.once_in(8) {
+            Address::v4((rng.next() as u32).to_be_bytes())
+        } else {
+            fuzz::client(rng.next() as u8, !v4).into()
+        }
+    };
+    for index in 0..tables.services.len() as u32 {
+        if !rng.once_in(3) {
+            continue;
+        }
+        let service = &mut tables.services[index as usize];
+        service.flags |= Service::GUARDED;
+        let (vip, v4) = (service.vip, service.vip.is_v4());
+        let bits: &[u32] = if v4 { &[96, 120, 126, 127, 128] } else { &[32, 64, 120, 126, 128] };
+        // One for ever, or as many as come.
+        let one = Rate { interval: 1 << 62, tolerance: 0 };
+        let rate = |rng: &mut Rng, often: usize| if rng.once_in(often) { one } else { Rate::default() };
+        let mut guard = Guard {
+            source_connections: rate(rng, 4),
+            source_packets: rate(rng, 8),
+            connections: rate(rng, 16),
+            packets: rate(rng, 32),
+            source_mask: mask(rng.pick(bits)),
+            ..Guard::default()
+        };
+        let owners = [index, HOST | index];
+        if rng.once_in(2) {
+            guard.rules = 1;
+            for _ in 0..16 {
+                let owner = rng.pick(&owners);
+                let length = rng.pick(bits);
+                let network = and(near(rng, v4), mask(length));
+                let rule = rng.pick(&[Rule::Allowed, Rule::Denied]);
+                tables.rules.insert(GuestKey::network(owner, network, length), rule);
+            }
+            for owner in owners {
+                if rng.once_in(3) {
+                    tables.rules.insert(GuestKey::network(owner, Address::default(), 0), Rule::NotAllowed);
+                }
+            }
+            tables.vip_rules.insert(vip, HOST | index);
+        }
+        tables.guards.insert(index, guard);
+    }
+}
+
+fn mask(bits: u32) -> Address {
+    bytemuck::cast(u128::MAX.checked_shl(128 - bits).unwrap_or(0).to_be_bytes())
+}
+
+fn and(address: Address, mask: Address) -> Address {
+    let [a, b, c, d] = address.wire_words();
+    let [w, x, y, z] = mask.wire_words();
+    Address::of_wire_words([a & w, b & x, c & y, d & z])
+}
+
 fn flags(service: &mut Service, rng: &mut Rng) {
     for flag in [Service::AFFINITY, Service::SPLIT_BY_PORTS, Service::TRACK_UDP] {
         if rng.once_in(4) {
@@ -174,19 +288,19 @@ fn flags(service: &mut Service, rng: &mut Rng) {
 fn limit(tables: &mut Tables, index: usize, rng: &mut Rng) {
     let service = &mut tables.services[index];
     service.flags |= Service::LIMITED;
-    for flag in [Service::COUNTED, Service::SPILLS] {
-        if rng.once_in(2) {
-            service.flags |= flag;
-        }
+    if rng.once_in(2) {
+        service.flags |= Service::COUNTED;
     }
-    service.on_limit = rng.pick(&[OnEmpty::Reset, OnEmpty::Drop]) as u8;
+    service.on_limit = rng.pick(&[OnEmpty::Reset as u8, OnEmpty::Drop as u8, Service::SPILL]);
     let pools = [service.stable_pool, service.canary_pool].map(Whose::Pool);
     let ids = 1..tables.backends.len() as u16;
     let own = ids.filter(|id| tables.backends[usize::from(*id)].service as usize == index);
     for whose in own.map(Whose::Backend).chain(pools).collect::<Vec<_>>() {
         let one = Limit { interval: 1 << 62, ..Limit::default() };
         let some = Limit { most: 1 + rng.below(4) as u64, ..Limit::default() };
-        tables.limits.get_mut().insert(whose, rng.pick(&[Limit::default(), one, some]));
+        let trials = Limit::on_trial(rng.below(4) as u32, rng.below(2) == 0);
+        let tried = Limit { trials, ..Limit::default() };
+        tables.limits.get_mut().insert(whose, rng.pick(&[Limit::default(), one, some, tried]));
     }
 }
 

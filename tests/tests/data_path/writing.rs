@@ -1,14 +1,18 @@
 //! What publishing writes into the maps, where only the maps show it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::{Mode, NextHop, OnEmpty, Port, Service, VipKey};
-use lb_common::wire::IPPROTO_TCP;
+use lb_common::abi::{Mode, NextHop, OnEmpty, Port, Service, Split, VipKey};
+use lb_common::quic::{Codec, Server, ServerKey};
+use lb_common::vlan::{Tags, Vlan};
+use lb_common::wire::{ETHERTYPE_VLAN, IPPROTO_TCP};
 use lb_tests::claim;
 use lb_userspace::dataplane::Capacities;
-use lb_userspace::publish::{Member, PoolPlan, PublishError, Publisher, ServicePlan};
+use lb_userspace::publish::split::{self, Flows};
+use lb_userspace::publish::{Member, PoolPlan, PublishError, Publisher, QuicPlan, ServicePlan};
 use libtest_mimic::Trial;
 
 use crate::kernel::{Kernel, ROOM};
@@ -17,6 +21,9 @@ pub fn claims() -> Vec<Trial> {
     vec![
         claim("a service without a canary points at no slots but its own", own_slots),
         claim("as many backends fit as the configuration says", backends_fit),
+        claim("ids of a canary whose flows were reset stay void until it is open again", reset_names),
+        claim("ids name who is configured, and nobody who is gone", names_follow),
+        claim("frames leave by what VLAN devices are on, and never by themselves", vlans),
         claim("two pools fit for each service that the configuration says", pools_fit),
     ]
 }
@@ -37,6 +44,7 @@ fn pool(name: &str, backends: &[u8]) -> PoolPlan {
         usable: true,
         next_hop: NextHop::of([2, 0, 0, 0, 0, *n], 0),
         source: None,
+        server_ids: Vec::new(),
     };
     let members: Vec<Member> = backends.iter().map(member).collect();
     let takers: Vec<_> = members.iter().map(|member| (member.address, member.port)).collect();
@@ -57,6 +65,8 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         salt: 0,
         limits: Default::default(),
         budget: None,
+        protection: Default::default(),
+        quic: Default::default(),
         table_size: SLOTS,
         stable,
         canary,
@@ -107,11 +117,128 @@ fn backends_fit() -> Result<()> {
     }
 }
 
+fn vlans() -> Result<()> {
+    /// A card that is there, and a VLAN device on it that is not.
+    const CARD: u32 = 1;
+    const DEVICE: u32 = 4000;
+    let mut publisher = publisher(ROOM)?;
+    let maps = Arc::clone(&publisher.maps);
+    // As an agent would have left it that knew nothing of VLANs.
+    maps.egress.insert(&DEVICE, &[CARD, 0])?;
+    let index = publisher.device(DEVICE, [2, 0, 0, 0, 0, 9], 1400, false)?;
+    publisher.device(CARD, [2, 0, 0, 0, 0, 1], 1500, true)?;
+    let device = maps.devices.read(index.into());
+    ensure!((device.ifindex, device.mtu, device.mac[5]) == (DEVICE, 1400, 9), "{device:?}");
+    let tagged =
+        |id| Vlan { ifindex: CARD, tags: Tags::NONE.with(ETHERTYPE_VLAN, id).expect("there is room").0 };
+    let own = (CARD, Vlan { ifindex: CARD, tags: 0 });
+    for wanted in [
+        BTreeMap::from([own, (DEVICE, tagged(100))]),
+        BTreeMap::from([own, (DEVICE, tagged(200)), (DEVICE + 1, tagged(100))]),
+        BTreeMap::from([own, (DEVICE + 1, tagged(100))]),
+        BTreeMap::new(),
+    ] {
+        publisher.vlans(&wanted)?;
+        let written: BTreeMap<u32, Vlan> = maps.vlans.entries()?.into_iter().collect();
+        ensure!(written == wanted, "{written:?} instead of {wanted:?}");
+        ensure!(maps.egress.get(&DEVICE)?.is_none() && maps.egress.get(&CARD)?.is_some(), "EGRESS");
+    }
+    Ok(())
+}
+
 fn pools_fit() -> Result<()> {
     let mut publisher = publisher(Capacities { services: 2, ..ROOM })?;
     for service in [1, 2] {
         let (stable, canary) = (pool("stable", &[service]), pool("canary", &[service + 10]));
         publisher.publish(&plan(service, stable, Some(canary)), SEED, 0)?;
     }
+    Ok(())
+}
+
+const CODEC: Codec = Codec { config: 4, server_id_length: 1, nonce_length: 7, key: Some([1; 16]) };
+
+/// A plan in which every backend is named by its number.
+fn named(stable: &[u8], canary: &[u8]) -> ServicePlan {
+    let with_names = |name: &str, backends: &[u8]| {
+        let mut pool = pool(name, backends);
+        for (member, number) in pool.members.iter_mut().zip(backends) {
+            member.server_ids = vec![Box::new([*number])];
+        }
+        pool
+    };
+    let canary = (!canary.is_empty()).then(|| with_names("canary", canary));
+    let quic = QuicPlan { codecs: vec![CODEC], tells_length: false };
+    ServicePlan { quic, flags: Service::QUIC, ..plan(1, with_names("stable", stable), canary) }
+}
+
+/// Whom an id with this number names, and whether it leads there.
+fn name(publisher: &Publisher, number: u8) -> Result<Option<(u16, bool)>> {
+    let server = Codec::server_id(&[number]).context("a server id")?;
+    let key = ServerKey { service: 0, config: CODEC.config.into(), server };
+    let found: Option<Server> = publisher.maps.quic_servers.get(&key)?;
+    Ok(found.map(|server| {
+        let life = publisher.maps.backends.read(server.backend.into()).life();
+        (server.backend, life.is_usable() && life.generation() == server.generation)
+    }))
+}
+
+fn reset_names() -> Result<()> {
+    let mut publisher = publisher(ROOM)?;
+    let plan = named(&[1], &[2]);
+    publisher.publish(&plan, SEED, 0)?;
+    ensure!(
+        name(&publisher, 1)? == Some((1, true)) && name(&publisher, 2)?.is_none(),
+        "nobody is in the canary"
+    );
+    let half = split::share(50.0);
+    ensure!(publisher.set_split(0, Split::default(), half, 0));
+    ensure!(name(&publisher, 2)? == Some((2, true)), "it is open");
+
+    // Whoever keeps flows keeps ids.
+    split::roll_back(&publisher.maps.services, &publisher.maps.backends, 0, Flows::Keep);
+    publisher.publish(&plan, SEED, 0)?;
+    ensure!(name(&publisher, 2)? == Some((2, true)));
+    split::roll_back(&publisher.maps.services, &publisher.maps.backends, 0, Flows::Reset);
+    ensure!(name(&publisher, 2)? == Some((2, false)) && name(&publisher, 1)? == Some((1, true)));
+    publisher.publish(&plan, SEED, 0)?;
+    // Another agent knows no more than the maps.
+    let mut publisher = Publisher::adopt(Arc::clone(&publisher.maps), 0)?;
+    publisher.publish(&plan, SEED, 0)?;
+    ensure!(name(&publisher, 2)? == Some((2, false)), "a comparison of tables brought it back");
+
+    let now = publisher.maps.services.read(0).split();
+    ensure!(publisher.set_split(0, now, half, 0));
+    ensure!(name(&publisher, 2)? == Some((2, true)), "it is open again");
+    Ok(())
+}
+
+fn names_follow() -> Result<()> {
+    let mut publisher = publisher(ROOM)?;
+    publisher.publish(&named(&[1, 2], &[]), SEED, 0)?;
+    ensure!(name(&publisher, 1)? == Some((1, true)) && name(&publisher, 2)? == Some((2, true)));
+    // Out and in again: it is another life, and the same backend.
+    let mut out = named(&[1, 2], &[]);
+    out.stable.members[0].usable = false;
+    publisher.publish(&out, SEED, 0)?;
+    ensure!(name(&publisher, 1)? == Some((1, false)));
+    publisher.publish(&named(&[1, 2], &[]), SEED, 0)?;
+    ensure!(name(&publisher, 1)? == Some((1, true)));
+    // Another name, and the one of before is free.
+    let mut renamed = named(&[1, 2], &[]);
+    renamed.stable.members[0].server_ids = vec![Box::new([9])];
+    publisher.publish(&renamed, SEED, 0)?;
+    ensure!(name(&publisher, 1)?.is_none() && name(&publisher, 9)? == Some((1, true)));
+    // Who is no member any more keeps its connections for as long as it has its id.
+    publisher.publish(&named(&[2], &[]), SEED, 0)?;
+    ensure!(name(&publisher, 9)? == Some((1, true)));
+    publisher.free_backends(&[1])?;
+    ensure!(name(&publisher, 9)?.is_none());
+    // A service that reads no ids, and one that is gone.
+    publisher.publish(&plan(1, pool("stable", &[2]), None), SEED, 0)?;
+    ensure!(publisher.maps.quic_servers.count()? + publisher.maps.quic_configs.count()? == 0);
+    publisher.publish(&named(&[2], &[]), SEED, 0)?;
+    ensure!(publisher.maps.quic_servers.count()? == 1 && publisher.maps.quic_configs.count()? == 1);
+    publisher.remove(&named(&[2], &[]).key)?;
+    ensure!(publisher.maps.quic_servers.count()? + publisher.maps.quic_configs.count()? == 0);
     Ok(())
 }

@@ -2,8 +2,10 @@
 
 mod churn;
 mod discovery;
+mod dns;
 mod full_nat;
 mod health;
+mod interfaces;
 mod lifecycle;
 mod modes;
 mod observe;
@@ -12,25 +14,32 @@ mod page;
 mod passive;
 mod paths;
 mod policy;
+mod protection;
+mod quic;
 mod refusals;
 mod revisions;
 mod rollout;
 mod split;
 mod survival;
 mod trace;
+mod vip_probes;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let claims = [
         modes::claims(),
+        interfaces::claims(),
         paths::claims(),
         split::claims(),
         survival::claims(),
         full_nat::claims(),
+        dns::claims(),
+        quic::claims(),
         churn::claims(),
         trace::claims(),
         health::claims(),
+        vip_probes::claims(),
         lifecycle::claims(),
         discovery::claims(),
         observe::claims(),
@@ -38,6 +47,7 @@ fn main() -> ExitCode {
         page::claims(),
         passive::claims(),
         policy::claims(),
+        protection::claims(),
         refusals::claims(),
         revisions::claims(),
         rollout::claims(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lb_tests::scene::{Plan, Scene};
 use lb_tests::traffic::{Load, LoadSpec, Sources};
-use lb_tests::{Family, Lab, Topology, claim};
+use lb_tests::{Family, claim};
 use libtest_mimic::Trial;
 
 pub fn claims() -> Vec<Trial> {
@@ -48,19 +48,12 @@ pub fn claims() -> Vec<Trial> {
         })?)
     }));
     claims.push(claim("lbd decap opens no tunnel that is not a balancer's", strangers_tunnel));
-    claims.push(claim("nat forwards between two interfaces", || {
-        forwards(Scene::start_in(Lab::builder().topology(Topology::Routed), Plan::default())?)
-    }));
-    claims.push(claim("full-nat forwards between two interfaces", || {
-        let plan = Plan { mode: "full-nat", ..Plan::default() };
-        forwards(Scene::start_in(Lab::builder().topology(Topology::Routed), plan)?)
-    }));
     claims.push(claim("what is not ours goes up to the host", not_ours));
     claims
 }
 
 /// Every flow of a thousand clients is answered, and every stable backend gets its share.
-fn forwards(scene: Scene) -> Result<()> {
+pub fn forwards(scene: Scene) -> Result<()> {
     let load = match scene.plan.protocol {
         "udp" => LoadSpec::udp(scene.target()),
         _ => LoadSpec::http(scene.target(), "/"),

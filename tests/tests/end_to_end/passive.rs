@@ -29,6 +29,7 @@ pub fn claims() -> Vec<Trial> {
             "a connection that is refused or not answered is served by another backend with retry on",
             retry,
         ),
+        claim("what became of connections is counted on by the next agent", counted_on),
     ]
 }
 
@@ -196,9 +197,14 @@ fn breaker() -> Result<()> {
     let share = tally.failed.get("refused").copied().unwrap_or(0) as f64 / 400.0;
     ensure!((0.4..0.6).contains(&share), "its half is reset by the balancer: {tally:?}");
     ensure!(row(&scene, 0)?["outcomes"]["tried"] == before, "and it hears nothing of it");
-    // Trials fail as long as it refuses.
+    // Trials fail as long as it does not answer, which takes their clients a second to find out.
+    rule(scene.lab.backend(0), "drop")?;
     wait_for("it is half open", &scene, 0, |row| row["breaker"]["state"] == "half_open")?;
     wait_for("it opens again", &scene, 0, |row| row["breaker"]["state"] == "open")?;
+    let tried = |value: &Value| value.as_u64().context("a count");
+    let trials = tried(&row(&scene, 0)?["outcomes"]["tried"])? - tried(&before)?;
+    ensure!(trials == 3, "so many are let through, and no more: {trials}");
+    no_rule(scene.lab.backend(0))?;
     scene.servers[0].behave(Behaviour::Serve)?;
     wait_for("it closes", &scene, 0, |row| row["breaker"].is_null() && row["takes_new"] == true)?;
     let tally = some(&scene, 400)?;
@@ -294,5 +300,35 @@ fn retry() -> Result<()> {
     scene.servers[0].behave(Behaviour::Refuse)?;
     let tally = some(&scene, 300)?;
     ensure!(tally.failed.get("refused").is_some_and(|refused| *refused > 50), "{tally:?}");
+    Ok(())
+}
+
+/// A figure of the metrics of a backend.
+fn metric(scene: &Scene, name: &str, backend: usize, more: &str) -> Result<u64> {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--fail", &format!("http://{}/metrics", scene.agent.places().metrics)]);
+    let output = scene.lab.balancer().output(curl)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let path = scene.backend(backend);
+    let address = path.rsplit('/').next().context("an address")?;
+    let start = format!("{name}{{frontend=\"{SERVICE}\",group=\"stable\",backend=\"{address}\",{more}}} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&start));
+    Ok(line.with_context(|| format!("no {start}in\n{text}"))?.parse()?)
+}
+
+fn counted_on() -> Result<()> {
+    let mut scene = Scene::start(plan(2, "[service.outlier]\nenforce = 0\n"))?;
+    scene.servers[0].behave(Behaviour::Refuse)?;
+    let refused = |scene: &Scene| metric(scene, "lb_connect_failures_total", 0, "reason=\"refused\"");
+    ensure!(refused(&scene)? == 0, "every series is there from the start");
+    let hurt = some(&scene, 300)?.failed();
+    let before = refused(&scene)?;
+    ensure!(before == hurt && hurt > 50, "{before} of {hurt} are counted");
+    scene.agent.kill9();
+    let hurt = hurt + some(&scene, 300)?.failed();
+    scene.agent.restart()?;
+    scene.agent.wait_ready(SOON)?;
+    ensure!(refused(&scene)? == hurt, "the kernel program went on counting: {} of {hurt}", refused(&scene)?);
+    ensure!(metric(&scene, "lb_connection_resets_total", 1, "origin=\"backend\"")? == 0);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Rollouts: a good canary goes on by itself, a bad one goes back by itself.
 
 mod kernel;
+mod preview;
 mod prometheus;
 
 use std::os::fd::AsFd as _;
@@ -8,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lb_common::abi::{Service, VipKey};
+use lb_common::wire::IPPROTO_TCP;
 use lb_tests::agent::Reply;
 use lb_tests::claim;
 use lb_tests::packets::{Frame, Tcp};
@@ -15,6 +18,7 @@ use lb_tests::scene::{Plan, SERVICE, Scene};
 use lb_tests::test_run::LiveFrames;
 use lb_tests::traffic::{Behaviour, Load, LoadSpec, Pool, PoolSpec, Sources, Tally};
 use lb_tests::{Family, programs};
+use lb_userspace::dataplane::maps::{Maps, directory};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -36,6 +40,7 @@ pub fn claims() -> Vec<Trial> {
     ];
     claims.extend(prometheus::claims());
     claims.extend(kernel::claims());
+    claims.extend(preview::claims());
     claims
 }
 
@@ -92,6 +97,22 @@ fn is_back(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// Nothing is measured or capped any more: a rollout that is over costs nothing.
+fn is_unmeasured(scene: &Scene) -> Result<()> {
+    let maps = Maps::open(&directory(&scene.agent.places().pins))?;
+    let key = VipKey::new(scene.target().ip(), scene.target().port(), IPPROTO_TCP);
+    let index = maps.vips.get(&key)?.context("it is in the kernel")?;
+    let deadline = Instant::now() + SOON;
+    loop {
+        let service = maps.services.read(index);
+        if !service.has(Service::HANDSHAKES | Service::CAPPED) && service.measure == 0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "still measured: {service:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn canaries(tally: &Tally) -> u64 {
     (0..3).map(|i| tally.answered_by(&format!("canary{i}"))).sum()
 }
@@ -119,6 +140,7 @@ fn good() -> Result<()> {
 
     let services = scene.json(&["get", "services", SERVICE])?;
     ensure!(services["services"][0]["stable"] == "canary", "{services:#}");
+    is_unmeasured(&scene)?;
     let load = LoadSpec::lines(scene.target()).from(Sources::crowd(500)).flows(500);
     let tally = Load::run(scene.lab.client(0), load.concurrency(64).timeout(Duration::from_secs(5)))?;
     ensure!(tally.failed() == 0 && canaries(&tally) == 500, "everybody is on the new pool: {tally:?}");
@@ -156,6 +178,7 @@ fn tripwire() -> Result<()> {
     let hurt = load.tally()?.failed();
     ensure!((2..=20).contains(&hurt), "{hurt} clients were hurt: {status:#}");
     is_back(&scene)?;
+    is_unmeasured(&scene)?;
 
     scene.servers[2].behave(Behaviour::Serve)?;
     scene.lbctl(&["rollout", "retry", SERVICE])?;

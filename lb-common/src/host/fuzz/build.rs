@@ -39,6 +39,12 @@ pub fn frame(data: &[u8], tables: &Tables) -> (Vec<u8>, usize) {
     let v6 = matches!(destination.0, IpAddr::V6(_));
 
     let mut bytes = choices.fill(12).collect::<Vec<u8>>();
+    // From one host to one, but for one in eight.
+    for first in [0, 6] {
+        if bytes[first] & 0x0e != 0 {
+            bytes[first] &= !1;
+        }
+    }
     for _ in 0..choices.below(3) {
         bytes.extend([[0x81, 0], [0x88, 0xa8]][choices.below(2)]);
         bytes.extend(choices.word());

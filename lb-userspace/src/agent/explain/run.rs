@@ -1,7 +1,7 @@
 //! The loaded program on a packet of the flow, beside the rule on the same packet: they must not differ.
 //!
 //! The program runs on the real maps, so the packet is one that leaves nothing in them but its counters: a RST, which is worth
-//! no entry anywhere, or a datagram that is placed by its hash alone.
+//! no entry anywhere, or a datagram that is placed by its hash or its connection id alone.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -33,18 +33,18 @@ pub fn run(
     ifindex: u32,
     from: SocketAddr,
     to: SocketAddr,
-    protocol: u8,
+    content: Content,
 ) -> std::io::Result<Run> {
     let own =
         tables.devices.iter().find(|device| device.ifindex == ifindex).map_or([0; 6], |device| device.mac);
-    let bytes = craft::frame(own, from, to, content(protocol));
+    let bytes = craft::frame(own, from, to, content);
     let mut frame = Frame::new(&bytes, ifindex);
     let verdict = process(&mut frame, tables);
     let ruled = Outcome { action: action(&verdict, ifindex), frame: frame.bytes().to_vec() };
     let (action, frame) = bpf::test_run(program.as_fd(), &bytes, ifindex)?;
     let ran = Outcome { action, frame };
     let agree = ran == ruled;
-    let what = if protocol == IPPROTO_UDP { "a datagram" } else { "a RST" };
+    let what = if matches!(content, Content::Segment { .. }) { "a RST" } else { "a datagram" };
     let text = if agree {
         format!("the loaded program does with {what} of this flow what the rule says: {}", ran.words(&bytes))
     } else {
@@ -58,7 +58,7 @@ pub fn run(
 }
 
 /// What leaves no trace.
-const fn content(protocol: u8) -> Content {
+pub const fn content(protocol: u8) -> Content {
     if protocol == IPPROTO_UDP {
         Content::Datagram
     } else {

@@ -51,8 +51,13 @@ pub(super) fn all<C: Control>(control: Arc<C>, stopped: watch::Receiver<bool>, f
 /// Every route there is.
 fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
     vec![
-        Route::get::<Status, _>("/v1/status", "The whole at a glance.", status::<C>),
-        Route::get::<Services, _>("/v1/services", "Every service, or one.", services::<C>)
+        Route::get::<Status, _>(
+            "/v1/status",
+            "The whole at a glance, and a page of the services.",
+            status::<C>,
+        )
+        .asks::<ServiceQuery>(),
+        Route::get::<Services, _>("/v1/services", "A page of the services, or one of them.", services::<C>)
             .asks::<ServiceQuery>(),
         Route::get::<History, _>("/v1/services/{service}/history", "A service's revisions.", history::<C>),
         Route::get::<Diff, _>(
@@ -98,8 +103,12 @@ fn table<C: Control>() -> Vec<Route<Arc<App<C>>>> {
             "Takes a fault away, or all.",
             clear_faults::<C>,
         ),
-        Route::get::<Backends, _>("/v1/backends", "Every backend, or those of one service.", backends::<C>)
-            .asks::<ServiceQuery>(),
+        Route::get::<Backends, _>(
+            "/v1/backends",
+            "A page of the backends, or those of one service.",
+            backends::<C>,
+        )
+        .asks::<ServiceQuery>(),
         Route::put::<SetWeight, Applied, _>(
             "/v1/services/{service}/pools/{pool}/backends/{backend}/weight",
             "A backend's weight.",
@@ -141,18 +150,16 @@ async fn document<C: Control>(State(app): Shared<C>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], app.document.clone()).into_response()
 }
 
-async fn status<C: Control>(State(app): Shared<C>) -> Reply<Status> {
-    app.control.status().await.map(Json)
+async fn status<C: Control>(State(app): Shared<C>, Asked(query): Asked<ServiceQuery>) -> Reply<Status> {
+    app.control.status(query).await.map(Json)
 }
 
 async fn services<C: Control>(State(app): Shared<C>, Asked(query): Asked<ServiceQuery>) -> Reply<Services> {
-    let services = app.control.services(query.service).await?;
-    Ok(Json(Services { api: Api::V1, services }))
+    app.control.services(query).await.map(Json)
 }
 
 async fn backends<C: Control>(State(app): Shared<C>, Asked(query): Asked<ServiceQuery>) -> Reply<Backends> {
-    let services = app.control.services(query.service).await?;
-    Ok(Json(Backends::of(services)))
+    app.control.services(query).await.map(|page| Json(Backends::of(page)))
 }
 
 async fn flows<C: Control>(State(app): Shared<C>, Asked(query): Asked<FlowQuery>) -> Reply<Flows> {
@@ -293,9 +300,10 @@ async fn apply<C: Control>(
     let loaded = parse(request.text.clone(), request.name.clone())
         .await?
         .map_err(|found| ApiError::invalid(&request.name, &found))?;
-    let diagnostics = loaded.warnings.reports();
+    // They are many where services are, and need nothing of the agent.
+    let warnings = loaded.warnings.clone();
     let applied = app.control.apply(call, loaded, request).await?;
-    Ok(Json(Applied { diagnostics, ..applied }))
+    Ok(Json(Applied { diagnostics: warnings.reports(), ..applied }))
 }
 
 /// A large file takes long enough to hold up everyone else.

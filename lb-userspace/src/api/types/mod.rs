@@ -9,6 +9,7 @@ mod event;
 mod explain;
 mod fault;
 mod flow;
+mod quic;
 mod request;
 mod rollout;
 mod service;
@@ -26,18 +27,19 @@ pub use event::Event;
 pub use explain::{Explanation, Step};
 pub use fault::{AddFault, ClearFaults, FaultAction, FaultStatus, Faults};
 pub use flow::{FlowInfo, FlowKind, Flows};
+pub use quic::{ConnectionId, NoConnectionId};
 pub use request::{
     Apply, BackendPath, DiffQuery, EventQuery, Explain, FlowQuery, KeepOrReset, Rollback, ServiceQuery,
     SetHealth, SetSplit, SetState, SetWeight, Undo, Validate,
 };
 pub use rollout::{
-    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, Quantiles, QueryStatus,
-    RolloutStatus, StartRollout, VerdictWord,
+    ClientCount, MetricStatus, Observation, Observed, OrderRollout, PoolTelemetry, PreviewStatus, Quantiles,
+    QueryStatus, RolloutStatus, StartRollout, VerdictWord,
 };
 pub use service::{
     BackendRow, BackendStatus, Backends, BreakerStatus, ConnectionCount, DrainStatus, EjectionStatus,
     HealthState, HealthStatus, HealthWord, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    Rate, ServiceStatus, Services, SplitStatus, SteeringStatus, Traffic,
+    ProtectionStatus, Rate, ServiceStatus, Services, SplitStatus, SteeringStatus, Traffic,
 };
 pub use share::{Share, ShareError};
 pub use status::{

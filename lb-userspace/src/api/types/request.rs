@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::words::words;
 use super::{HealthWord, Share};
+use crate::api::{ApiError, ErrorCode};
 use crate::config::{AdminState, Protocol, Weight};
 
 /// Body of `POST /v1/validate`.
@@ -147,19 +148,52 @@ pub struct Explain {
     /// What they speak.
     #[serde(default = "default_protocol")]
     pub protocol: Protocol,
+    /// The connection id in a datagram of QUIC, as its server has chosen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic_id: Option<super::ConnectionId>,
 }
 
 fn default_protocol() -> Protocol {
     Protocol::Tcp
 }
 
-/// Query of `GET /v1/services` and `GET /v1/backends`.
+/// Query of `GET /v1/status`, `GET /v1/services` and `GET /v1/backends`.
+///
+/// Answers come in pages, so that none of them takes long, however many services there are. Without `service` and `after` it is
+/// the first one; an answer whose `next` is there goes on with the page `after` that service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceQuery {
-    /// This service only.
+    /// This service only, however many backends it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+    /// The services behind this one, in the order of the configuration: the `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// Whole services with at most so many backends between them, but one service at least: 1 to 1000, which it is unless another
+    /// number is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+impl ServiceQuery {
+    /// How many backends a page has at most.
+    pub const LIMIT: usize = 1_000;
+
+    /// How many backends this page has at most.
+    ///
+    /// # Errors
+    /// If it asks for none, or for too many.
+    pub fn limit(&self) -> Result<usize, ApiError> {
+        let limit = self.limit.unwrap_or(Self::LIMIT);
+        if (1..=Self::LIMIT).contains(&limit) {
+            return Ok(limit);
+        }
+        let message = format!("a page has 1 to {} backends, not {limit}", Self::LIMIT);
+        Err(ApiError::new(ErrorCode::InvalidValue, message)
+            .about("limit")
+            .remedy("leave it out, and go on with `after` where the answer has a `next`"))
+    }
 }
 
 /// Query of `GET /v1/services/{s}/diff`.

@@ -85,6 +85,21 @@ pub struct RolloutStatus {
     /// And what Prometheus says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queries: Vec<QueryStatus>,
+    /// Where the new pool alone is reached, while that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewStatus>,
+}
+
+/// How it stands with a preview.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PreviewStatus {
+    /// Its address and port.
+    pub address: String,
+    /// Whether it reaches a backend of the pool.
+    pub open: bool,
+    /// Why it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
 }
 
 /// What the clients did since the step began: the canary's part.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::words::words;
-use super::{Api, KeepOrReset};
+use super::{Api, KeepOrReset, Quantiles};
 use crate::config::{AdminState, Mode, Protocol};
 
 /// Answer to `GET /v1/services`.
@@ -14,8 +14,11 @@ use crate::config::{AdminState, Mode, Protocol};
 pub struct Services {
     /// Version of the API.
     pub api: Api,
-    /// By name.
+    /// In the order of the configuration.
     pub services: Vec<ServiceStatus>,
+    /// The last one of these, if there are more: the page `after` it has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A VIP, port and protocol that clients talk to.
@@ -43,6 +46,30 @@ pub struct ServiceStatus {
     pub pools: Vec<PoolStatus>,
     /// What was changed at run time and differs from the file.
     pub overrides: Vec<Override>,
+    /// Who may talk to it, and how much, if that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<ProtectionStatus>,
+}
+
+/// Who may talk to a service, and how much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProtectionStatus {
+    /// How many networks are allowed; 0: everybody who is not denied.
+    pub allowed_networks: u32,
+    /// How many networks are denied.
+    pub denied_networks: u32,
+    /// New connections a second of all clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_new_per_second: Option<u32>,
+    /// Packets a second of all clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_packets_per_second: Option<u32>,
+    /// New connections a second of each source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_max_new_per_second: Option<u32>,
+    /// Packets a second of each source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_max_packets_per_second: Option<u32>,
 }
 
 /// How clients are divided between stable and canary.
@@ -105,6 +132,9 @@ pub struct PoolStatus {
     pub backends: Vec<BackendStatus>,
     /// What went through it.
     pub traffic: Traffic,
+    /// From a client's first SYN to its answer, where that is measured: since the step of the rollout under way began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake: Option<Quantiles>,
 }
 
 /// The backends of one priority of a pool.
@@ -196,6 +226,9 @@ pub struct BackendStatus {
     /// What became of its connections, if somebody looks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<Outcomes>,
+    /// What it calls itself in connection ids of QUIC, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server_ids: Vec<String>,
     /// Whether new flows go to it.
     pub takes_new: bool,
     /// Why not.
@@ -352,6 +385,9 @@ pub struct Backends {
     pub api: Api,
     /// By service and pool.
     pub backends: Vec<BackendRow>,
+    /// The service of the last one of these, if there are more: the page `after` it has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A backend and where it belongs.
@@ -370,9 +406,9 @@ pub struct BackendRow {
 
 impl Backends {
     /// Every backend of these services.
-    pub fn of(services: Vec<ServiceStatus>) -> Self {
+    pub fn of(page: Services) -> Self {
         let mut backends = Vec::new();
-        for service in services {
+        for service in page.services {
             for pool in service.pools {
                 let row = |backend| BackendRow {
                     service: service.name.clone(),
@@ -383,6 +419,6 @@ impl Backends {
                 backends.extend(pool.backends.into_iter().map(row));
             }
         }
-        Self { api: Api::V1, backends }
+        Self { api: Api::V1, backends, next: page.next }
     }
 }

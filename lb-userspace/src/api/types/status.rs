@@ -29,8 +29,11 @@ pub struct Status {
     pub findings: Vec<Finding>,
     /// What happens in the kernel.
     pub dataplane: DataplaneStatus,
-    /// Every service, by name.
+    /// The services, in the order of the configuration.
     pub services: Vec<ServiceStatus>,
+    /// The last one of these, if there are more: the page `after` it has them. (The findings are those of all.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// Something that an operator should know.

@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::app::{App, Level, Next};
 use super::view;
-use crate::api::{Event, Severity, Status};
+use crate::api::{Event, Quantiles, Severity, Status, SteeringStatus};
 
 /// What the agent that tests of the command line make up says.
 fn status() -> Status {
@@ -78,6 +78,27 @@ fn more_columns_show_more() {
     assert!(!drawn(&app(), 80, 24).contains("STABLE > CANARY"));
     let wide = drawn(&app(), 160, 50);
     assert!(wide.contains("STABLE > CANARY") && wide.contains("v41 > v42") && wide.contains("nat"), "{wide}");
+}
+
+#[test]
+fn latencies_are_shown_where_they_are_measured() {
+    let mut app = app();
+    press(&mut app, "enter");
+    assert!(drawn(&app, 80, 24).contains("P99"), "{}", drawn(&app, 80, 24));
+    let mut status = status();
+    let pools = &mut status.services[0].pools;
+    pools[1].handshake = Some(Quantiles { p50: 0.000_41, p95: 0.001, p99: 0.012, of: 50 });
+    pools[1].backends[0].steering = Some(SteeringStatus { latency_ms: Some(2.5), weight_percent: 90 });
+    app.take(status, Instant::now() + Duration::from_secs(9));
+    let screen = drawn(&app, 80, 24);
+    let line = |name: &str| screen.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let ends =
+        |name: &str| line(name).split_whitespace().rev().take(4).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(ends("v42"), ["ms", "12", "us", "410"], "{screen}");
+    assert_eq!(&ends("v41")[..2], ["-", "-"], "{screen}");
+    press(&mut app, "j enter");
+    let wide = drawn(&app, 160, 24);
+    assert!(wide.contains("LATENCY") && wide.contains("2.5 ms"), "{wide}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! How it looks.
 
+use std::time::Duration;
+
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -9,7 +11,7 @@ use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row as Drawn, Sparkline, T
 use super::app::{App, Level, Row};
 use super::rates::Rate;
 use crate::api::{Event, HealthState, PoolStatus, ServiceStatus, Severity};
-use crate::cli::human::{age, bytes, count, percent, vip};
+use crate::cli::human::{age, bytes, count, percent, short_time, vip};
 use crate::config::AdminState;
 
 /// From here on, a terminal has room for columns that say less.
@@ -31,7 +33,9 @@ const HELP: &str = "\
  ?              this
 
  Rates are of the last interval. SHARE is what the split says, SEEN what
- the new connections did. In the dsr modes replies go past the balancer.";
+ the new connections did. In the dsr modes replies go past the balancer.
+ P50 and P99 are from a client's SYN to its answer, in this step of a
+ rollout under way; LATENCY is a backend's average, with `steering`.";
 
 /// Draws everything.
 pub fn draw(app: &App, frame: &mut Frame<'_>) {
@@ -264,6 +268,10 @@ const SERVICES_WIDE: &[Column] = &[
     }),
 ];
 
+fn latency(of: Option<f64>) -> Cell<'static> {
+    right(of.map_or("-".to_owned(), |seconds| short_time(Duration::from_secs_f64(seconds))))
+}
+
 const POOLS: &[Column] = &[
     ("POOL", Constraint::Fill(1), |_, row| Cell::from(row.name().to_owned()).bold()),
     ("ROLE", wide_as(7), |_, row| {
@@ -280,10 +288,12 @@ const POOLS: &[Column] = &[
     (" READY", wide_as(6), |_, row| ready(pool(row).map_or(&[], std::slice::from_ref))),
     CONNECTIONS,
     PACKETS,
-    BYTES,
+    ("    P50", wide_as(7), |_, row| latency(pool(row).and_then(|pool| Some(pool.handshake?.p50)))),
+    ("    P99", wide_as(7), |_, row| latency(pool(row).and_then(|pool| Some(pool.handshake?.p99)))),
 ];
 
 const POOLS_WIDE: &[Column] = &[
+    BYTES,
     REPLIES,
     ("   FLOWS", wide_as(8), |_, row| {
         let backends = pool(row).map_or(&[][..], |pool| &pool.backends);
@@ -338,6 +348,10 @@ const BACKENDS: &[Column] = &[
 ];
 
 const BACKENDS_WIDE: &[Column] = &[
+    ("LATENCY", wide_as(7), |_, row| {
+        let Row::Backend(_, _, backend) = row else { return Cell::default() };
+        latency(backend.steering.and_then(|steering| Some(steering.latency_ms? / 1e3)))
+    }),
     BYTES,
     REPLIES,
     (" SHARE", wide_as(7), |_, row| {

@@ -25,12 +25,17 @@ pub(in crate::cli) struct Explain {
     /// What they speak.
     #[arg(long, value_name = "tcp|udp", default_value = "tcp", value_parser = one_of(Protocol::ALL, Protocol::as_str))]
     protocol: Protocol,
+    /// The connection id that a datagram of QUIC has, where the service reads them.
+    #[arg(long, value_name = "HEX")]
+    quic_id: Option<api::ConnectionId>,
 }
 
 impl Explain {
     pub async fn run(self, context: &mut Context<'_>) -> Outcome {
-        let Self { from, to, protocol } = self;
-        let answer = context.client.explain(&api::Explain { from, to, protocol }).await?;
+        let Self { from, to, protocol, quic_id } = self;
+        // QUIC is spoken over UDP, whatever else was said.
+        let protocol = if quic_id.is_some() { Protocol::Udp } else { protocol };
+        let answer = context.client.explain(&api::Explain { from, to, protocol, quic_id }).await?;
         let screen = &mut context.screen;
         if screen.format == Format::Json {
             screen.json(&answer)?;

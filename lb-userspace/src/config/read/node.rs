@@ -1,5 +1,6 @@
 //! A document as a tree whose every value knows its place.
 
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Findings, Place};
@@ -39,7 +40,7 @@ impl Node {
     /// Reads TOML 1.1. What is not TOML is noted, and what could be understood is still given.
     pub fn of_toml(text: &str, findings: &mut Findings) -> Self {
         let (root, errors) = DeTable::parse_recoverable(text);
-        let root = Self::table(root.get_ref(), Place::default());
+        let root = Self::table(root.into_inner(), Place::default());
         for error in errors {
             findings.add(syntax(&error, text, &root));
         }
@@ -86,37 +87,39 @@ impl Node {
         }
     }
 
-    fn value(value: &DeValue<'_>, at: Place) -> Self {
+    /// (By value: what is read goes, and a large file is not there twice.)
+    fn value(value: DeValue<'_>, at: Place) -> Self {
         let shape = match value {
-            DeValue::String(text) => Shape::Text(text.clone().into_owned()),
+            DeValue::String(text) => Shape::Text(text.into_owned()),
             DeValue::Integer(digits) => {
                 let whole = i128::from_str_radix(digits.as_str(), digits.radix());
                 let limit = if digits.as_str().starts_with('-') { i128::MIN } else { i128::MAX };
                 Shape::Whole(whole.unwrap_or(limit))
             }
             DeValue::Float(number) => Shape::Fraction(number.as_str().parse().unwrap_or(f64::NAN)),
-            DeValue::Boolean(truth) => Shape::Truth(*truth),
+            DeValue::Boolean(truth) => Shape::Truth(truth),
             DeValue::Datetime(_) => Shape::Time,
             DeValue::Array(list) => {
-                let nodes = list.iter().enumerate();
-                Shape::List(
-                    nodes
-                        .map(|(index, node)| Self::value(node.get_ref(), at.index(index, node.span())))
-                        .collect(),
-                )
+                let node = |(index, node): (usize, Spanned<DeValue<'_>>)| {
+                    let at = at.index(index, node.span());
+                    Self::value(node.into_inner(), at)
+                };
+                Shape::List(list.into_iter().enumerate().map(node).collect())
             }
             DeValue::Table(table) => return Self::table(table, at),
         };
         Self { at, shape }
     }
 
-    fn table(table: &DeTable<'_>, at: Place) -> Self {
+    fn table(table: DeTable<'_>, at: Place) -> Self {
         let mut entries: Vec<Entry> = table
-            .iter()
+            .into_iter()
             .map(|(key, value)| {
-                let name = key.get_ref().clone().into_owned();
-                let node = Self::value(value.get_ref(), at.key(&name, value.span()));
-                Entry { key_at: at.key(&name, key.span()), key: name, node }
+                let key_span = key.span();
+                let name = key.into_inner().into_owned();
+                let value_at = at.key(&name, value.span());
+                let node = Self::value(value.into_inner(), value_at);
+                Entry { key_at: at.key(&name, key_span), key: name, node }
             })
             .collect();
         entries.sort_by_key(|entry| entry.key_at.span.start);

@@ -107,6 +107,10 @@ codes! {
         "Up to 8 addresses of each family stand for clients in mode `full-nat`.";
     Error SourceIsVip = "LB0242", "an address that is a VIP and stands for clients",
         "What comes to an address that stands for clients is the reply of a backend; what comes to a VIP is a request.";
+    Error BadQuicKey = "LB0250", "a key of connection ids that cannot be used",
+        "The key is that of AES-128, written as 32 hexadecimal digits, and the servers have the same one. `openssl rand -hex 16` makes one.";
+    Error BadServerId = "LB0251", "text that is not a server id",
+        "A server id is 1 to 15 bytes, written as two hexadecimal digits each: \"0a01\".";
     Error NoPool = "LB0301", "a service without a pool",
         "The first pool of a service is its stable one: without it there is nowhere to send a client.";
     Error DuplicatePool = "LB0302", "two pools of one name in a service",
@@ -133,6 +137,8 @@ codes! {
         "A check of type `udp` needs a datagram to send, one of type `exec` a command to run.";
     Error FastTooSlow = "LB0313", "a fast interval that is longer than the usual one",
         "`fast_interval` is for knowing sooner what a first contradicting result has announced, so it is at most `interval`.";
+    Error ViaWithoutDsr = "LB0314", "a health check of the VIP where backends do not have it",
+        "`via = \"vip\"` probes the VIP on each backend, by the way of clients' packets. In the `dsr` modes backends have the VIP; in all others packets come to their own address, which is what checks ask without it.";
     Error MinHealthy = "LB0320", "a pool that can never be healthy enough",
         "`min_healthy` and `min_healthy_recover` ask for more backends than the pool has that take flows at all (weight above 0), so that it would count as failed for ever.";
     Error MinHealthyOrder = "LB0321", "a pool that would come back before it falls",
@@ -145,8 +151,10 @@ codes! {
         "A metric has a name of its own, at least one bound (`max`, `min`, `max_ratio`, `min_ratio`), and a query. What is compared with the stable pool has to name the pool in its query: `{{pool}}`.";
     Error BadPlaceholder = "LB0333", "a placeholder that does not exist",
         "In the query of a metric `{{service}}`, `{{pool}}` and `{{window}}` are filled in. PromQL itself has no double braces.";
+    Error PreviewTaken = "LB0334", "a preview at an address that is not free for it",
+        "A preview (`preview` in `[service.rollout]`) takes packets from clients for itself: nobody else may have its address and port, neither a service, nor another preview, nor a service of every port; no backend may have its address; and it is of the family of the backends, which it is translated to.";
     Error DiscoveryIncomplete = "LB0340", "a discovery that does not say whom to ask",
-        "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`.";
+        "A discovery of type `dns` needs a `name`, one of type `file` a `path`, one of type `http` a `url`, one of type `kubernetes` both `url` and `name`.";
     Error DiscoveryTimes = "LB0341", "an answer that would be believed for less than no time",
         "An answer of a name server is believed for its time to live, but at least for `min_ttl` and at most for `max_ttl`.";
     Error BadDnsName = "LB0342", "a name that cannot be resolved",
@@ -165,6 +173,18 @@ codes! {
         "Limits of connections and retries need a connection that can still be sent elsewhere. In mode `full-nat` its session stands with its first SYN.";
     Error ToaWithoutNeed = "LB0358", "an option that tells of the client where it cannot or need not",
         "`toa` tells a backend of the client in an option of TCP, in mode `full-nat`. In all other modes the backend sees the client's address in every packet.";
+    Error NetworkTwice = "LB0370", "a network that is listed twice",
+        "In `allow` and `deny` the smallest network that a client is in says whether it may talk to the service. A network that is in both, or in one of them twice, says nothing clear. A part of it may be in the other list.";
+    Error NewOfUdp = "LB0371", "a limit of new connections in a UDP service",
+        "UDP has no connections: no datagram says that it is the first one. Datagrams can be limited: `max_packets_per_second`, `source_max_packets_per_second`.";
+    Error QuicNowhere = "LB0380", "connection ids where they lead nowhere",
+        "QUIC is spoken over UDP. In mode `full-nat` a session is one of the client's and the backend's addresses: a client that changes its own would be another one.";
+    Error QuicIncomplete = "LB0381", "connection ids that nobody could read",
+        "There is at least one `[[service.quic.config]]`. Each has an id of its own, and a server id and a nonce that have 19 bytes at most together: a connection id of QUIC version 1 has 20.";
+    Error ServerIdTwice = "LB0382", "a server id that is twice in a service",
+        "A connection id names one backend.";
+    Error ServerIdLength = "LB0383", "a server id of a length that no connection id has",
+        "Each `[[service.quic.config]]` says how long the server ids in its connection ids are. A backend has one of each length.";
     Error DuplicateService = "LB0401", "two services of one name",
         "Commands, metrics and revisions name a service by its name.";
     Error DuplicateVip = "LB0402", "two services at one address, port and protocol",
@@ -179,6 +199,8 @@ codes! {
         "Backends have numbers of 16 bits in the kernel's tables; `dataplane.backends` says for how many there is room.";
     Error ServicesExhausted = "LB0407", "more services than there is room for",
         "`dataplane.services` says for how many there is room.";
+    Error PrefixesExhausted = "LB0410", "more networks than there is room for",
+        "Each network of `allow` and `deny` takes a place for its service and one for its VIP, whose host answers ICMP. `dataplane.prefixes` says how many there are.";
     Warning FewSlots = "LB0901", "a table that is small for its number of backends",
         "With fewer than 100 slots a backend, weights are kept coarsely and a change moves more flows than it needs to.";
     Warning EmptyPool = "LB0902", "a pool without backends",
@@ -191,6 +213,8 @@ codes! {
         "The key belongs to another type of health check than the one chosen, or to a feature that is not in use.";
     Warning OutlierIdle = "LB0920", "a limit that keeps everybody in",
         "`max_ejected_percent` is never exceeded, not even by the first backend: in a pool of so few it ejects nobody.";
+    Warning Unnamed = "LB0921", "a backend that no connection id names",
+        "In a service with `[service.quic]` a client that changes its address keeps its backend if the ids of its connection name it: its server has to write them, and its `server_ids` have to stand here.";
     Warning RolloutAlone = "LB0930", "a rollout in a service of one pool",
         "A rollout takes clients from one pool to another.";
 }

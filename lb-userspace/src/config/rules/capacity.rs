@@ -7,6 +7,7 @@ use lb_common::abi::MAX_SOURCES;
 use crate::config::keys::{DataplaneDraft, ServiceDraft};
 use crate::config::read::{Field, Findings, Place};
 use crate::config::report::{Code, Diagnostic};
+use crate::config::rules::protection::networks;
 use crate::config::slots_of;
 
 pub(super) fn interfaces(dataplane: &DataplaneDraft, findings: &mut Findings) {
@@ -50,15 +51,35 @@ pub(super) fn sources(dataplane: &DataplaneDraft, services: &[ServiceDraft], fin
                     .at(&service.vip.at, format!("the VIP of {}", service.title()));
             findings.add(found.help("give `snat_addresses` addresses of their own"));
         }
+        let previews = services.iter().filter_map(|service| Some((service, service.preview()?)));
+        for (service, (_, preview)) in previews.filter(|(_, (preview, _))| preview.ip() == *address) {
+            let found =
+                Diagnostic::new(Code::SourceIsVip, format!("{address} stands for clients, and is a preview"))
+                    .at(at, "replies of backends go here")
+                    .at(preview, format!("the preview of {}", service.title()));
+            findings.add(found.help("give `snat_addresses` addresses of their own"));
+        }
     }
 }
 
 pub(super) fn check(dataplane: &DataplaneDraft, services: &[ServiceDraft], findings: &mut Findings) {
+    // A preview is a service of its own while there is one: with one table, and the backends of one pool.
     let slots = services.iter().filter_map(|service| {
         let size = service.table_size.value?;
-        Some(u64::from(slots_of(size, service.pools.value.as_ref()?.len())))
+        let preview = if service.preview().is_some() { size.get() } else { 0 };
+        Some(u64::from(slots_of(size, service.pools.value.as_ref()?.len()) + preview))
     });
-    let backends = services.iter().map(|service| service.backends().count()).sum::<usize>();
+    let previewed = |service: &ServiceDraft| match service.preview() {
+        Some(_) => service.pools().iter().map(|pool| pool.backends().len()).max().unwrap_or(0),
+        None => 0,
+    };
+    let backends: usize =
+        services.iter().map(|service| service.backends().count() + previewed(service)).sum();
+    let needed = services.len() + services.iter().filter(|service| service.preview().is_some()).count();
+
+    let prefixes = services.iter().filter_map(|service| service.protection.value.as_ref()?.as_ref());
+    // Two more of each service: what holds for all others, for the service and for its VIP.
+    let prefixes = prefixes.map(|protection| 2 * (networks(protection).count() as u64 + 1)).sum();
 
     let mut fits = |code, key, what, needed: u64, most, room: &Field<u32>| {
         let Some((&room_for, at)) = room.get() else {
@@ -84,5 +105,6 @@ pub(super) fn check(dataplane: &DataplaneDraft, services: &[ServiceDraft], findi
     };
     fits(Code::SlotsExhausted, "slots", "slots", slots.sum(), 1 << 27, &dataplane.slots);
     fits(Code::BackendsExhausted, "backends", "backends", backends as u64, 65_535, &dataplane.backends);
-    fits(Code::ServicesExhausted, "services", "services", services.len() as u64, 65_535, &dataplane.services);
+    fits(Code::PrefixesExhausted, "prefixes", "networks", prefixes, 1 << 27, &dataplane.prefixes);
+    fits(Code::ServicesExhausted, "services", "services", needed as u64, 65_535, &dataplane.services);
 }

@@ -18,12 +18,16 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
 }
 
 fn incomplete(kind: SourceKind, discovery: &DiscoveryDraft, findings: &mut Findings) {
-    let (key, written, example) = match kind {
-        SourceKind::Dns => ("name", discovery.name.written, "\"web.example\""),
-        SourceKind::File => ("path", discovery.path.written, "\"/etc/lb/backends.json\""),
-        SourceKind::Http => ("url", discovery.url.written, "\"http://10.0.0.5:8500/backends\""),
+    let name = ("name", discovery.name.written);
+    let path = ("path", discovery.path.written);
+    let url = ("url", discovery.url.written);
+    let needed = match kind {
+        SourceKind::Dns => vec![(name, "\"web.example\"")],
+        SourceKind::File => vec![(path, "\"/etc/lb/backends.json\"")],
+        SourceKind::Http => vec![(url, "\"http://10.0.0.5:8500/backends\"")],
+        SourceKind::Kubernetes => vec![(url, "\"https://10.0.0.5:6443\""), (name, "\"web\"")],
     };
-    if !written {
+    for ((key, _), example) in needed.into_iter().filter(|((_, written), _)| !written) {
         let found = Diagnostic::new(
             Code::DiscoveryIncomplete,
             format!("a discovery of type `{kind}` needs a `{key}`"),
@@ -34,28 +38,34 @@ fn incomplete(kind: SourceKind, discovery: &DiscoveryDraft, findings: &mut Findi
 }
 
 fn without_effect(kind: SourceKind, discovery: &DiscoveryDraft, findings: &mut Findings) {
-    use SourceKind::{Dns, File, Http};
+    use SourceKind::{Dns, File, Http, Kubernetes};
     let is_https = discovery.url.value.iter().flatten().all(|url| url.is_https());
     let is_srv = discovery.record.value == Some(Record::Srv);
-    let keys: [(&str, bool, &Place, &[SourceKind]); 10] = [
-        ("name", discovery.name.written, &discovery.name.at, &[Dns]),
+    let keys: [(&str, bool, &Place, &[SourceKind]); 13] = [
+        ("name", discovery.name.written, &discovery.name.at, &[Dns, Kubernetes]),
         ("record", discovery.record.written, &discovery.record.at, &[Dns]),
         ("servers", discovery.servers.written, &discovery.servers.at, &[Dns]),
         ("min_ttl", discovery.min_ttl.written, &discovery.min_ttl.at, &[Dns]),
         ("max_ttl", discovery.max_ttl.written, &discovery.max_ttl.at, &[Dns]),
         ("path", discovery.path.written, &discovery.path.at, &[File]),
-        ("url", discovery.url.written, &discovery.url.at, &[Http]),
-        ("ca_file", discovery.ca_file.written, &discovery.ca_file.at, &[Http]),
+        ("url", discovery.url.written, &discovery.url.at, &[Http, Kubernetes]),
+        ("namespace", discovery.namespace.written, &discovery.namespace.at, &[Kubernetes]),
+        ("port_name", discovery.port_name.written, &discovery.port_name.at, &[Kubernetes]),
+        ("token_file", discovery.token_file.written, &discovery.token_file.at, &[Kubernetes]),
+        ("ca_file", discovery.ca_file.written, &discovery.ca_file.at, &[Http, Kubernetes]),
         ("interval", discovery.interval.written, &discovery.interval.at, &[Http]),
-        ("timeout", discovery.timeout.written, &discovery.timeout.at, &[Dns, Http]),
+        ("timeout", discovery.timeout.written, &discovery.timeout.at, &[Dns, Http, Kubernetes]),
     ];
     for (key, _, at, kinds) in keys.into_iter().filter(|(_, written, ..)| *written) {
         let why = match kind {
             _ if !kinds.contains(&kind) => format!("it is not for a discovery of type `{kind}`"),
-            Http if key == "ca_file" && !is_https => {
+            Http | Kubernetes if key == "ca_file" && !is_https => {
                 "no certificate is asked for at an `http://` address".to_owned()
             }
-            Dns | File | Http => continue,
+            Kubernetes if key == "token_file" && !is_https => {
+                "everybody on the way could read a token that is sent to an `http://` address".to_owned()
+            }
+            Dns | File | Http | Kubernetes => continue,
         };
         let found = Diagnostic::new(Code::NoEffect, format!("`{key}` has no effect: {why}"));
         findings.add(found.at(at, "not looked at"));

@@ -1,7 +1,7 @@
 //! What must hold between services.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::config::keys::ServiceDraft;
 use crate::config::read::{Findings, Place};
@@ -13,6 +13,7 @@ pub(super) fn check(services: &[ServiceDraft], findings: &mut Findings) {
     vips(services, findings);
     loops(services, findings);
     replies(services, findings);
+    previews(services, findings);
 }
 
 fn names(services: &[ServiceDraft], findings: &mut Findings) {
@@ -57,6 +58,40 @@ fn loops(services: &[ServiceDraft], findings: &mut Findings) {
             .at(at, "its packets would come back for ever")
             .at(&other.vip.at, format!("the VIP of {}", other.title()));
             findings.add(found.help("write the address of the host that serves"));
+        }
+    }
+}
+
+/// Nobody else has what a rollout's preview takes for itself.
+fn previews(services: &[ServiceDraft], findings: &mut Findings) {
+    let mut seen: HashMap<(SocketAddr, Protocol), (&ServiceDraft, &Place)> = HashMap::new();
+    for service in services {
+        let (Some((preview, at)), Some(protocol)) = (service.preview(), service.protocol.value) else {
+            continue;
+        };
+        let taken = |whose: String| {
+            Diagnostic::new(Code::PreviewTaken, format!("the preview {preview}, {protocol}, is {whose}"))
+                .at(at, format!("the preview of {}", service.title()))
+        };
+        let mut others = services.iter().filter(|other| {
+            other.vip.value == Some(preview.ip())
+                && other.protocol.value == Some(protocol)
+                && other.port.value.is_some_and(|port| port == 0 || port == preview.port())
+        });
+        if let Some(other) = others.next() {
+            let found = taken(format!("where {} is", other.title()));
+            findings.add(found.at(&other.vip.at, format!("the VIP of {}", other.title())));
+        }
+        if let Some((other, first)) = seen.insert((preview, protocol), (service, at)) {
+            let found = taken("another preview, too".to_owned());
+            findings.add(found.at(first, format!("the preview of {}", other.title())));
+        }
+        let mut backends = services.iter().flat_map(ServiceDraft::backends);
+        if let Some((_, backend)) =
+            backends.find_map(|backend| backend.address.get().filter(|(target, _)| target.ip == preview.ip()))
+        {
+            let found = taken("at a backend's address".to_owned());
+            findings.add(found.at(backend, "its packets would come back for ever"));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::keys::{HealthDraft, ServiceDraft};
 use crate::config::read::{Field, Findings, Place, Table};
 use crate::config::report::{Code, Diagnostic};
-use crate::config::value::{Check, Verify};
+use crate::config::value::{Check, Verify, Via};
 
 pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     if !service.health.written {
@@ -32,6 +32,7 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
     }
     times(health, findings);
     port(kind, service, health, findings);
+    via(service, health, findings);
     incomplete(kind, health, findings);
     unverified(kind, health, findings);
 }
@@ -129,6 +130,25 @@ fn port(kind: Check, service: &ServiceDraft, health: &HealthDraft, findings: &mu
     }
 }
 
+/// Where the VIP is not what backends are sent packets for, nobody can be asked for it.
+fn via(service: &ServiceDraft, health: &HealthDraft, findings: &mut Findings) {
+    let (Some((Via::Vip, at)), Some((mode, mode_at))) = (health.via.get(), service.mode.get()) else {
+        return;
+    };
+    if mode.is_dsr() {
+        return;
+    }
+    let found = Diagnostic::new(
+        Code::ViaWithoutDsr,
+        format!("in mode `{mode}` backends get no packets for the VIP: a probe for it would find nobody"),
+    )
+    .at(at, "works in the `dsr` modes");
+    let found = if service.mode.written { found.at(mode_at, "the mode") } else { found };
+    findings.add(
+        found.help("leave `via` out: a check of the backend's own address goes the way of clients' packets"),
+    );
+}
+
 /// Certificates that nobody looks at need no authority.
 fn unverified(kind: Check, health: &HealthDraft, findings: &mut Findings) {
     if kind.is_tls() && health.verify.value == Some(Verify::None) && health.ca_file.written {
@@ -151,6 +171,7 @@ fn without_effect(kind: Check, health: &HealthDraft, findings: &mut Findings) {
         ("healthy", any, place(&health.healthy)),
         ("unhealthy", any, place(&health.unhealthy)),
         ("port", asks, place(&health.port)),
+        ("via", asks, place(&health.via)),
         ("fast_interval", any, place(&health.fast_interval)),
         ("down_interval", any, place(&health.down_interval)),
         ("path", http, place(&health.path)),

@@ -8,6 +8,8 @@ mod discovery;
 mod fleet;
 mod health;
 mod passive;
+mod protection;
+mod quic;
 mod rollout;
 mod service;
 
@@ -37,4 +39,6 @@ pub(super) fn check_service(service: &ServiceDraft, findings: &mut Findings) {
     passive::check(service, findings);
     rollout::check(service, findings);
     discovery::check(service, findings);
+    protection::check(service, findings);
+    quic::check(service, findings);
 }

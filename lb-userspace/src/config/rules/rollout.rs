@@ -16,6 +16,7 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
         findings.add(found.help("the next version is a second `[[service.pool]]`"));
     }
     two_ways(rollout, findings);
+    preview(service, rollout, findings);
     let shares = rollout.shares.value.iter().flatten().flatten().map(|(at, share)| (*share, at));
     rising(shares, findings);
     let steps = rollout.steps.value.as_deref().unwrap_or_default();
@@ -42,6 +43,20 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
         let found = found.at(&rollout.prometheus.at, "there is no metric");
         findings.add(found.help("add a `[[service.rollout.metric]]`"));
     }
+}
+
+/// Packets to a preview are translated (`full-nat`), which leaves them in their family.
+fn preview(service: &ServiceDraft, rollout: &RolloutDraft, findings: &mut Findings) {
+    let Some((Some(preview), at)) = rollout.preview.get() else { return };
+    let mut targets = service.backends().filter_map(|backend| backend.address.get());
+    let Some((target, target_at)) = targets.find(|(target, _)| target.ip.is_ipv4() != preview.is_ipv4())
+    else {
+        return;
+    };
+    let found = Diagnostic::new(Code::PreviewTaken, "a preview is of the family of its backends")
+        .at(at, format!("{} is of one family", preview.ip()))
+        .at(target_at, format!("{} is of the other", target.ip));
+    findings.add(found.help("give the preview an address of the backends' family"));
 }
 
 fn bounds(metric: &RolloutMetricDraft, findings: &mut Findings) {

@@ -41,6 +41,31 @@ impl Scalar for Unicast {
     }
 }
 
+/// An address and a port that clients can talk to.
+pub(in crate::config) struct Endpoint;
+
+impl Scalar for Endpoint {
+    type Value = SocketAddr;
+
+    fn parse(node: &Node) -> Result<SocketAddr, Invalid> {
+        const EXPECTED: &str =
+            "expected an address and a port such as `203.0.113.11:443` or `[2001:db8::11]:443`";
+        let target = Target::parse(node)?;
+        match target.port {
+            Some(port) if port != 0 => Ok((target.ip, port).into()),
+            _ => Err(Invalid::new(Code::NotAnAddress, format!("`{}` has no port", target.ip), EXPECTED)),
+        }
+    }
+
+    fn write<S: Serializer>(value: &SocketAddr, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]):\d{1,5}$" })
+    }
+}
+
 /// A backend's address as it was written: the port may be left to the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) struct Target {

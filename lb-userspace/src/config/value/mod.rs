@@ -7,13 +7,14 @@ mod names;
 mod numbers;
 mod policy;
 mod ports;
+mod quic;
 mod seed;
 mod shares;
 mod sources;
 mod times;
 mod words;
 
-pub(super) use addresses::{Prefix, Prefix4, Prefix6, Target, Unicast};
+pub(super) use addresses::{Endpoint, Prefix, Prefix4, Prefix6, Target, Unicast};
 pub use checks::{CommandLine, FilePath, Payload, Phrase, TlsName};
 pub use http::{HttpHost, HttpPath, StatusRanges};
 pub use names::{InterfaceName, PoolName, ServiceName};
@@ -21,13 +22,14 @@ pub(super) use numbers::{Count, Port};
 pub use numbers::{Percent, Schema, TableSize, Weight};
 pub use policy::{Aggression, Deviations, Least};
 pub use ports::PortRange;
+pub use quic::{QuicKey, ServerId};
 pub use seed::Seed;
 pub use shares::{Factor, Number};
 pub(super) use shares::{Multiple, Text, Truth};
 pub use sources::{DnsName, HttpUrl, NameServer};
 pub(super) use times::Time;
 pub use words::{
-    AdminState, BackendKey, Check, Mode, OnDown, OnEmpty, Protocol, SplitKey, Tracking, Verify, XdpMode,
+    AdminState, BackendKey, Check, Mode, OnDown, OnEmpty, Protocol, SplitKey, Tracking, Verify, Via, XdpMode,
 };
 
 /// Makes a scalar of a type whose text form is its [`FromStr`](std::str::FromStr) and `Display`, in the file and in JSON.

@@ -136,6 +136,8 @@ impl Percent {
         self.0
     }
 
+    /// None.
+    pub const NEVER: Self = Self(0);
     /// What a pool gets that says nothing: half of it must be healthy.
     pub(in crate::config) const HALF: Self = Self(50);
     /// Where a breaker begins to shed.

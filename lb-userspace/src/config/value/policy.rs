@@ -103,18 +103,8 @@ impl Scalar for Aggression {
     type Value = Self;
 
     fn parse(node: &Node) -> Result<Self, Invalid> {
-        let expected = "a number from 0.1 to 10";
-        let number = number(node, expected)?;
-        if (Self::LEAST..=Self::MOST).contains(&number) {
-            return Ok(Self((number * 1_000.0).round() as u32));
-        }
-        let size = if number > Self::MOST { "large" } else { "small" };
-        let found = Invalid::new(
-            Code::OutOfRange,
-            format!("the number is too {size}"),
-            format!("expected {expected}"),
-        );
-        Err(found.help("1 is a straight line, 2 a fast beginning, 0.5 a slow one"))
+        let hint = "1 is a straight line, 2 a fast beginning, 0.5 a slow one";
+        thousandths(node, Self::LEAST, Self::MOST, hint).map(Self)
     }
 
     fn write<S: Serializer>(value: &Self, to: S) -> Result<S::Ok, S::Error> {
@@ -146,18 +136,7 @@ impl Scalar for Deviations {
     type Value = Self;
 
     fn parse(node: &Node) -> Result<Self, Invalid> {
-        let expected = "a number from 0 to 10";
-        let number = number(node, expected)?;
-        if (0.0..=Self::MOST).contains(&number) {
-            return Ok(Self((number * 1_000.0).round() as u32));
-        }
-        let size = if number > Self::MOST { "large" } else { "small" };
-        let found = Invalid::new(
-            Code::OutOfRange,
-            format!("the number is too {size}"),
-            format!("expected {expected}"),
-        );
-        Err(found.help("1.9 is usual; 0 compares nobody with his peers"))
+        thousandths(node, 0.0, Self::MOST, "1.9 is usual; 0 compares nobody with his peers").map(Self)
     }
 
     fn write<S: Serializer>(value: &Self, to: S) -> Result<S::Ok, S::Error> {
@@ -167,6 +146,19 @@ impl Scalar for Deviations {
     fn schema() -> Json {
         json!({ "type": "number", "minimum": 0, "maximum": Self::MOST })
     }
+}
+
+/// A number within bounds, which are right as well.
+fn thousandths(node: &Node, least: f64, most: f64, hint: &str) -> Result<u32, Invalid> {
+    let expected = format!("a number from {least} to {most}");
+    let number = number(node, &expected)?;
+    if (least..=most).contains(&number) {
+        return Ok((number * 1_000.0).round() as u32);
+    }
+    let size = if number > most { "large" } else { "small" };
+    let found =
+        Invalid::new(Code::OutOfRange, format!("the number is too {size}"), format!("expected {expected}"));
+    Err(found.help(hint))
 }
 
 #[cfg(test)]

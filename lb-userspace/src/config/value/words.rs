@@ -156,6 +156,16 @@ impl Check {
 }
 
 words! {
+    /// What a health check's packets are addressed to, and which way they go.
+    Via, "a way for health checks" {
+        /// The backend's own address, as this host routes it.
+        Address = "address",
+        /// The VIP, on that backend: as the packets of clients go there. In the `dsr` modes.
+        Vip = "vip",
+    }
+}
+
+words! {
     /// Whether a check within TLS verifies the certificate.
     Verify, "a way to verify certificates" {
         /// It has to be for the name, and by an authority that is trusted.

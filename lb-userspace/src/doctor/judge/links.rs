@@ -1,6 +1,6 @@
 //! The interfaces.
 
-use super::{Facts, Verdict, amiss_or, configured, configured_links, error, warning};
+use super::{Facts, Verdict, amiss_or, configured, configured_links, counted, error, warning};
 use crate::api::XdpMode;
 use crate::config;
 
@@ -94,7 +94,7 @@ pub(super) fn native(facts: &Facts) -> Verdict {
             (Some(XdpMode::Generic), Some(false)) | (None, Some(false)) => found.push(warning(
                 name,
                 format!("generic: its driver ({driver}) has no XDP"),
-                "use an interface whose driver has it (`ethtool -i`); for a bond, bridge or VLAN name the ports below",
+                "use an interface whose driver has it (`ethtool -i`); for a bridge name its ports, for a VLAN device what it is on",
             )),
             (Some(XdpMode::Generic), _) if config.dataplane.xdp_mode == config::XdpMode::Generic => {
                 found.push(warning(
@@ -113,6 +113,72 @@ pub(super) fn native(facts: &Facts) -> Verdict {
         }
     }
     amiss_or(found, || fine.join(", "))
+}
+
+pub(super) fn stacked(facts: &Facts) -> Verdict {
+    let config = match configured(facts) {
+        Ok(config) => config,
+        Err(verdict) => return verdict,
+    };
+    let file = facts.config_path.display();
+    let (mut found, mut vlans) = (Vec::new(), 0);
+    for (name, link) in configured_links(facts, config) {
+        if link.kind.as_deref() == Some("vlan") {
+            vlans += 1;
+            let (parent, remedy) = match &link.vlan_of {
+                Some(parent) => (
+                    parent.as_str(),
+                    format!(
+                        "name {parent} in its place in {file}, under [dataplane] interfaces: tags are taken care of"
+                    ),
+                ),
+                None => ("another namespace", format!("run lbd where the card is, and name that in {file}")),
+            };
+            found.push(warning(
+                name,
+                format!("it is a VLAN device (of {parent}), where XDP has generic mode only"),
+                remedy,
+            ));
+        }
+        if let Some(bond) = &link.bond {
+            found.push(warning(
+                name,
+                format!("it is a port of {bond}: routes and neighbours are those of the bond, which takes its frames"),
+                format!("name {bond} in its place in {file}, under [dataplane] interfaces (native in the modes balance-rr, active-backup, balance-xor and 802.3ad)"),
+            ));
+        }
+        let on = facts.links.iter().filter(|(_, other)| leads_to(facts, other, name));
+        let on: Vec<&str> = on.map(|(other, _)| other.as_str()).collect();
+        vlans += on.len();
+        if !on.is_empty() && link.takes_tags_off == Some(true) {
+            found.push(error(
+                name,
+                format!(
+                    "the card takes VLAN tags off before XDP sees them, so that nothing tells {} from {name} itself",
+                    on.join(", ")
+                ),
+                format!("ethtool -K {name} rxvlan off"),
+            ));
+        }
+    }
+    amiss_or(found, || match vlans {
+        0 => "none".to_owned(),
+        _ => format!("{} on them, whose tags XDP sees", counted(vlans, "VLAN device")),
+    })
+}
+
+/// Whether a VLAN device is on that interface, perhaps on another VLAN device.
+fn leads_to(facts: &Facts, link: &crate::doctor::Link, name: &str) -> bool {
+    let mut below = link.vlan_of.as_deref();
+    // No more than the kernel stacks.
+    for _ in 0..8 {
+        match below {
+            Some(parent) if parent == name => return true,
+            Some(parent) => below = facts.links.get(parent).and_then(|link| link.vlan_of.as_deref()),
+            None => return false,
+        }
+    }
+    false
 }
 
 pub(super) fn lro(facts: &Facts) -> Verdict {

@@ -148,7 +148,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         code: "LB1119",
         title: "tunnels",
-        why: "a backend of dsr-ipip has to take the outer header off",
+        why: "a backend of dsr-ipip or dsr-gue has to take the outer headers off",
         judge: network::tunnels,
     },
     Rule {
@@ -168,6 +168,12 @@ pub const RULES: &[Rule] = &[
         title: "open files",
         why: "each probe and each client of the socket takes a descriptor; without one, backends look dead",
         judge: host::files,
+    },
+    Rule {
+        code: "LB1123",
+        title: "VLANs and bonds",
+        why: "XDP sits below VLAN devices and bonds: it has to see tags, and be where frames come together",
+        judge: links::stacked,
     },
 ];
 

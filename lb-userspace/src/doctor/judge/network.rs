@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::super::{Answer, Found, Way};
+use super::super::{Answer, Found, Probe, Way};
 use super::{
     Facts, Verdict, amiss_or, backends, configured, configured_links, counted, error, mac_text, warning,
 };
 use crate::api::Severity;
+use crate::compile::GUE_PORT;
 use crate::config::{self, Config, Mode, Protocol};
 
 pub(super) fn tunnel_mtu(facts: &Facts) -> Verdict {
@@ -262,52 +263,69 @@ pub(super) fn conflicts(facts: &Facts) -> Verdict {
 }
 
 pub(super) fn loopback(facts: &Facts) -> Verdict {
-    unanswered(facts, Mode::DsrL2, |backend, vip| {
+    unanswered(facts, &[Mode::DsrL2], |Probe { backend, vip, .. }, _| {
+        let backend = backend.ip();
         (
             format!(
                 "it does not answer as {vip}: either it does not have the VIP, or a firewall drops the probe"
             ),
-            format!("on {backend}: ip addr add {} dev lo", host_prefix(vip)),
+            format!("on {backend}: ip addr add {} dev lo", host_prefix(*vip)),
         )
     })
 }
 
 pub(super) fn tunnels(facts: &Facts) -> Verdict {
-    unanswered(facts, Mode::DsrIpip, |backend, vip| {
+    unanswered(facts, &[Mode::DsrIpip, Mode::DsrGue], |Probe { mode, backend, vip, .. }, service| {
+        let backend = backend.ip();
         let device = match (backend, vip) {
             (IpAddr::V4(_), IpAddr::V4(_)) => "ip link add lb0 type ipip external",
             (IpAddr::V4(_), IpAddr::V6(_)) => "ip link add lb0 type sit external",
             (IpAddr::V6(_), _) => "ip link add lb0 type ip6tnl external",
+        };
+        // Of GUE the kernel takes UDP off, and a tunnel device the packet that is left.
+        let (udp, decap) = if *mode == Mode::DsrGue {
+            let port = service.gue_port.unwrap_or(GUE_PORT);
+            let family = if backend.is_ipv6() { " -6" } else { "" };
+            (format!("ip fou add port {port} gue{family} && "), format!(" --gue-port {port}"))
+        } else {
+            Default::default()
         };
         (
             format!(
                 "it does not answer as {vip} through the tunnel: no tunnel device, no VIP on its loopback, or rp_filter"
             ),
             format!(
-                "on {backend}: {device} && ip link set lb0 up && ip addr add {} dev lo && sysctl -w \
-                 net.ipv4.conf.lb0.rp_filter=0; or: lbd decap --interface eth0",
-                host_prefix(vip)
+                "on {backend}: {udp}{device} && ip link set lb0 up && ip addr add {} dev lo && sysctl -w \
+                 net.ipv4.conf.lb0.rp_filter=0; or: lbd decap --interface eth0{decap}",
+                host_prefix(*vip)
             ),
         )
     })
 }
 
-fn unanswered(facts: &Facts, mode: Mode, words: impl Fn(IpAddr, IpAddr) -> (String, String)) -> Verdict {
+/// Backends of these modes that say nothing when they are asked as the data path would ask them.
+fn unanswered(
+    facts: &Facts,
+    modes: &[Mode],
+    words: impl Fn(&Probe, &config::Service) -> (String, String),
+) -> Verdict {
     let config = match configured(facts) {
         Ok(config) => config,
         Err(verdict) => return verdict,
     };
-    if !config.services.iter().any(|service| service.mode == mode) {
-        return Verdict::Skipped(format!("no service of mode {mode}"));
+    if !config.services.iter().any(|service| modes.contains(&service.mode)) {
+        let modes: Vec<String> = modes.iter().map(ToString::to_string).collect();
+        return Verdict::Skipped(format!("no service of mode {}", modes.join(" or ")));
     }
     if let Some(why) = &facts.wire.unasked {
         return Verdict::Skipped(why.clone());
     }
-    let asked: Vec<_> = facts.wire.probes.iter().filter(|probe| probe.mode == mode).collect();
+    let asked: Vec<_> = facts.wire.probes.iter().filter(|probe| modes.contains(&probe.mode)).collect();
     let silent = asked.iter().filter(|probe| probe.answer == Answer::Silence);
-    let found = silent.map(|probe| {
-        let (message, remedy) = words(probe.backend.ip(), probe.vip);
-        error(format!("{}/{}", probe.service, probe.backend), message, remedy)
+    let found = silent.filter_map(|probe| {
+        let service = config.services.iter().find(|service| service.name.as_str() == probe.service)?;
+        let (message, remedy) = words(probe, service);
+        Some(error(format!("{}/{}", probe.service, probe.backend), message, remedy))
     });
     amiss_or(found.collect(), || format!("{} answer as the VIP", counted(asked.len(), "backend")))
 }

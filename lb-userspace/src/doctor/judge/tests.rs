@@ -161,6 +161,19 @@ fn the_interfaces_are_judged() {
     finds(nat, "LB1109", Warning, "ethtool -i", |facts| {
         facts.links.get_mut("eth0").unwrap().native = Some(false);
     });
+    finds(nat, "LB1123", Warning, "name eth9 in its place", |facts| {
+        let link = facts.links.get_mut("eth0").unwrap();
+        (link.kind, link.vlan_of) = (Some("vlan".to_owned()), Some("eth9".to_owned()));
+    });
+    finds(nat, "LB1123", Warning, "name bond0 in its place", |facts| {
+        facts.links.get_mut("eth1").unwrap().bond = Some("bond0".to_owned());
+    });
+    finds(nat, "LB1123", Error, "ethtool -K eth1 rxvlan off", |facts| {
+        facts.links.get_mut("eth1").unwrap().takes_tags_off = Some(true);
+        let on = |parent: &str| Link { vlan_of: Some(parent.to_owned()), ..Link::default() };
+        facts.links.insert("inner".to_owned(), on("outer"));
+        facts.links.insert("outer".to_owned(), on("eth1"));
+    });
     finds(nat, "LB1110", Error, "ethtool -K eth0 lro off", |facts| {
         facts.links.get_mut("eth0").unwrap().lro = Some(true);
     });
@@ -170,6 +183,15 @@ fn the_interfaces_are_judged() {
     finds(nat, "LB1111", Warning, "irqbalance", |facts| {
         facts.links.get_mut("eth1").unwrap().interrupts = [(40, "0".to_owned()), (41, "0".to_owned())].into();
     });
+}
+
+#[test]
+fn a_card_may_take_tags_off_that_nobody_looks_for() {
+    let mut facts = sound(Mode::Nat);
+    facts.links.get_mut("eth1").unwrap().takes_tags_off = Some(true);
+    assert_eq!(of(&judge(&facts), "LB1123").outcome, Outcome::Ok);
+    facts.links.insert("lan".to_owned(), Link { vlan_of: Some("eth7".to_owned()), ..Link::default() });
+    assert_eq!(of(&judge(&facts), "LB1123").found[0].message, "none", "on a card that is not ours");
 }
 
 #[test]
@@ -209,7 +231,7 @@ fn the_network_is_judged() {
     let backend: SocketAddr = BACKEND.parse().unwrap();
     let jumbo = |facts: &mut Facts| {
         if let Some(Way::Known { mtu, .. }) = facts.ways.get_mut(&backend.ip()) {
-            *mtu = 1520;
+            *mtu = 1528;
         }
     };
     finds(ipip, "LB1112", Error, "ip link set dev eth1 mtu 1520", |_| {});
@@ -244,6 +266,16 @@ fn the_network_is_judged() {
         jumbo(facts);
         facts.wire.probes[0].answer = Answer::Silence;
     });
+    finds(
+        Mode::DsrGue,
+        "LB1119",
+        Error,
+        "ip fou add port 6080 gue && ip link add lb0 type ipip external",
+        |facts| {
+            jumbo(facts);
+            facts.wire.probes[0].answer = Answer::Silence;
+        },
+    );
     finds(nat, "LB1120", Error, "ss -ltn 'sport = :80'", |facts| {
         facts.wire.probes[0].answer = Answer::Refused;
     });

@@ -1,14 +1,12 @@
 //! The agent-check: a line of words.
 
-use std::net::SocketAddr;
-
 use tokio::{
-    io::AsyncReadExt,
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt},
     time::{Instant, timeout_at},
 };
 
 use super::{
+    To,
     failure::{Failure, Miss},
     socket,
 };
@@ -17,15 +15,15 @@ use crate::health::advice::Words;
 /// A line may be this long, in bytes.
 const MAX_LINE: usize = 1024;
 
-pub(super) async fn probe(address: SocketAddr, mark: Option<u32>, deadline: Instant) -> Result<Words, Miss> {
-    let stream = socket::connect(address, mark, deadline).await?;
+pub(super) async fn probe(to: &To, deadline: Instant) -> Result<Words, Miss> {
+    let stream = socket::connect(to, deadline).await?;
     let line = timeout_at(deadline, line(stream)).await.map_err(|_| Failure::Timeout)??;
     let words = String::from_utf8_lossy(&line).parse();
     words.map_err(|_| Failure::Protocol.into())
 }
 
 /// Up to its end, or that of the connection.
-async fn line(mut stream: TcpStream) -> Result<Vec<u8>, Failure> {
+async fn line(mut stream: impl AsyncRead + Unpin) -> Result<Vec<u8>, Failure> {
     let mut read = Vec::with_capacity(MAX_LINE);
     loop {
         if let Some(end) = read.iter().position(|&byte| byte == b'\n') {

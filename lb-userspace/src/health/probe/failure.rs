@@ -216,6 +216,12 @@ pub enum Trouble {
     Mark,
     /// No free port, or no memory, to connect from.
     Connect(io::ErrorKind),
+    /// No packet socket, for a probe along the data path: it needs CAP_NET_RAW.
+    PacketSocket(io::ErrorKind),
+    /// This host has no address of the VIP's family that a backend could answer to.
+    NoSource,
+    /// There is no data path here that a probe could go along.
+    NoDataPath,
     /// The check's TLS cannot be set up, such as for a file with certificates that is not there.
     Tls(Box<str>),
     /// The check's command cannot be started.
@@ -230,6 +236,13 @@ impl fmt::Display for Trouble {
             Self::Socket(kind) => write!(f, "no socket for the probe: {kind}"),
             Self::Mark => f.write_str("the probe's mark could not be set (CAP_NET_ADMIN)"),
             Self::Connect(kind) => write!(f, "the probe could not connect from here: {kind}"),
+            Self::PacketSocket(kind) => {
+                write!(f, "no packet socket for a probe to the VIP (it needs CAP_NET_RAW): {kind}")
+            }
+            Self::NoSource => f.write_str(
+                "this host has no address of the VIP's family, beside VIPs, that a backend could answer a probe at",
+            ),
+            Self::NoDataPath => f.write_str("there is no data path that the probe could go along"),
             Self::Tls(why) => f.write_str(why),
             Self::Command(kind) => write!(f, "the check's command cannot be started: {kind}"),
             Self::Crashed => f.write_str("the probe crashed"),

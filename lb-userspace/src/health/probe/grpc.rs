@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    To,
     failure::{Failure, Miss, ServingStatus},
     socket, tls,
 };
@@ -29,19 +30,14 @@ use crate::health::check::GrpcCheck;
 /// An answer may be this long, in bytes. Those that are known have seven.
 const MAX_ANSWER: usize = 4096;
 
-pub(super) async fn probe(
-    address: SocketAddr,
-    check: &GrpcCheck,
-    mark: Option<u32>,
-    deadline: Instant,
-) -> Result<(), Miss> {
-    let stream = socket::connect(address, mark, deadline).await?;
-    let request = request(address, check, deadline.saturating_duration_since(Instant::now()));
+pub(super) async fn probe(to: &To, check: &GrpcCheck, deadline: Instant) -> Result<(), Miss> {
+    let stream = socket::connect(to, deadline).await?;
+    let request = request(to.address, check, deadline.saturating_duration_since(Instant::now()));
     let message = check.request.clone();
     let answer = match &check.tls {
         None => timeout_at(deadline, call(stream, request, message)).await,
         Some(tls) => {
-            let stream = tls::handshake(stream, tls, address.ip(), deadline).await?;
+            let stream = tls::handshake(stream, tls, to.address.ip(), deadline).await?;
             timeout_at(deadline, call(stream, request, message)).await
         }
     };

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    To,
     failure::{Failure, Miss},
     socket, tls,
 };
@@ -27,19 +28,14 @@ const MAX_HEAD: usize = 32 * 1024;
 /// After this many bytes of a body the rest is left unread, and nothing is expected in it.
 const MAX_BODY: usize = 64 * 1024;
 
-pub(super) async fn probe(
-    address: SocketAddr,
-    check: &HttpCheck,
-    mark: Option<u32>,
-    deadline: Instant,
-) -> Result<(), Miss> {
-    let stream = socket::connect(address, mark, deadline).await?;
-    let request = request(address, check);
+pub(super) async fn probe(to: &To, check: &HttpCheck, deadline: Instant) -> Result<(), Miss> {
+    let stream = socket::connect(to, deadline).await?;
+    let request = request(to.address, check);
     let body = check.expect_body.as_deref();
     let answer = match &check.tls {
         None => timeout_at(deadline, exchange(stream, request, body)).await,
         Some(tls) => {
-            let stream = tls::handshake(stream, tls, address.ip(), deadline).await?;
+            let stream = tls::handshake(stream, tls, to.address.ip(), deadline).await?;
             timeout_at(deadline, exchange(stream, request, body)).await
         }
     };

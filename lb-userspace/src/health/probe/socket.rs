@@ -1,18 +1,46 @@
 //! Connections of probes.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
+use lb_common::wire::IPPROTO_TCP;
 use socket2::SockRef;
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream},
     time::{Instant, timeout_at},
 };
 
-use super::failure::{Failure, Miss, Trouble};
+use super::{
+    To, Way,
+    failure::{Failure, Miss, Trouble},
+};
+use crate::health::vip;
 
-/// Connects. The connection ends with a RST when it is dropped: probes of ten thousand targets would otherwise leave
+/// A connection, by either way.
+pub(super) enum Stream {
+    Host(TcpStream),
+    Along(Box<vip::Stream>),
+}
+
+/// Connects.
+pub(super) async fn connect(to: &To, deadline: Instant) -> Result<Stream, Miss> {
+    match &to.way {
+        Way::Host(mark) => connect_by_host(to.address, *mark, deadline).await.map(Stream::Host),
+        Way::Along(along, via) => {
+            let road = along.road(via, to.address, IPPROTO_TCP, deadline).await?;
+            Ok(Stream::Along(Box::new(vip::Stream::connect(road, deadline).await?)))
+        }
+    }
+}
+
+/// By the kernel. The connection ends with a RST when it is dropped: probes of ten thousand targets would otherwise leave
 /// a hundred thousand sockets in TIME_WAIT.
-pub(super) async fn connect(
+async fn connect_by_host(
     address: SocketAddr,
     mark: Option<u32>,
     deadline: Instant,
@@ -36,6 +64,42 @@ pub(super) async fn connect(
     match stream.local_addr() {
         Ok(local) if local == address => Err(Failure::ConnectRefused.into()),
         _ => Ok(stream),
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Host(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Along(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Host(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Along(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Host(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Along(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Host(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Along(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{io, net::IpAddr};
 
 use tokio::{
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite},
     time::{Instant, timeout_at},
 };
 use tokio_rustls::{client::TlsStream, rustls};
@@ -14,12 +14,12 @@ use super::{
 };
 use crate::health::check::Tls;
 
-pub(super) async fn handshake(
-    stream: TcpStream,
+pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
     tls: &Tls,
     address: IpAddr,
     deadline: Instant,
-) -> Result<TlsStream<TcpStream>, Miss> {
+) -> Result<TlsStream<S>, Miss> {
     let (connector, name) = tls.towards(address)?;
     let stream = timeout_at(deadline, connector.connect(name, stream)).await.map_err(|_| Failure::Timeout)?;
     stream.map_err(|error| why(&error).into())

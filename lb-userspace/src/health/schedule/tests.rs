@@ -15,6 +15,7 @@ fn target(id: u64, timing: Timing) -> Target {
         address: SocketAddr::from(([10, 0, 0, 1], 80)),
         check: Check { kind: CheckKind::Tcp, timing },
         mark: None,
+        via: None,
     }
 }
 
@@ -119,6 +120,24 @@ fn another_check_keeps_the_state_and_another_address_does_not() {
     schedule.finish(job.ticket, passed(), now + 23 * MS);
     let report = schedule.report(TargetId(0)).expect("it is there");
     assert_eq!((report.health, report.counters), (Health::Unknown, Counters::default()));
+}
+
+#[test]
+fn whoever_is_asked_another_way_keeps_its_state() {
+    let (mut schedule, now) = (Schedule::new(1), Instant::now());
+    let direct = target(0, timing(1000 * MS, 100 * MS, 3));
+    schedule.update(vec![direct.clone()], now);
+    run(&mut schedule, now + 10 * MS, |_, _| passed());
+    let via = Some(Via { service: "web".into(), backend: direct.address });
+    let vip = Target { address: ([203, 0, 113, 10], 80).into(), via, ..direct.clone() };
+    schedule.update(vec![vip.clone()], now + 20 * MS);
+    assert_eq!(schedule.report(TargetId(0)).expect("it stays").health, Health::Up);
+    let job = schedule.start_due(now + 21 * MS).expect("it is checked anew at once");
+    assert_eq!((job.address, &job.via), (vip.address, &vip.via));
+    schedule.finish(job.ticket, passed(), now + 22 * MS);
+    let other_port = Target { address: ([203, 0, 113, 10], 81).into(), ..vip };
+    schedule.update(vec![other_port], now + 30 * MS);
+    assert_eq!(schedule.report(TargetId(0)).expect("it is there").health, Health::Unknown);
 }
 
 #[test]

@@ -30,7 +30,8 @@ fn scripted(
         }
     });
     let check = Check { kind: CheckKind::Tcp, timing };
-    let target = Target { id: TargetId(1), address: ([127, 0, 0, 1], 1).into(), check, mark: None };
+    let target =
+        Target { id: TargetId(1), address: ([127, 0, 0, 1], 1).into(), check, mark: None, via: None };
     scheduler.update(vec![target]);
     (scheduler, told, begins)
 }

@@ -1,10 +1,8 @@
 //! Gratuitous ARP and unsolicited neighbour advertisements, from a packet socket.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::packet_socket::PacketSocket;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// All nodes on the link: ff02::1, and its MAC (RFC 2464, 7).
@@ -14,12 +12,12 @@ const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 /// Sends announcements, if it may.
 #[derive(Debug)]
 pub(super) struct Announcer {
-    socket: Option<OwnedFd>,
+    socket: Option<PacketSocket>,
 }
 
 impl Announcer {
     pub(super) fn new() -> Self {
-        match packet_socket() {
+        match PacketSocket::sending() {
             Ok(socket) => Self { socket: Some(socket) },
             Err(error) => {
                 tracing::warn!(
@@ -35,49 +33,13 @@ impl Announcer {
     pub(super) fn announce(&self, ifindex: u32, mac: [u8; 6], address: IpAddr) {
         let Some(socket) = &self.socket else { return };
         let result = match address {
-            IpAddr::V4(ip) => send(socket, ifindex, &gratuitous_arp(mac, ip)),
-            IpAddr::V6(ip) => send(socket, ifindex, &advertisement(mac, ip)),
+            IpAddr::V4(ip) => socket.send(ifindex, &gratuitous_arp(mac, ip)),
+            IpAddr::V6(ip) => socket.send(ifindex, &advertisement(mac, ip)),
         };
         if let Err(error) = result {
             tracing::debug!(%address, ifindex, %error, "a VIP was not announced");
         }
     }
-}
-
-/// It receives nothing: its protocol is 0.
-fn packet_socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: it takes integers only.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn send(socket: &OwnedFd, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    let to = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: u16::from_ne_bytes([frame[12], frame[13]]),
-        sll_ifindex: i32::try_from(ifindex).map_err(io::Error::other)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 6,
-        sll_addr: [frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], 0, 0],
-    };
-    // SAFETY: `frame` and `to` are there, with the lengths that are passed, until the call returns.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const to).cast(),
-            size_of_val(&to) as libc::socklen_t,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// An ARP announcement (RFC 5227, 2.3): a request whose sender and target are the address.

@@ -58,6 +58,24 @@ fn a_trial_that_fails_opens_it_again() {
 }
 
 #[test]
+fn half_open_it_lets_so_many_through_and_others_when_nothing_is_heard_of_them() {
+    let mut bench = Bench::new("open = \"2s\"\ntrials = 5");
+    let trials = |bench: &mut Bench| bench.breaker.trials(&bench.rules, bench.now);
+    bench.after(20, 0);
+    assert_eq!(trials(&mut bench), None, "open");
+    bench.after(0, 0);
+    assert_eq!(bench.after(0, 0), Gate::HalfOpen(0));
+    assert_eq!(trials(&mut bench), Some(5));
+    assert_eq!(trials(&mut bench), None, "they are under way");
+    assert_eq!(bench.after(0, 3), Gate::HalfOpen(3));
+    assert_eq!(trials(&mut bench), None);
+    bench.after(0, 0);
+    assert_eq!(trials(&mut bench), Some(2), "two were never heard of");
+    assert_eq!(bench.after(0, 2), Gate::Closed);
+    assert_eq!(trials(&mut bench), None);
+}
+
+#[test]
 fn between_the_marks_it_sheds_in_proportion() {
     let mut bench = Bench::new("half_life = \"1h\"");
     // 30 %: half way between 10 % and 50 %.

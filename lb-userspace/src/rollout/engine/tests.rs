@@ -30,6 +30,7 @@ fn plan(weights: &[f64]) -> Plan {
         lease: None,
         guests: false,
         cap: None,
+        preview: None,
     }
 }
 

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::history::Histories;
 use super::{Author, Desired};
 use record::{Contents, encode, legible};
 
@@ -104,6 +105,8 @@ pub struct Journal<S = Directory> {
     suspect: bool,
     /// The length above which it is worth compacting.
     compact_above: u64,
+    /// What the acknowledged records say of each service.
+    histories: Histories,
 }
 
 /// What a recovery could not keep.
@@ -237,9 +240,17 @@ impl<S: Storage> Journal<S> {
         let next = contents.entries.last().map_or(1, |entry| entry.sequence + 1);
         let decided = contents.entries.iter().rev().find(|entry| entry.change.is_decided());
         let decided = decided.map_or(0, |entry| entry.sequence);
-        let length = good as u64;
-        let mut journal =
-            Self { path, storage, limits, next, decided, length, suspect: true, compact_above: limits.bytes };
+        let mut journal = Self {
+            path,
+            storage,
+            limits,
+            next,
+            decided,
+            length: good as u64,
+            suspect: true,
+            compact_above: limits.bytes,
+            histories: Histories::of(&contents.entries),
+        };
         journal.repair(good < bytes)?;
         Ok((journal, contents.entries))
     }
@@ -259,7 +270,7 @@ impl<S: Storage> Journal<S> {
         change: Change,
     ) -> Result<Entry, JournalError> {
         let entry = Entry { sequence: self.next, time, author, reason, summary, change };
-        let line = self.line(&entry)?;
+        let line = line(&entry, &self.path)?;
         if self.suspect {
             self.repair(true)?;
         }
@@ -276,6 +287,7 @@ impl<S: Storage> Journal<S> {
         if entry.change.is_decided() {
             self.decided = entry.sequence;
         }
+        self.histories.note(&entry);
         Ok(entry)
     }
 
@@ -285,63 +297,61 @@ impl<S: Storage> Journal<S> {
     ///
     /// If the system does not let us: the old file is still good then, and it is tried again once it has grown further.
     pub fn compact(&mut self) -> Result<Option<usize>, JournalError> {
+        let Some(compaction) = self.begin_compaction()? else { return Ok(None) };
+        let folded = compaction.fold();
+        self.finish_compaction(folded)
+    }
+
+    /// What there is to be made shorter, if the file has become too large. It takes long to do so, and changes may be appended
+    /// meanwhile: [`Journal::finish_compaction`] keeps them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::compact`].
+    pub fn begin_compaction(&mut self) -> Result<Option<Compaction>, JournalError> {
         if self.length <= self.compact_above {
             return Ok(None);
         }
-        let folded = self.try_compact();
-        self.compact_above = match &folded {
-            // What cannot become smaller is left alone until it has doubled.
-            Ok(_) => self.limits.bytes.max(2 * self.length),
-            Err(_) => self.length + self.limits.bytes / 4,
-        };
-        folded
-    }
-
-    fn try_compact(&mut self) -> Result<Option<usize>, JournalError> {
+        // Where it comes to nothing, not before it has grown.
+        self.compact_above = self.length + self.limits.bytes / 4;
         if self.suspect {
             self.repair(true)?;
         }
         let bytes = self.storage.read().map_err(failed("read", &self.path))?;
-        let contents = Contents::of(&bytes);
-        if let Some(fault) = corrupt(&contents, &self.path) {
-            return Err(fault);
-        }
-        let Contents { entries, ends, .. } = &contents;
-        let folded = self.folded(entries.len(), ends);
-        let Some(last) = folded.checked_sub(1).and_then(|last| entries.get(last)) else { return Ok(None) };
-        let Some(desired) = Desired::replayed(&entries[..folded]) else { return Ok(None) };
-        if folded == 1 {
-            return Ok(None);
-        }
-        let base = Entry {
-            sequence: last.sequence,
-            time: last.time.clone(),
-            author: Author::agent("journal"),
-            reason: None,
-            summary: "what the changes up to here had come to".to_owned(),
-            change: Change::Base {
-                desired: Box::new(desired),
-                file: super::file_of(&entries[..folded]).map(str::to_owned),
-            },
-        };
-        let mut next = self.line(&base)?.into_bytes();
-        next.extend_from_slice(&bytes[ends[folded - 1]..contents.good()]);
-        let compacting = |source| failed("compact", &self.path)(source);
-        self.storage.prepare(&next).map_err(compacting)?;
-        self.storage.exchange().map_err(compacting)?;
-        self.length = next.len() as u64;
-        self.suspect = true;
-        self.repair(false)?;
-        Ok(Some(folded))
+        Ok(Some(Compaction { bytes, limits: self.limits, path: self.path.clone() }))
     }
 
-    /// How many of the oldest records become one.
-    fn folded(&self, count: usize, ends: &[usize]) -> usize {
-        let end = ends.last().copied().unwrap_or(0);
-        let room = (self.limits.bytes / 2) as usize;
-        let by_size = ends.partition_point(|&begin| end - begin > room);
-        // The record that ends where the room begins is the last that does not fit.
-        by_size.saturating_add(1).min(count).max(count.saturating_sub(self.limits.records))
+    /// Puts the shorter file in the place of the longer one, with what was appended since. Returns how many changes became one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::compact`].
+    pub fn finish_compaction(
+        &mut self,
+        folded: Result<Option<Folded>, JournalError>,
+    ) -> Result<Option<usize>, JournalError> {
+        let folded = folded?;
+        // What cannot become smaller is left alone until it has doubled.
+        let compacted = match folded {
+            Some(Folded { base, mut bytes, upto, count }) => {
+                if self.suspect {
+                    self.repair(true)?;
+                }
+                let whole = self.storage.read().map_err(failed("read", &self.path))?;
+                bytes.extend_from_slice(whole.get(upto..).unwrap_or_default());
+                let compacting = |source| failed("compact", &self.path)(source);
+                self.storage.prepare(&bytes).map_err(compacting)?;
+                self.storage.exchange().map_err(compacting)?;
+                self.length = bytes.len() as u64;
+                self.suspect = true;
+                self.histories.fold(&base);
+                self.repair(false)?;
+                Some(count)
+            }
+            None => None,
+        };
+        self.compact_above = self.limits.bytes.max(2 * self.length);
+        Ok(compacted)
     }
 
     /// Brings the file back to what was acknowledged.
@@ -356,8 +366,10 @@ impl<S: Storage> Journal<S> {
         Ok(())
     }
 
-    fn line(&self, entry: &Entry) -> Result<String, JournalError> {
-        encode(entry).map_err(|error| failed("write", &self.path)(io::Error::other(error)))
+    /// What the acknowledged records say of each service.
+    #[must_use]
+    pub const fn histories(&self) -> &Histories {
+        &self.histories
     }
 
     /// The number of the last change: the agent's revision.
@@ -371,6 +383,74 @@ impl<S: Storage> Journal<S> {
     pub const fn is_current(&self, known: u64) -> bool {
         self.decided <= known && known <= self.last()
     }
+}
+
+/// The contents of a file that has become too large.
+pub struct Compaction {
+    bytes: Vec<u8>,
+    limits: Limits,
+    path: PathBuf,
+}
+
+/// What a shorter file begins with.
+pub struct Folded {
+    /// What the oldest changes have come to.
+    base: Entry,
+    /// The record of it, and those that stay as they are.
+    bytes: Vec<u8>,
+    /// How much of the file that stands for.
+    upto: usize,
+    /// How many changes became one.
+    count: usize,
+}
+
+impl Compaction {
+    /// Makes the oldest changes one. `None`: that would not make the file shorter. Touches no file, and takes long.
+    ///
+    /// # Errors
+    ///
+    /// If the file is corrupt.
+    pub fn fold(self) -> Result<Option<Folded>, JournalError> {
+        let Self { bytes, limits, path } = self;
+        let contents = Contents::of(&bytes);
+        if let Some(fault) = corrupt(&contents, &path) {
+            return Err(fault);
+        }
+        let Contents { entries, ends, .. } = &contents;
+        let count = folded(limits, entries.len(), ends);
+        let Some(last) = count.checked_sub(1).and_then(|last| entries.get(last)) else { return Ok(None) };
+        let Some(desired) = Desired::replayed(&entries[..count]) else { return Ok(None) };
+        if count == 1 {
+            return Ok(None);
+        }
+        let base = Entry {
+            sequence: last.sequence,
+            time: last.time.clone(),
+            author: Author::agent("journal"),
+            reason: None,
+            summary: "what the changes up to here had come to".to_owned(),
+            change: Change::Base {
+                desired: Box::new(desired),
+                file: super::file_of(&entries[..count]).map(str::to_owned),
+            },
+        };
+        let mut next = line(&base, &path)?.into_bytes();
+        next.extend_from_slice(&bytes[ends[count - 1]..contents.good()]);
+        Ok(Some(Folded { base, bytes: next, upto: contents.good(), count }))
+    }
+}
+
+/// How many of the oldest records become one.
+fn folded(limits: Limits, count: usize, ends: &[usize]) -> usize {
+    let end = ends.last().copied().unwrap_or(0);
+    let room = (limits.bytes / 2) as usize;
+    let by_size = ends.partition_point(|&begin| end - begin > room);
+    // The record that ends where the room begins is the last that does not fit.
+    by_size.saturating_add(1).min(count).max(count.saturating_sub(limits.records))
+}
+
+fn line(entry: &Entry, path: &Path) -> Result<String, JournalError> {
+    encode(entry).map_err(|error| failed("write", path)(io::Error::other(error)))
 }
 
 fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> JournalError {

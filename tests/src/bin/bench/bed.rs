@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramFd, ProgramInfo};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi;
+use lb_common::quic::Codec;
 use lb_tests::{Agent, AgentSpec, Family, Lab, Mac};
 use lb_userspace::dataplane::maps::{Maps, directory};
 use rtnetlink::packet_route::neighbour::NeighbourState;
@@ -40,6 +41,10 @@ pub struct Spec {
     pub slots: u32,
     /// The pools `stable` and `canary`: the numbers of their backends, with their weights.
     pub pools: Vec<Vec<(u16, u16)>>,
+    /// Lines of `[service.protection]`, if there are any.
+    pub protection: String,
+    /// How its connection ids are read, if they are.
+    pub quic: Option<Codec>,
 }
 
 impl Spec {
@@ -53,6 +58,8 @@ impl Spec {
             mode: "dsr-ipip",
             slots: 16_381,
             pools: vec![equal(0..10)],
+            protection: String::new(),
+            quic: None,
         }
     }
 }
@@ -210,6 +217,18 @@ pub fn backend(number: u16, family: Family) -> IpAddr {
     }
 }
 
+/// What it calls itself in connection ids.
+pub fn server_id(codec: &Codec, number: u16) -> Vec<u8> {
+    let mut id = vec![0; codec.server_id_length.into()];
+    let [high, low] = number.to_be_bytes();
+    id[..2].copy_from_slice(&[high, low]);
+    id
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Its hardware address.
 pub fn mac(number: u16) -> Mac {
     let [high, low] = number.to_be_bytes();
@@ -245,12 +264,27 @@ fn config(lab: &Lab, specs: &[Spec], dataplane: &str) -> String {
             "[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {PORT}\nprotocol = \"{protocol}\"\n\
              mode = \"{mode}\"\ntable_size = {slots}\n"
         );
+        if !spec.protection.is_empty() {
+            let _ = writeln!(text, "[service.protection]\n{}", spec.protection);
+        }
+        if let Some(codec) = &spec.quic {
+            let Codec { config, server_id_length, nonce_length, key } = codec;
+            let key = key.map_or(String::new(), |key| format!("key = \"{}\"\n", hex(&key)));
+            let _ = write!(
+                text,
+                "[service.quic]\n[[service.quic.config]]\nid = {config}\nserver_id_length = {server_id_length}\n\
+                 nonce_length = {nonce_length}\n{key}"
+            );
+        }
         for (pool, backends) in ["stable", "canary"].into_iter().zip(&spec.pools) {
             let _ = writeln!(text, "[[service.pool]]\nname = \"{pool}\"");
             for &(number, weight) in backends {
                 let address = SocketAddr::new(backend(number, spec.family), PORT);
                 let _ =
                     writeln!(text, "[[service.pool.backend]]\naddress = \"{address}\"\nweight = {weight}");
+                if let Some(codec) = &spec.quic {
+                    let _ = writeln!(text, "server_ids = [\"{}\"]", hex(&server_id(codec, number)));
+                }
             }
         }
     }

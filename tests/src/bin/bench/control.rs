@@ -126,9 +126,16 @@ fn cost(effort: Effort, services: u16) -> Result<Cost> {
         asker.ask("backends of one", many, |_| get(format!("/v1/backends?service=s{last}")))?,
         asker.ask("flows", many, |_| get("/v1/flows".to_owned()))?,
         asker.ask("history of one", many, |_| get(path(last, "/history")))?,
-        asker.ask("status, all of it", rounds * 5, |_| get("/v1/status".to_owned()))?,
-        asker.ask("backends, all", rounds * 5, |_| get("/v1/backends".to_owned()))?,
-        asker.ask("apply, dry run", rounds, |_| ("POST", "/v1/apply".to_owned(), apply(&config)))?,
+        asker.ask("status, a page", rounds * 5, |_| get("/v1/status".to_owned()))?,
+        asker.pages("status, all pages", rounds * 5, "/v1/status")?,
+        asker.ask("backends, a page", rounds * 5, |_| get("/v1/backends".to_owned()))?,
+        asker.pages("backends, all pages", rounds * 5, "/v1/backends")?,
+        // Each time a weight is another one: what was asked before is of no help.
+        asker.ask("apply, dry run", rounds, |round| {
+            let line = format!("address = \"{}\"\n", backend(last));
+            let other = config.replace(&line, &format!("{line}weight = {}\n", 200 + round));
+            ("POST", "/v1/apply".to_owned(), apply(&other))
+        })?,
         asker.scrape(rounds * 5)?,
     ];
     let (before, wall) = (cpu(id)?, Instant::now());
@@ -184,8 +191,27 @@ struct Asker<'a> {
 impl Asker<'_> {
     /// Backends that take new flows.
     fn takers(&self) -> Result<usize> {
-        let answer = self.request("GET", "/v1/backends", "")?;
+        let answer = self.all_pages("/v1/backends")?;
         Ok(String::from_utf8_lossy(&answer).matches("\"takes_new\":true").count())
+    }
+
+    fn pages(&self, request: &'static str, times: usize, path: &str) -> Result<Answer> {
+        answer(request, times, self.id, |_| self.all_pages(path))
+    }
+
+    /// The answers one behind the other.
+    fn all_pages(&self, path: &str) -> Result<Vec<u8>> {
+        let mut all = self.request("GET", path, "")?;
+        let mut page = all.clone();
+        // The last of its members.
+        while let Some(next) = String::from_utf8_lossy(&page)
+            .rsplit_once("\"next\":\"")
+            .map(|(_, next)| next.split('"').next().unwrap_or_default().to_owned())
+        {
+            page = self.request("GET", &format!("{path}?after={next}"), "")?;
+            all.extend_from_slice(&page);
+        }
+        Ok(all)
     }
 
     fn ask(

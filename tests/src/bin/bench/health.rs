@@ -73,6 +73,7 @@ fn cost(name: &'static str, kind: CheckKind, port: u16, time: Duration) -> Resul
         address: (Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 0).to_bits() + n), port).into(),
         check: Check { kind: kind.clone(), timing },
         mark: None,
+        via: None,
     });
     runtime()?.block_on(async {
         let (events, _received) = mpsc::channel(1);

@@ -253,7 +253,7 @@ fn check_frame(driver: &mut Driver, row: &Row, lb: &Candidate) -> Result<()> {
         Shape::Tunnel(header) => made.len() == frame.len() + header && made[14 + header..] == frame[14..],
         Shape::Translated => made.len() == frame.len() && made[14..] != frame[14..],
         Shape::Link => made.len() == frame.len() && made[14..] == frame[14..] && made[..6] != frame[..6],
-        Shape::Untouched => made == frame,
+        Shape::Untouched | Shape::Dropped => made == frame,
     };
     ensure!(right, "it left as {made:02x?}, which is not {shape:?}");
     Ok(())

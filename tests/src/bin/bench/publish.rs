@@ -132,11 +132,13 @@ fn direct(spec: &Spec, rounds: u32) -> Result<Direct> {
             slots: spec.slots,
             backends: 4096,
             services: 16,
+            prefixes: 1024,
+            sources: 1024,
         },
         log_level: 0,
     })?;
     let mut publisher = Publisher::adopt(Arc::new(loaded.maps), 0)?;
-    let device = publisher.device(1, [2, 0, 0, 0, 0, 1], 1500)?;
+    let device = publisher.device(1, [2, 0, 0, 0, 0, 1], 1500, true)?;
     let world = Plain(NextHop::of([2, 0, 0, 0, 0, 2], device));
     let mut service = service(spec)?;
     let intent = Intent::of(&service).context("a service has a pool")?;

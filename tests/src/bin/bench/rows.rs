@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use lb_common::quic::Codec;
 use lb_common::verdict::Reason;
 use lb_tests::packets::{Frame, Tcp, Udp, flags};
 use lb_tests::test_run::Action;
@@ -37,8 +38,12 @@ pub enum Group {
     Canary,
     /// A rollout is under way, and handshakes are measured.
     Measured,
+    /// Connection ids name backends.
+    Quic,
     /// Slots that are changing.
     Unsettled,
+    /// Lists and rates.
+    Guarded,
 }
 
 impl Group {
@@ -49,7 +54,9 @@ impl Group {
             Self::Modes => "settled, other modes",
             Self::Canary => "with a canary, dsr-ipip",
             Self::Measured => "measured: a rollout at 10 %, settled, nat",
+            Self::Quic => "QUIC by connection id, dsr-ipip",
             Self::Unsettled => "slots that are changing, dsr-ipip",
+            Self::Guarded => "guarded, settled, dsr-ipip",
         }
     }
 }
@@ -76,6 +83,8 @@ pub enum Shape {
     Link,
     /// It is as it was.
     Untouched,
+    /// It goes nowhere.
+    Dropped,
 }
 
 impl Shape {
@@ -83,6 +92,7 @@ impl Shape {
     pub const fn action(self) -> Action {
         match self {
             Self::Untouched => Action::Pass,
+            Self::Dropped => Action::Drop,
             _ => Action::Transmit,
         }
     }
@@ -106,12 +116,20 @@ pub struct Services {
     pub canary: Spec,
     /// Gets a rollout at 10 %, likewise.
     pub measured: Spec,
+    /// Connection ids as they are, as one encrypted block, and encrypted in three and in four passes.
+    quic: [Spec; 4],
     /// Every slot changes hands.
     pub moved: Spec,
     /// Every slot changes hands and back.
     pub marked: Spec,
     /// UDP, every slot changes hands.
     pub moved_udp: Spec,
+    /// It denies a thousand networks that no client is in.
+    listed: Spec,
+    /// Each source has a rate that it keeps to.
+    paced: Spec,
+    /// It denies every client.
+    denying: Spec,
 }
 
 impl Services {
@@ -153,9 +171,28 @@ impl Services {
                 pools: vec![equal(200..210), equal(210..220)],
                 ..Spec::new("measured", 7)
             },
+            quic: [
+                ("quic-plain", 8, 2, 6, None),
+                ("quic-block", 9, 4, 12, Some([0x5a; 16])),
+                ("quic-three", 10, 3, 8, Some([0x5b; 16])),
+                ("quic-four", 11, 9, 8, Some([0x5c; 16])),
+            ]
+            .map(|(name, vip, server_id_length, nonce_length, key)| {
+                let quic = Some(Codec { config: 2, server_id_length, nonce_length, key });
+                Spec { protocol: "udp", quic, ..Spec::new(name, vip) }
+            }),
             moved: Spec { pools: fallow(40), ..Spec::new("moved", 4) },
             marked: Spec { pools: fallow(60), ..Spec::new("marked", 5) },
             moved_udp: Spec { protocol: "udp", pools: fallow(80), ..Spec::new("moved-udp", 4) },
+            listed: Spec {
+                protection: format!("deny = [{}]", denied().join(", ")),
+                ..Spec::new("listed", 8)
+            },
+            paced: Spec {
+                protection: "source_max_packets_per_second = 1000000000\nsource_prefix_v4 = 24".to_owned(),
+                ..Spec::new("paced", 9)
+            },
+            denying: Spec { protection: format!("deny = [\"{CLIENTS_V4}\"]"), ..Spec::new("denying", 10) },
         }
     }
 
@@ -173,13 +210,19 @@ impl Services {
             l2,
             canary,
             measured,
+            quic,
             moved,
             marked,
             moved_udp,
+            listed,
+            paced,
+            denying,
         } = self;
-        [tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, measured, moved, marked, moved_udp]
-            .map(Spec::clone)
-            .into()
+        let ordinary = [
+            tcp4, udp4, tcp6, nat4, nat_udp4, nat6, full4, full6, l2, canary, measured, moved, marked,
+            moved_udp, listed, paced, denying,
+        ];
+        ordinary.into_iter().chain(quic).cloned().collect()
     }
 
     /// The table.
@@ -194,8 +237,11 @@ impl Services {
         let not_ours = Expect { reason: Reason::NotOurs, slow: false, shape: Shape::Untouched };
         let nobody = Spec { vip: 99, ..self.tcp4.clone() };
 
-        use Group::{Canary, Measured, Modes, Settled, Unsettled};
-        use Segment::{Ack, Datagram, Syn};
+        let kept_away = Expect { reason: Reason::Denied, slow: false, shape: Shape::Dropped };
+
+        let [plain, block, three, four] = &self.quic;
+        use Group::{Canary, Guarded, Measured, Modes, Quic, Settled, Unsettled};
+        use Segment::{Ack, Datagram, Initial, Short, Syn};
         let row = |group, name, template, expect| Row { name, group, template, expect, katran: None };
         let known = |name, template, expect, katran| Row {
             katran: Some(katran),
@@ -206,6 +252,7 @@ impl Services {
             known("TCP v4, 1 024 flows", to(&self.tcp4, Ack, 1024), tunnel4, (150, 184)),
             known("TCP v4, 100 000 flows", to(&self.tcp4, Ack, 100_000), tunnel4, (328, 347)),
             known("TCP SYN v4, 100 000 flows", to(&self.tcp4, Syn, 100_000), tunnel4, (160, 227)),
+            row(Settled, "TCP SYN v4, 1 000 000 flows (a flood)", to(&self.tcp4, Syn, 1_000_000), tunnel4),
             known("UDP v4, 100 000 flows", to(&self.udp4, Datagram, 100_000), tunnel4, (316, 341)),
             known("TCP v6, 1 024 flows", to(&self.tcp6, Ack, 1024), tunnel6, (174, 174)),
             known("not ours (passed up)", to(&nobody, Ack, 1024), not_ours, (72, 92)),
@@ -232,6 +279,30 @@ impl Services {
             row(Measured, "TCP v4, 1 024 flows", to(&self.measured, Ack, 1024), translated),
             row(Measured, "TCP v4, 1 024 flows, replies", reply(bed, &self.measured, 1024), replied),
             row(Measured, "TCP v4, 100 000 flows, replies", reply(bed, &self.measured, 100_000), replied),
+            row(
+                Guarded,
+                "TCP v4, 100 000 flows, 1 000 networks denied",
+                to(&self.listed, Ack, 100_000),
+                tunnel4,
+            ),
+            row(
+                Guarded,
+                "TCP v4, 100 000 flows, 391 sources with rates",
+                to(&self.paced, Ack, 100_000),
+                tunnel4,
+            ),
+            row(
+                Guarded,
+                "TCP SYN v4, 1 000 000 flows, all denied",
+                to(&self.denying, Syn, 1_000_000),
+                kept_away,
+            ),
+            row(Quic, "short header, id as it is, 1 024 clients", to(plain, Short, 1024), tunnel4),
+            row(Quic, "short header, id as it is, 100 000 clients", to(plain, Short, 100_000), tunnel4),
+            row(Quic, "short header, id in one AES block, 1 024 clients", to(block, Short, 1024), tunnel4),
+            row(Quic, "short header, id in three AES passes, 1 024 clients", to(three, Short, 1024), tunnel4),
+            row(Quic, "short header, id in four AES passes, 1 024 clients", to(four, Short, 1024), tunnel4),
+            row(Quic, "Initial, by the ordinary rule, 1 024 clients", to(plain, Initial, 1024), tunnel4),
             row(Unsettled, "TCP v4, 1 024 flows, captured", to(&self.moved, Ack, 1024), slow),
             row(Unsettled, "TCP v4, 100 000 flows, captured", to(&self.moved, Ack, 100_000), slow),
             row(Unsettled, "TCP v4, 100 000 flows, moved and back", to(&self.marked, Ack, 100_000), slow),
@@ -240,6 +311,17 @@ impl Services {
             row(Unsettled, "UDP v4, 100 000 flows, captured", to(&self.moved_udp, Datagram, 100_000), slow),
         ]
     }
+}
+
+/// Networks that no client is in, of every length.
+fn denied() -> Vec<String> {
+    let networks = (0..1_000_u32).map(|n| {
+        let length = 20 + n % 13;
+        let address = (172 << 24 | 16 << 16 | n << 10) & u32::MAX << (32 - length);
+        format!("\"{}/{length}\"", std::net::Ipv4Addr::from_bits(address))
+    });
+    let all: std::collections::BTreeSet<String> = networks.collect();
+    all.into_iter().collect()
 }
 
 /// What the packets of a row are.
@@ -251,6 +333,10 @@ enum Segment {
     Syn,
     /// UDP.
     Datagram,
+    /// QUIC of an established connection.
+    Short,
+    /// A new one.
+    Initial,
 }
 
 /// From clients to a service.
@@ -261,7 +347,16 @@ fn request(bed: &Bed, spec: &Spec, segment: Segment, flows: u32) -> Template {
         Family::V4 => (26, 34),
         Family::V6 => (34, 54),
     };
-    Template { frame: frame(hardware, ends, segment), address, port, pad: 0, flows }
+    let payload = match (segment, &spec.quic) {
+        (Segment::Short, Some(codec)) => {
+            let server = bed::server_id(codec, spec.pools[0][3].0);
+            let id = codec.encode(&server, &vec![0x3c; codec.nonce_length.into()]);
+            [&[0x41], &id.expect("a server id of its length")[..]].concat()
+        }
+        (Segment::Initial, _) => [&[0xc3, 0, 0, 0, 1, 8][..], &[0x11; 8], &[0]].concat(),
+        _ => Vec::new(),
+    };
+    Template { frame: frame(hardware, ends, segment, &payload), address, port, pad: 0, flows }
 }
 
 /// From the first backend of a `nat` service to its clients.
@@ -273,7 +368,7 @@ fn reply(bed: &Bed, spec: &Spec, flows: u32) -> Template {
         Family::V4 => (30, 36),
         Family::V6 => (50, 56),
     };
-    Template { frame: frame(hardware, ends, Segment::Ack), address, port, pad: 0, flows }
+    Template { frame: frame(hardware, ends, Segment::Ack, &[]), address, port, pad: 0, flows }
 }
 
 /// To the balancer's own address, at ports that stand for clients. (The driver changes the sender, too.)
@@ -284,7 +379,7 @@ fn stood_in(bed: &Bed, spec: &Spec, flows: u32) -> Template {
         Family::V4 => (26, 36),
         Family::V6 => (34, 56),
     };
-    Template { frame: frame(hardware, ends, Segment::Ack), address, port, pad: 0, flows }
+    Template { frame: frame(hardware, ends, Segment::Ack, &[]), address, port, pad: 0, flows }
 }
 
 fn client(family: Family) -> IpAddr {
@@ -294,15 +389,19 @@ fn client(family: Family) -> IpAddr {
     }
 }
 
-fn frame((from, to): (Mac, Mac), ends: [(IpAddr, u16); 2], segment: Segment) -> [u8; LENGTH] {
+fn frame((from, to): (Mac, Mac), ends: [(IpAddr, u16); 2], segment: Segment, payload: &[u8]) -> [u8; LENGTH] {
     let [(source, source_port), (destination, destination_port)] = ends;
     let head = Frame::ethernet(from, to).ip(source, destination);
     let head = match segment {
         Segment::Ack => head.tcp(Tcp::new(source_port, destination_port).flags(flags::ACK)),
         Segment::Syn => head.tcp(Tcp::new(source_port, destination_port).syn()),
-        Segment::Datagram => head.udp(Udp::new(source_port, destination_port)),
+        Segment::Datagram | Segment::Short | Segment::Initial => {
+            head.udp(Udp::new(source_port, destination_port))
+        }
     };
     let room = LENGTH - head.build().len();
-    let frame = head.payload(&vec![0xa5; room]).build();
+    let mut payload = payload.to_vec();
+    payload.resize(room, 0xa5);
+    let frame = head.payload(&payload).build();
     frame.try_into().expect("it was filled up to this length")
 }

@@ -8,7 +8,7 @@ use lb_tests::scene::{SERVICE, Scene};
 use lb_tests::traffic::{Load, LoadSpec, Pool, PoolSpec, Sources, Tally};
 use libtest_mimic::Trial;
 
-use super::{canaries, is_back, plan, reason, rollout, traffic, wait_for};
+use super::{canaries, is_back, is_unmeasured, plan, reason, rollout, traffic, wait_for};
 
 pub fn claims() -> Vec<Trial> {
     vec![
@@ -62,6 +62,7 @@ fn guests() -> Result<()> {
     ensure!(guests == 200 && (10..=80).contains(&others), "10 % of the others: {others} of 400");
 
     scene.lbctl(&["rollback", SERVICE])?;
+    is_unmeasured(&scene)?;
     ensure!(everybody(&scene)? == (0, 0), "a rollback is for guests, too");
     let report = before.check()?;
     ensure!(report.broken.is_empty(), "who was there before stays where it is: {report:?}");

@@ -41,7 +41,7 @@ pub(in crate::cli) struct Which {
 
 impl Which {
     fn query(&self) -> ServiceQuery {
-        ServiceQuery { service: self.service.clone() }
+        ServiceQuery { service: self.service.clone(), ..ServiceQuery::default() }
     }
 
     fn doing(&self, what: &str) -> String {

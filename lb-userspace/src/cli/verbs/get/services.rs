@@ -25,6 +25,24 @@ impl Services {
     }
 }
 
+/// In a few words: `allow 2, deny 1, 1000 new/s, 50 new/s a source`.
+fn protection(of: &api::ProtectionStatus) -> String {
+    let networks = |what: &str, count: u32| (count > 0).then(|| format!("{what} {count}"));
+    let rate = |what: &str, rate: Option<u32>| rate.map(|rate| format!("{rate} {what}"));
+    let words: Vec<String> = [
+        networks("allow", of.allowed_networks),
+        networks("deny", of.denied_networks),
+        rate("new/s", of.max_new_per_second),
+        rate("packets/s", of.max_packets_per_second),
+        rate("new/s a source", of.source_max_new_per_second),
+        rate("packets/s a source", of.source_max_packets_per_second),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if words.is_empty() { "nothing".to_owned() } else { words.join(", ") }
+}
+
 fn table(answer: &api::Services) -> Table {
     let mut table = Table::new([
         column("SERVICE"),
@@ -40,6 +58,7 @@ fn table(answer: &api::Services) -> Table {
         column("CONNECTIONS").right().wide(),
         column("PACKETS").right().wide(),
         column("BYTES").right().wide(),
+        column("PROTECTION").wide(),
     ]);
     for service in &answer.services {
         let none = || Tone::Faint.cell("-");
@@ -69,6 +88,7 @@ fn table(answer: &api::Services) -> Table {
                 count(traffic().map(|traffic| traffic.connections).sum()),
                 count(traffic().map(|traffic| traffic.packets).sum()),
                 bytes(traffic().map(|traffic| traffic.bytes).sum()),
+                service.protection.as_ref().map_or_else(|| Tone::Faint.cell("-"), |it| protection(it).into()),
             ],
         );
     }

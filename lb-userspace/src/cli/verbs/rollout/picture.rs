@@ -41,6 +41,13 @@ pub(super) fn draw(status: &RolloutStatus) -> String {
         _ => " ",
     };
     text += &row(soaking, 100.0, status.plan.soak.as_secs(), "soak");
+    if let Some(preview) = &status.preview {
+        let reaches = match &preview.why_not {
+            None => format!("reaches {}", status.to),
+            Some(why) => format!("reaches nobody: {why}"),
+        };
+        text += &format!("  preview   {} {reaches}\n", preview.address);
+    }
     if let Some(seen) = status.observed.connections {
         text += &format!("  new connections   {}\n", share(seen));
     }
@@ -217,7 +224,7 @@ fn queried(status: &RolloutStatus, query: &QueryStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Api, ClientCount, Observed};
+    use crate::api::{Api, ClientCount, Observed, PreviewStatus};
     use crate::config::Rollout;
     use crate::rollout::plan::Bounds;
 
@@ -291,6 +298,7 @@ mod tests {
                     shadow: false,
                 },
             ],
+            preview: Some(PreviewStatus { address: "203.0.113.11:443".into(), open: true, why_not: None }),
         }
     }
 
@@ -305,6 +313,7 @@ checkout: v41 -> v42   step 2 of 4, 5 %, 3m left
        25 %     5m
        50 %     5m
       100 %    10m   soak
+  preview   203.0.113.11:443 reaches v42
   new connections   5 % (3.81 to 6.53) of 1000
   bytes             5.02 %
   v42   50 connections, 2 SYNs repeated, 1 refused, 0 reset early, 3 tracked

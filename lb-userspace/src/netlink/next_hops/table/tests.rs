@@ -19,6 +19,7 @@ fn link(running: bool) -> BTreeMap<u32, Link> {
         resolves: true,
         kind: None,
         controller: None,
+        vlan: None,
     };
     [(1, link)].into()
 }

@@ -1,0 +1,83 @@
+//! In by one interface, out by another; and neighbours that are not known yet.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lb_common::verdict::Reason;
+use lb_tests::scene::{Plan, Scene};
+use lb_tests::traffic::{Load, LoadSpec};
+use lb_tests::{Family, Lab, Topology, claim};
+use lb_userspace::dataplane::maps::{Maps, directory};
+use libtest_mimic::Trial;
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
+
+use crate::modes::forwards;
+
+pub fn claims() -> Vec<Trial> {
+    use Family::{V4, V6};
+    let mut claims = Vec::new();
+    for (mode, family, inner) in [
+        ("nat", V4, V4),
+        ("nat", V6, V6),
+        ("full-nat", V4, V4),
+        ("full-nat", V6, V6),
+        ("dsr-l2", V4, V4),
+        ("dsr-l2", V6, V6),
+        ("dsr-ipip", V4, V4),
+        ("dsr-ipip", V4, V6),
+        ("dsr-gue", V6, V4),
+        ("dsr-gue", V6, V6),
+    ] {
+        let name =
+            format!("{mode} forwards between two interfaces, to a {family:?} VIP with {inner:?} backends");
+        claims.push(claim(&name, move || {
+            let plan = Plan { mode, family, inner, ..Plan::default() };
+            forwards(Scene::start_in(Lab::builder().topology(Topology::Routed), plan)?)
+        }));
+    }
+    for (mode, family) in [("nat", V4), ("nat", V6), ("full-nat", V4), ("full-nat", V6)] {
+        let name = format!("the first {mode} reply to a {family:?} neighbour that is not known is not lost");
+        claims.push(claim(&name, move || unknown(mode, family)));
+    }
+    claims
+}
+
+/// A client that the balancer has never heard of gets its SYN-ACK before it asks again.
+fn unknown(mode: &'static str, family: Family) -> Result<()> {
+    let plan = Plan { mode, family, inner: family, stable: 1, canary: 0, ..Plan::default() };
+    let scene = Scene::start_in(Lab::builder().topology(Topology::Routed), plan)?;
+    let (balancer, client) = (scene.lab.balancer(), scene.lab.client(0));
+    let maps = Maps::open(&directory(&scene.agent.places().pins))?;
+    let by_host = || -> Result<u64> { Ok(maps.counters()?.reasons[Reason::RepliedByHost as usize]) };
+    let load = || LoadSpec::http(scene.target(), "/").flows(1).timeout(Duration::from_secs(5));
+    // Whoever asks for the VIP's hardware address tells his own: from here on the client knows it.
+    Load::run(client, load())?;
+    for round in 0..5 {
+        forget(&scene, client.ip(family))?;
+        let (before, start) = (by_host()?, Instant::now());
+        let tally = Load::run(client, load())?;
+        ensure!(tally.failed() == 0, "{tally:?}");
+        // Linux sends a SYN again after a second.
+        ensure!(start.elapsed() < Duration::from_millis(950), "round {round}: {:?}", start.elapsed());
+        ensure!(by_host()? > before, "the host had nothing to do: {} knew the client", balancer.name());
+    }
+    Ok(())
+}
+
+/// Has the balancer forget a neighbour.
+fn forget(scene: &Scene, neighbour: std::net::IpAddr) -> Result<()> {
+    let balancer = scene.lab.balancer();
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = balancer.port().index;
+    message.header.family = match neighbour {
+        std::net::IpAddr::V4(_) => rtnetlink::packet_route::AddressFamily::Inet,
+        std::net::IpAddr::V6(_) => rtnetlink::packet_route::AddressFamily::Inet6,
+    };
+    let address = rtnetlink::packet_route::neighbour::NeighbourAttribute::Destination(neighbour.into());
+    message.attributes.push(address);
+    balancer.netlink(async |handle| match handle.neighbours().del(message).execute().await {
+        // ENOENT: it knows of none.
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENOENT => Ok(()),
+        done => done,
+    })
+}
