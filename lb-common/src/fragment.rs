@@ -119,7 +119,7 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         target.carry(packet, settings, service, &network, place.spread)?;
     }
     let account = Account::of(place.backend, target.backend, &network, place.begins);
-    let ifindex = leaving(&network, target.device.ifindex);
+    let ifindex = leaving(packet, target.device.ifindex);
     Ok(Step::End(Verdict { reason: Reason::FragmentForwarded, ifindex, account }))
 }
 
@@ -149,7 +149,7 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     rewrite::link(packet, exit.source, exit.destination)?;
     Ok(Step::End(Verdict {
         reason: Reason::FragmentReplied,
-        ifindex: leaving(&network, exit.ifindex),
+        ifindex: leaving(packet, exit.ifindex),
         account,
     }))
 }

@@ -210,7 +210,7 @@ fn to_backend<T: Tables>(
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    let ifindex = leaving(network, target.device.ifindex);
+    let ifindex = leaving(packet, target.device.ifindex);
     Ok(Step::End(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE }))
 }
 
@@ -236,7 +236,7 @@ fn to_client<T: Tables>(
         return Ok(Verdict::of(Reason::ErrorRepliedByHost));
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    let ifindex = leaving(network, exit.ifindex);
+    let ifindex = leaving(packet, exit.ifindex);
     Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE })
 }
 

@@ -517,7 +517,12 @@ pub fn enter<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
         Some(network) => road(packet, tables, &network),
         None => {
             let network = parse::network(packet)?;
-            road(packet, tables, &network)
+            road(packet, tables, &network).map(|step| match step {
+                Step::End(verdict) if matches!(verdict.reason, Reason::Forwarded) => {
+                    Step::End(Verdict { ifindex: leaving(packet, verdict.ifindex), ..verdict })
+                }
+                step => step,
+            })
         }
     }
 }
@@ -687,7 +692,7 @@ const fn is_tunnel(service: &Service) -> bool {
     service.mode == Mode::DsrIpip as u8 || service.mode == Mode::DsrGue as u8
 }
 
-/// To its backend.
+/// To its backend. (Whether the frame has tags, the caller says: [`leaving`].)
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,
@@ -720,7 +725,7 @@ pub(crate) fn forward<T: Tables>(
     } else {
         target.carry(packet, settings, service, network, place.spread)?;
     }
-    Ok(Verdict { reason: Reason::Forwarded, ifindex: leaving(network, target.device.ifindex), account })
+    Ok(Verdict { reason: Reason::Forwarded, ifindex: target.device.ifindex, account })
 }
 
 /// [`forward`] for whoever has found a place. It parses the packet again, so that nothing has to be kept until then.
@@ -741,7 +746,8 @@ pub fn send<T: Tables>(
     let key = FlowKey::of_request(&network, &transport, service);
     let service = tables.service(service).ok_or(Reason::NoTable)?;
     let target = Target::of(tables, place)?;
-    forward(packet, tables, settings, service, &network, &transport, &key, place, &target)
+    let verdict = forward(packet, tables, settings, service, &network, &transport, &key, place, &target)?;
+    Ok(Verdict { ifindex: leaving(packet, verdict.ifindex), ..verdict })
 }
 
 /// No backend may take it.

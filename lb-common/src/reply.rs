@@ -66,7 +66,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     };
     rewrite::link(packet, exit.source, exit.destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, exit.ifindex), account })
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(packet, exit.ifindex), account })
 }
 
 /// What a reply says about its handshake; an error if its client must not see it.
@@ -95,10 +95,10 @@ fn measured<T: Tables>(
         owner: replier.service,
     };
     // Most replies are of flows that are long past their first byte. A RST may also end a connection that is counted.
-    if !awaited::is(tables, service, &key) && !(reply.resets && service.has(Service::COUNTED)) {
-        return Ok(());
+    if awaited::is(tables, service, &key) || reply.resets && service.has(Service::COUNTED) {
+        return tables.replies(service, &key, reply);
     }
-    tables.replies(service, &key, reply)
+    Ok(())
 }
 
 /// Whether a flow of this client goes on past the VIP, to this port of a backend.

@@ -426,7 +426,7 @@ fn forth<P: Packet>(
     } else {
         rewrite::link(packet, target.device.mac, target.mac)?;
     }
-    Ok(Verdict { reason: Reason::Forwarded, ifindex: leaving(network, target.device.ifindex), account })
+    Ok(Verdict { reason: Reason::Forwarded, ifindex: leaving(packet, target.device.ifindex), account })
 }
 
 /// Asks where a session's replies leave, and notes it. Returns whether the next hop's hardware address is known.
@@ -489,7 +489,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::RepliedByHost, ifindex: 0, account });
     }
     rewrite::link(packet, session.way.source, session.way.destination)?;
-    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(network, session.way.ifindex), account })
+    Ok(Verdict { reason: Reason::Replied, ifindex: leaving(packet, session.way.ifindex), account })
 }
 
 const _: () = {

@@ -15,7 +15,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::parse::{Network, is_tag};
+use crate::parse::is_tag;
 use crate::pipeline::{Packet, Tables};
 use crate::verdict::Reason;
 use crate::wire::{ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet, VlanTag, Wire};
@@ -79,11 +79,15 @@ impl Tags {
     }
 }
 
-/// The interface that a packet of this shape leaves by, with [`TAGGED`] if it has tags.
+/// The interface that a frame leaves by, with [`TAGGED`] if it has tags. (It is asked, not where its IP header was: that would
+/// have to be remembered until now.)
 #[must_use]
 #[inline(always)]
-pub const fn leaving(network: &Network, ifindex: u32) -> u32 {
-    if network.l3 == Ethernet::SIZE { ifindex } else { ifindex | TAGGED }
+pub fn leaving<P: Packet>(packet: &P, ifindex: u32) -> u32 {
+    match packet.view::<Ethernet>(0) {
+        Some(ethernet) if is_tag(u16::from_be_bytes(ethernet.ether_type)) => ifindex | TAGGED,
+        _ => ifindex,
+    }
 }
 
 /// Gives a frame the tags of the device that it leaves by; the interface that it does leave by.

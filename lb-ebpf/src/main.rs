@@ -185,18 +185,18 @@ fn leave(ctx: &XdpContext, frame: &Frame, step: Result<Step, Reason>) -> u32 {
     Kernel.count(frame.ifindex(), &verdict);
     trace::ends(ctx, &verdict);
     debug!(ctx, "reason {} ifindex {} -> {}", verdict.reason as u8, frame.ifindex(), verdict.ifindex);
-    act(frame, &verdict)
+    act(ctx, frame, &verdict)
 }
 
 #[inline(always)]
-fn act(frame: &Frame, verdict: &Verdict) -> u32 {
+fn act(ctx: &XdpContext, frame: &Frame, verdict: &Verdict) -> u32 {
     match verdict.reason.action() {
         Action::Pass => XDP_PASS,
         Action::Drop => XDP_DROP,
         Action::Transmit if verdict.ifindex == frame.ifindex() => XDP_TX,
         Action::Transmit => match maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()) {
             Ok(action) => action,
-            Err(_) => lb_depart(frame.context(), verdict.ifindex),
+            Err(_) => lb_depart(ctx.ctx, verdict.ifindex),
         },
     }
 }

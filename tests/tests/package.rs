@@ -284,8 +284,7 @@ fn words(instruction: &str) -> Result<Vec<String>> {
     serde_json::from_str(list).with_context(|| format!("no list of words: {instruction}"))
 }
 
-/// Each step is done as a builder would, above this machine's own Debian. Its mirror may be out of reach: what the package itself needs is
-/// here.
+/// Each step is done as a builder would, above this machine's own Debian. Its mirror is out of reach: what the package needs is here.
 fn container() -> Result<()> {
     let file = instructions("Containerfile")?;
     ensure!(of(&file, "FROM")?.starts_with("debian:12"), "{file:?}");
@@ -295,7 +294,7 @@ fn container() -> Result<()> {
         r#"
 mount -t tmpfs tmp /tmp
 mkdir /run/shim
-printf '#!/bin/sh\n[ "$1" = update ] || exec /usr/bin/apt-get "$@" --no-download --no-upgrade\n' > /run/shim/apt-get && chmod +x /run/shim/apt-get
+printf '#!/bin/sh\n[ "$1" = update ] || exec /usr/bin/apt-get "$@" --no-upgrade\n' > /run/shim/apt-get && chmod +x /run/shim/apt-get
 cp /run/lb.deb /tmp/{package}
 PATH=/run/shim:$PATH sh -ec '{run}'
 ip link add eth0 type dummy && ip link set eth0 up && ip addr add 10.0.0.1/8 dev eth0

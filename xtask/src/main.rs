@@ -35,7 +35,7 @@ Usage: cargo xtask COMMAND
         Builds what is shipped, into target/package: a Debian package and an archive.
         --musl      also an archive of programs that need no library of the system; they are tried in an empty root directory
         --programs  packs these instead of building them
-        --to        another place for it";
+        --to        another place for it; packages of lb that are there go";
 
 /// What the user asks for.
 #[derive(Debug, PartialEq, Eq)]

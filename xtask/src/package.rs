@@ -1,8 +1,8 @@
 //! What is shipped: a Debian package and archives, with units, completions, manuals and documents.
 //!
-//! The same commit gives the same bytes, wherever its directory lies: times are those of the commit (`SOURCE_DATE_EPOCH`), owners are
-//! root, names are in order, and the programs are built for the package alone, with no path of this machine in them. Debian's own
-//! `dpkg-deb` puts the package together.
+//! The same commit gives the same bytes when it is built again by the same tools: times are those of the commit
+//! (`SOURCE_DATE_EPOCH`), owners are root, names are in order, and the programs are built for the package alone, with no path of this
+//! machine in them. Debian's own `dpkg-deb` puts the package together.
 
 use std::{
     env,
@@ -113,6 +113,7 @@ fn musl(to: &Path, archive: &Path) -> Result<()> {
 /// Unpacks the archive into an empty directory, and runs its programs with that as the root directory: there is no library, no shell,
 /// no /proc and no /dev. (As `deploy/Containerfile.static` would, but for its mounts.)
 fn alone(archive: &Path, root: &Path) -> Result<()> {
+    const EXAMPLE: &str = "/usr/share/doc/lb/examples/lb.toml";
     if root.exists() {
         fs::remove_dir_all(root)?;
     }
@@ -126,7 +127,6 @@ fn alone(archive: &Path, root: &Path) -> Result<()> {
         command.arg("--root").arg(root).args(words);
         command
     };
-    const EXAMPLE: &str = "/usr/share/doc/lb/examples/lb.toml";
     for words in [
         &["/usr/bin/lbctl", "--version"][..],
         &["/usr/bin/lbctl", "validate", EXAMPLE],

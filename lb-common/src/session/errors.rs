@@ -64,7 +64,7 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
     };
     rewrite::link(packet, exit.source, exit.destination)?;
     let reason = if replies { Reason::ErrorReplied } else { Reason::ErrorForwarded };
-    Ok(Verdict { reason, ifindex: leaving(&network, exit.ifindex), account: Account::NONE })
+    Ok(Verdict { reason, ifindex: leaving(packet, exit.ifindex), account: Account::NONE })
 }
 
 /// The least that an IPv4 link takes (RFC 791, section 3.2).

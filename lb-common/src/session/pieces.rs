@@ -66,7 +66,7 @@ fn carry<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reaso
     rewrite::link(packet, target.device.mac, target.mac)?;
     Ok(Verdict {
         reason: Reason::FragmentForwarded,
-        ifindex: leaving(&network, target.device.ifindex),
+        ifindex: leaving(packet, target.device.ifindex),
         account,
     })
 }
@@ -89,7 +89,7 @@ fn back<T: Tables>(
         return Ok(Verdict { reason: Reason::FragmentRepliedByHost, ifindex: 0, account });
     }
     rewrite::link(packet, session.way.source, session.way.destination)?;
-    Ok(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(network, session.way.ifindex), account })
+    Ok(Verdict { reason: Reason::FragmentReplied, ifindex: leaving(packet, session.way.ifindex), account })
 }
 
 /// Addresses in every fragment; ports and checksum in the first, which is the one that is noted.

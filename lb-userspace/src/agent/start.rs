@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -287,14 +287,20 @@ fn seed(dataplane: &Dataplane, state_dir: &Path) -> anyhow::Result<Seed> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut seed = Seed::default();
-            fs::File::open("/dev/urandom")
-                .and_then(|mut random| random.read_exact(&mut seed))
-                .context("no random numbers")?;
+            random(&mut seed).context("no random numbers for the hash seed")?;
             write_secret(&path, &seed).with_context(failed)?;
             Ok(seed)
         }
         Err(error) => Err(error).with_context(failed),
     }
+}
+
+/// From the kernel itself: where the programs are all that there is, nobody has made /dev/urandom.
+fn random(seed: &mut Seed) -> io::Result<()> {
+    // SAFETY: the memory is ours, with the length that is passed.
+    let length = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) };
+    // Of less than 256 bytes all come at once (getrandom(2)).
+    if usize::try_from(length) == Ok(seed.len()) { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -187,7 +187,9 @@ impl Agent {
             table.map_or(&nobody, |table| &table.takers)
         };
         let plans = [Some(&compiled.plan.stable), compiled.plan.canary.as_ref()];
-        let measured = self.pools_of(&service.name).filter(|_| !meters.brief && !service.mode.is_dsr());
+        // Of few services: to look for every one by its name would take longer than all the rest.
+        let is_measured = !meters.brief && !service.mode.is_dsr() && self.follows.contains_key(&service.name);
+        let measured = is_measured.then(|| self.pools_of(&service.name)).flatten();
         compiled
             .pools
             .iter()

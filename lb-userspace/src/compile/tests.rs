@@ -438,3 +438,19 @@ fn who_answers_sooner_has_more_of_the_slots() {
     bench.fleet.steered = [(at("a1"), 200), (at("a2"), 50)].into();
     bench.shows(false, &[("a1", 80.0), ("a2", 20.0)]);
 }
+
+#[test]
+fn protection_becomes_rates_and_networks() {
+    let keys = "protection = { deny = [\"10.9.0.0/16\"], max_new_per_second = 100, source_max_packets_per_second = 1000, \
+                source_packet_burst = 10, source_prefix_v4 = 24 }";
+    let mut bench = Bench::new(keys, &[("a", "", &[""])]);
+    let protection = bench.compile().plan.protection;
+    assert_eq!(protection.deny, ["10.9.0.0/16".parse().unwrap()]);
+    assert_eq!(protection.rates.connections, Rate::per_second(100, 100), "a second's at once");
+    assert_eq!(protection.rates.source_packets, Rate::per_second(1000, 10));
+    assert_eq!(protection.rates.packets, Rate::default(), "as many as come");
+    assert_eq!(protection.rates.source_mask.words(), [u32::MAX, u32::MAX, u32::MAX, 0xffff_ff00]);
+    assert!(protection.guards());
+    let mut bench = Bench::new("protection = {}", &[("a", "", &[""])]);
+    assert!(!bench.compile().plan.protection.guards(), "an empty table asks for nothing");
+}

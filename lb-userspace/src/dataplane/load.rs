@@ -24,6 +24,7 @@ use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_obj::programs::XdpAttachType;
 use lb_common::abi::LAYOUT;
+use lb_common::quic::MAX_CONFIG;
 use lb_common::stage::Stage;
 use thiserror::Error;
 use tracing::{info, warn};
@@ -45,6 +46,9 @@ const STAGES: &str = "STAGES";
 const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 /// Likewise for what is told to those who trace.
 const TRACE: &str = "LB_TRACE";
+
+/// Configurations that connection ids can have.
+const QUIC_CONFIGS: u32 = MAX_CONFIG as u32 + 1;
 
 /// What to load, and where to.
 #[derive(Clone, Debug)]
@@ -375,8 +379,9 @@ pub(super) fn load_object(
         .map_max_entries("REPLIES", room.backends)
         .map_max_entries("SERVICES", room.services)
         .map_max_entries("BUDGETS", room.services)
-        .map_max_entries("QUIC_CONFIGS", room.services)
-        .map_max_entries("QUIC_SERVERS", room.backends.saturating_mul(4))
+        // As many configurations as there can be, for each service, and a name of each backend in each.
+        .map_max_entries("QUIC_CONFIGS", room.services.saturating_mul(QUIC_CONFIGS))
+        .map_max_entries("QUIC_SERVERS", room.backends.saturating_mul(QUIC_CONFIGS))
         .map_max_entries("VIPS", room.services)
         .map_max_entries("POOL_TRAFFIC", room.services * 2 + 1)
         .map_max_entries("GUARDS", room.services)

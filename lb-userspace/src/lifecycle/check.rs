@@ -55,7 +55,10 @@ pub fn check(places: &Places) -> Vec<Finding> {
 fn configuration(path: &Path) -> (Result<String, String>, Option<Config>) {
     match config::load(path) {
         Ok(loaded) if loaded.warnings.is_empty() => (
-            Ok(format!("{}: {} services", path.display(), loaded.config.services.len())),
+            Ok(match loaded.config.services.len() {
+                1 => format!("{}: 1 service", path.display()),
+                count => format!("{}: {count} services", path.display()),
+            }),
             Some(loaded.config),
         ),
         Ok(loaded) => {

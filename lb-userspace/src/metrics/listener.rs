@@ -164,7 +164,7 @@ async fn metrics(State(app): State<App>) -> Result<Response, Response> {
     // Made while it is sent, and never there as a whole: that of ten thousand backends has 24 MB.
     let (sender, mut receiver) = mpsc::channel(4);
     tokio::task::spawn_blocking(move || scrape.write(|piece| sender.blocking_send(piece).is_ok()));
-    let first = receiver.recv().await.unwrap_or_default();
+    let first = receiver.recv().await.ok_or_else(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
     let head = [(header::CONTENT_TYPE, text::MEDIA_TYPE)];
     let Some(second) = receiver.recv().await else {
         return Ok((head, first).into_response());

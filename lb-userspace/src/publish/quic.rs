@@ -6,14 +6,14 @@
 //!
 //! A backend that is no member any more keeps its entries for as long as it has its id, as its tracked flows do.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 
 use lb_common::quic::{Codec, ConfigKey, Server, ServerKey};
 use tracing::warn;
 
-use super::registry::Full;
-use super::{PoolPlan, PublishError, Publisher, ServicePlan, map_error};
+use super::registry::{Full, Registry};
+use super::{Member, PublishError, Publisher, ServicePlan, map_error};
 use crate::dataplane::Maps;
 
 /// How connection ids of a service are read.
@@ -46,8 +46,8 @@ struct Name {
 /// # Errors
 ///
 /// Whatever the kernel says.
-pub(super) fn adopt(maps: &Maps) -> io::Result<std::collections::HashMap<u32, QuicRecord>> {
-    let mut records = std::collections::HashMap::<u32, QuicRecord>::new();
+pub(super) fn adopt(maps: &Maps) -> io::Result<HashMap<u32, QuicRecord>> {
+    let mut records = HashMap::<u32, QuicRecord>::new();
     for (key, _) in maps.quic_configs.entries()? {
         records.entry(key.service).or_default().configs.insert(key);
     }
@@ -60,37 +60,13 @@ pub(super) fn adopt(maps: &Maps) -> io::Result<std::collections::HashMap<u32, Qu
 impl Publisher {
     /// Makes the maps hold how connection ids are read, and whom they name. Returns whether anything changed.
     pub(super) fn quic(&mut self, index: u32, plan: &ServicePlan) -> Result<bool, PublishError> {
-        let pools = [Some((&plan.stable, false)), plan.canary.as_ref().map(|pool| (pool, true))];
-        let pools: Vec<(&PoolPlan, bool)> = pools.into_iter().flatten().collect();
-        let id_of = |pool: &PoolPlan| -> Vec<u16> {
-            let id = |member: &super::Member| {
-                self.registry.backend_id(index, member.address, member.port).unwrap_or_default()
-            };
-            pool.members.iter().map(id).collect()
-        };
-        let mut names = Vec::new();
-        let mut members = HashSet::new();
-        for &(pool, canary) in &pools {
-            for (member, backend) in pool.members.iter().zip(id_of(pool)) {
-                members.insert(backend);
-                for codec in &plan.quic.codecs {
-                    let config = u32::from(codec.config);
-                    let of_length = |id: &&Box<[u8]>| id.len() == usize::from(codec.server_id_length);
-                    for server in
-                        member.server_ids.iter().filter(of_length).filter_map(|id| Codec::server_id(id))
-                    {
-                        names.push(Name {
-                            key: ServerKey { service: index, config, server },
-                            backend,
-                            canary,
-                        });
-                    }
-                }
-            }
-        }
         if plan.quic.codecs.is_empty() && !self.registry.quic.contains_key(&index) {
             return Ok(false);
         }
+        let members: HashSet<u16> = members(plan)
+            .filter_map(|(member, _)| self.registry.backend_id(index, member.address, member.port))
+            .collect();
+        let names = names(&self.registry, index, plan);
         let record = self.registry.quic.entry(index).or_default();
         record.names = names;
         let mut changed = false;
@@ -193,6 +169,32 @@ impl Publisher {
         self.registry.quic.remove(&index);
         Ok(())
     }
+}
+
+/// Backends of both pools, and whether they are the canary's.
+fn members(plan: &ServicePlan) -> impl Iterator<Item = (&Member, bool)> {
+    let stable = plan.stable.members.iter().map(|member| (member, false));
+    let canary = plan.canary.iter().flat_map(|pool| &pool.members).map(|member| (member, true));
+    stable.chain(canary)
+}
+
+/// What each of them is called, in each way in which ids are read.
+fn names(registry: &Registry, index: u32, plan: &ServicePlan) -> Vec<Name> {
+    let mut names = Vec::new();
+    for (member, canary) in members(plan) {
+        let Some(backend) = registry.backend_id(index, member.address, member.port) else { continue };
+        for codec in &plan.quic.codecs {
+            let config = u32::from(codec.config);
+            let length = usize::from(codec.server_id_length);
+            let ids = member.server_ids.iter().map(|id| &id[..]).filter(|id| id.len() == length);
+            names.extend(ids.filter_map(Codec::server_id).map(|server| Name {
+                key: ServerKey { service: index, config, server },
+                backend,
+                canary,
+            }));
+        }
+    }
+    names
 }
 
 /// A map that is full says what to do about it.

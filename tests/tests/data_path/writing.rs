@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{Mode, NextHop, OnEmpty, Port, Service, Split, VipKey};
+use lb_common::guard::{Guard, HOST, Rate, Rule};
 use lb_common::quic::{Codec, Server, ServerKey};
 use lb_common::vlan::{Tags, Vlan};
 use lb_common::wire::{ETHERTYPE_VLAN, IPPROTO_TCP};
 use lb_tests::claim;
 use lb_userspace::dataplane::Capacities;
 use lb_userspace::publish::split::{self, Flows};
-use lb_userspace::publish::{Member, PoolPlan, PublishError, Publisher, QuicPlan, ServicePlan};
+use lb_userspace::publish::{Member, PoolPlan, Protection, PublishError, Publisher, QuicPlan, ServicePlan};
 use libtest_mimic::Trial;
 
 use crate::kernel::{Kernel, ROOM};
@@ -25,6 +26,10 @@ pub fn claims() -> Vec<Trial> {
         claim("ids name who is configured, and nobody who is gone", names_follow),
         claim("frames leave by what VLAN devices are on, and never by themselves", vlans),
         claim("two pools fit for each service that the configuration says", pools_fit),
+        claim(
+            "a service's networks are in the maps, with its VIP's, and nothing of a removed one stays",
+            protected,
+        ),
     ]
 }
 
@@ -240,5 +245,61 @@ fn names_follow() -> Result<()> {
     ensure!(publisher.maps.quic_servers.count()? == 1 && publisher.maps.quic_configs.count()? == 1);
     publisher.remove(&named(&[2], &[]).key)?;
     ensure!(publisher.maps.quic_servers.count()? + publisher.maps.quic_configs.count()? == 0);
+    Ok(())
+}
+
+fn protected() -> Result<()> {
+    let nets = |list: &[&str]| -> Result<Vec<_>> { list.iter().map(|text| Ok(text.parse()?)).collect() };
+    let kernel = Kernel::load(ROOM)?;
+    let mut publisher = Publisher::adopt(Arc::clone(&kernel.maps), 0)?;
+    let rates = Guard { packets: Rate::per_second(1000, 10), ..Guard::default() };
+    let mut one = plan(1, pool("stable", &[1]), None);
+    one.protection = Protection { allow: nets(&["10.0.0.0/8"])?, deny: nets(&["10.9.0.0/16"])?, rates };
+    publisher.publish(&one, SEED, 0)?;
+    let index = publisher.registry.service_index(&one.key).context("the service has an index")?;
+    let service = written(&publisher, &one)?;
+    let guard = kernel.maps.guards.read(index);
+    ensure!(service.has(Service::GUARDED) && guard.rules == 1 && guard.packets == rates.packets, "{guard:?}");
+    let vip = one.key.address;
+    let owner = |expected: Option<u32>| -> Result<()> {
+        let owner = kernel.maps.vip_rules.get(&vip)?;
+        ensure!(owner == expected, "{owner:?} instead of {expected:?}");
+        Ok(())
+    };
+    // All others, two networks; and the same for the host.
+    owner(Some(HOST | index))?;
+    ensure!(kernel.maps.rules.keys()?.len() == 6, "{:?}", kernel.maps.rules.keys()?);
+    let client = |address: [u8; 4]| std::net::IpAddr::from(address).into();
+    for (address, rule) in
+        [([10, 1, 1, 1], Rule::Allowed), ([10, 9, 1, 1], Rule::Denied), ([192, 0, 2, 1], Rule::NotAllowed)]
+    {
+        let found = publisher.rule_of(index, client(address));
+        ensure!(found.is_some_and(|(_, found)| found == rule), "{address:?}: {found:?}");
+    }
+
+    // What packets have counted stays, and so does what does not change.
+    kernel.maps.guards.word(index, 0).store(7, std::sync::atomic::Ordering::Release);
+    let mut publisher = Publisher::adopt(Arc::clone(&kernel.maps), 0)?;
+    ensure!(!publisher.publish(&one, SEED, 0)?.changed, "nothing has changed");
+    ensure!(kernel.maps.guards.read(index).connections_due == 7);
+
+    // Another service of the same VIP that everybody may talk to.
+    let mut other = plan(1, pool("stable", &[2]), None);
+    other.key.port = Port::new(443);
+    publisher.publish(&other, SEED, 0)?;
+    owner(Some(0))?;
+    ensure!(kernel.maps.rules.keys()?.len() == 3, "{:?}", kernel.maps.rules.keys()?);
+    publisher.remove(&other.key)?;
+    owner(Some(HOST | index))?;
+
+    one.protection = Protection::default();
+    publisher.publish(&one, SEED, 0)?;
+    ensure!(!written(&publisher, &one)?.has(Service::GUARDED) && kernel.maps.rules.keys()?.is_empty());
+    owner(Some(0))?;
+    one.protection.deny = nets(&["10.9.0.0/16"])?;
+    publisher.publish(&one, SEED, 0)?;
+    publisher.remove(&one.key)?;
+    owner(None)?;
+    ensure!(kernel.maps.rules.keys()?.is_empty() && kernel.maps.guards.read(index).rules == 0);
     Ok(())
 }

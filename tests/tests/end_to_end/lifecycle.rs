@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_tests::agent::{Agent, AgentSpec, built};
 use lb_tests::scene::{Plan, SERVICE, Scene};
 use lb_tests::traffic::{Load, LoadSpec, Server, ServerSpec, Sources};
-use lb_tests::{Lab, Namespace, claim, private_dir};
+use lb_tests::{Lab, Namespace, Topology, claim, private_dir};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, chown};
@@ -27,6 +27,7 @@ pub fn claims() -> Vec<Trial> {
         claim("an interface that is renamed or down keeps the program, and events say so", renamed),
         claim("two agents in two namespaces of one host do not meet", two_agents),
         claim("metrics count what was sent, and outlive the agent", metrics),
+        claim("metrics count packets by the interface that they came in by", by_interface),
         claim("the second socket reads and changes nothing", read_only),
         claim("whoever follows events across a restart is told of the gap", events_across_a_restart),
         claim("the service manager is told of start, reload, life and end", notified),
@@ -287,6 +288,28 @@ fn metrics() -> Result<()> {
     ensure!(http(&balancer, "/healthz")? == (200, "ok\n".to_owned()));
     ensure!(http(&balancer, "/readyz")? == (200, "ready\n".to_owned()));
     ensure!(http(&balancer, "/v1/status")?.0 == 404, "the API is not served there");
+    Ok(())
+}
+
+fn by_interface() -> Result<()> {
+    const FLOWS: u64 = 50;
+    let plan = Plan { stable: 1, canary: 0, ..Plan::default() };
+    let scene = Scene::start_in(Lab::builder().topology(Topology::Routed), plan)?;
+    let balancer = scene.lab.balancer();
+    let sent = |name: &str| -> Result<f64> {
+        let (_, text) = http(balancer.namespace(), "/metrics")?;
+        let label = format!("interface=\"{name}\"");
+        ensure!(text.contains(&format!("lb_xdp_actions_total{{{label},action=\"drop\"}}")), "{text}");
+        Ok(sum(&text, "lb_xdp_actions_total", &[&label, "\"transmit\""]))
+    };
+    let names: Vec<&str> = balancer.ports().iter().map(|port| port.name.as_str()).collect();
+    let [clients, backends] = names.as_slice() else { bail!("not two interfaces: {names:?}") };
+    let before = [sent(clients)?, sent(backends)?];
+    let tally = Load::run(scene.lab.client(0), LoadSpec::http(scene.target(), "/").flows(FLOWS))?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    // Each connection has four packets each way at least; the balancer's own checks are none of them.
+    let grown = [sent(clients)? - before[0], sent(backends)? - before[1]];
+    ensure!(grown.iter().all(|grown| *grown >= 4.0 * FLOWS as f64), "{names:?} {grown:?}");
     Ok(())
 }
 

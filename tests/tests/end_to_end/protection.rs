@@ -19,14 +19,18 @@ pub fn claims() -> Vec<Trial> {
         claim("a denied network gets nothing, the others everything, and explain says why", || {
             denied("nat", Family::V4)
         }),
-        claim("so it is in full-nat and IPv6", || denied("full-nat", Family::V6)),
+        claim("a denied network gets nothing in full-nat and IPv6, either", || {
+            denied("full-nat", Family::V6)
+        }),
         claim("an allow list is for those in it, and its end is for everybody", allowed),
         claim(
             "a source has its rate of new connections, which hurts neither its old ones nor others",
             limited,
         ),
-        claim("a full rate of made-up SYNs leaves connections alone, and new ones get in", || flooded("nat")),
-        claim("so it does in full-nat, where every flow has a session", || flooded("full-nat")),
+        claim("a flood of made-up SYNs at full rate leaves connections alone, and new ones get in", || {
+            flooded("nat")
+        }),
+        claim("so does a flood in full-nat, where every flow has a session", || flooded("full-nat")),
     ]
 }
 

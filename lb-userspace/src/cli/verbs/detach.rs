@@ -39,7 +39,7 @@ impl Detach {
         if screen.format == Format::Json {
             screen.json(&done)?;
         } else {
-            for removed in &done.removed {
+            for removed in summed_up(&done.removed, screen.format == Format::Wide) {
                 screen.say(&format!("removed {removed}\n"))?;
             }
             if done.removed.is_empty() {
@@ -50,5 +50,51 @@ impl Detach {
             }
         }
         Ok(if done.left.is_empty() { Exit::Done } else { Exit::Failed })
+    }
+}
+
+/// Many pins of a directory are one line, unless everything is asked for.
+fn summed_up(removed: &[String], everything: bool) -> Vec<String> {
+    const MANY: usize = 4;
+    let directory = |what: &str| {
+        what.strip_prefix('/').and_then(|path| path.rsplit_once('/')).map(|(it, _)| it.to_owned())
+    };
+    let of = |it: &Option<String>| removed.iter().filter(|other| directory(other) == *it).count();
+    let mut lines: Vec<String> = Vec::new();
+    for what in removed {
+        let it = directory(what);
+        let count = of(&it);
+        let line = match it {
+            Some(directory) if count >= MANY && !everything => {
+                format!("{count} programs, maps and links from /{directory} (-o wide names them)")
+            }
+            _ => what.clone(),
+        };
+        if lines.last() != Some(&line) {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_counted_and_everything_else_is_named() {
+        let pins = ["lb", "lb_icmp", "SLOTS", "VIPS"].map(|pin| format!("/sys/fs/bpf/lb/v1/{pin}"));
+        let all =
+            [&pins[..], &["203.0.113.10 from eth0".to_owned(), "/sys/fs/bpf/lb/v1".to_owned()]].concat();
+        assert_eq!(
+            summed_up(&all, false),
+            [
+                "4 programs, maps and links from /sys/fs/bpf/lb/v1 (-o wide names them)",
+                "203.0.113.10 from eth0",
+                "/sys/fs/bpf/lb/v1"
+            ]
+        );
+        assert_eq!(summed_up(&all, true), all);
+        assert_eq!(summed_up(&all[3..], false), &all[3..]);
     }
 }

@@ -213,7 +213,7 @@ function draw({ status, rollouts, events, more }) {
     h("li", { class: it.severity, "data-key": it.seq },
       h("time", { datetime: it.time, title: it.time }, new Date(it.time).toLocaleTimeString([], { hour12: false })),
       h("span", { class: "code mono" }, it.code),
-      h("span", { class: "text" }, it.message, it.actor && ` (${it.actor})`))),
+      h("span", { class: "text" }, it.message.replaceAll(" -> ", " → "), it.actor && ` (${it.actor})`))),
     !events.length && h("li", {}, h("span", { class: "text" }, "Nothing yet.")));
   $("version").textContent = `lbd ${status.version}`;
   document.body.dataset.drawn = String(Number(document.body.dataset.drawn || 0) + 1);
