@@ -26,85 +26,103 @@ pub const KERNEL: &str = "6.18.";
 /// Whatever the kernel, and whatever it does, no program may take more instructions to verify.
 pub const LIMIT: u32 = 100_000;
 
-/// What was measured on [`KERNEL`] plus 5 %. (`lb` has its road twice: for the plainest shape of packets, and for all others.
-/// `lb_reply` asks whether anything is awaited of a flow, so that most replies need no look-up; `lb_attend` and `lb_witness` count trials and
-/// look at the limits of where a retry goes.) A change that needs more says what for.
+/// What was measured on [`KERNEL`] plus 5 %. (`lb` has its road twice: for the plainest shape of packets, and for all others. 1.7 KB of
+/// what is translated are `lb_depart`, the end of each road: a global function is part of every program that calls it.) A change that
+/// needs more says what for.
 pub const BUDGETS: &[Budget] = &[
-    Budget { program: "lb", verified_instructions: 78_000, translated_bytes: 41_700, jited_bytes: 24_300 },
+    Budget { program: "lb", verified_instructions: 96_100, translated_bytes: 46_600, jited_bytes: 27_600 },
     Budget {
         program: "lb_reply",
-        verified_instructions: 37_800,
-        translated_bytes: 26_300,
-        jited_bytes: 15_200,
+        verified_instructions: 37_900,
+        translated_bytes: 28_900,
+        jited_bytes: 16_600,
     },
     Budget {
         program: "lb_attend",
-        verified_instructions: 65_600,
-        translated_bytes: 72_600,
-        jited_bytes: 40_600,
+        verified_instructions: 62_200,
+        translated_bytes: 76_000,
+        jited_bytes: 42_600,
     },
     Budget {
         program: "lb_session",
-        verified_instructions: 33_600,
-        translated_bytes: 21_700,
-        jited_bytes: 13_000,
-    },
-    Budget {
-        program: "lb_opening",
-        verified_instructions: 31_300,
-        translated_bytes: 21_300,
-        jited_bytes: 12_800,
-    },
-    Budget {
-        program: "lb_begin",
-        verified_instructions: 76_400,
-        translated_bytes: 19_700,
-        jited_bytes: 11_500,
-    },
-    Budget {
-        program: "lb_witness",
-        verified_instructions: 25_500,
-        translated_bytes: 46_000,
-        jited_bytes: 25_400,
-    },
-    Budget {
-        program: "lb_carry",
-        verified_instructions: 49_900,
+        verified_instructions: 26_800,
         translated_bytes: 21_400,
         jited_bytes: 12_800,
     },
     Budget {
+        program: "lb_opening",
+        verified_instructions: 37_900,
+        translated_bytes: 27_200,
+        jited_bytes: 16_700,
+    },
+    Budget {
+        program: "lb_begin",
+        verified_instructions: 81_500,
+        translated_bytes: 24_300,
+        jited_bytes: 14_300,
+    },
+    Budget {
+        program: "lb_witness",
+        verified_instructions: 26_800,
+        translated_bytes: 49_700,
+        jited_bytes: 27_500,
+    },
+    Budget {
+        program: "lb_carry",
+        verified_instructions: 42_600,
+        translated_bytes: 21_300,
+        jited_bytes: 12_700,
+    },
+    Budget {
         program: "lb_icmp",
-        verified_instructions: 28_700,
-        translated_bytes: 23_900,
-        jited_bytes: 13_900,
+        verified_instructions: 40_900,
+        translated_bytes: 37_800,
+        jited_bytes: 22_200,
     },
     Budget {
         program: "lb_fragment",
-        verified_instructions: 42_900,
-        translated_bytes: 27_000,
-        jited_bytes: 15_800,
+        verified_instructions: 73_000,
+        translated_bytes: 39_600,
+        jited_bytes: 23_500,
     },
     Budget {
         program: "lb_fragment_reply",
-        verified_instructions: 56_800,
-        translated_bytes: 13_700,
-        jited_bytes: 8_120,
+        verified_instructions: 61_400,
+        translated_bytes: 14_500,
+        jited_bytes: 8_700,
     },
     Budget {
         program: "lb_too_big",
-        verified_instructions: 24_700,
-        translated_bytes: 17_700,
-        jited_bytes: 10_400,
+        verified_instructions: 27_200,
+        translated_bytes: 20_900,
+        jited_bytes: 12_400,
     },
-    // With AES in one block, and in up to four passes.
+    Budget {
+        program: "lb_session_icmp",
+        verified_instructions: 31_900,
+        translated_bytes: 14_200,
+        jited_bytes: 8_600,
+    },
+    Budget {
+        program: "lb_session_fragment",
+        verified_instructions: 52_700,
+        translated_bytes: 19_000,
+        jited_bytes: 11_300,
+    },
+    Budget {
+        program: "lb_guard",
+        verified_instructions: 7_600,
+        translated_bytes: 17_400,
+        jited_bytes: 10_100,
+    },
+    Budget { program: "lb_host", verified_instructions: 8_200, translated_bytes: 4_400, jited_bytes: 2_600 },
     Budget {
         program: "lb_quic",
-        verified_instructions: 33_100,
-        translated_bytes: 23_800,
-        jited_bytes: 13_600,
+        verified_instructions: 29_400,
+        translated_bytes: 26_600,
+        jited_bytes: 15_300,
     },
-    Budget { program: "lb_decap", verified_instructions: 860, translated_bytes: 3_310, jited_bytes: 1_790 },
+    Budget { program: "lb_decap", verified_instructions: 900, translated_bytes: 3_400, jited_bytes: 1_800 },
 ];
 
 /// Loads each program as the agent does, and reads how large the kernel says it is.
