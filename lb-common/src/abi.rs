@@ -641,9 +641,6 @@ impl NextHop {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Backend {
-    /// Zero.
-    #[cfg(feature = "next-layout")]
-    pub wider: [u64; 2],
     /// [`Life`], one word.
     pub life: u64,
     /// [`NextHop`], one word.
@@ -662,6 +659,9 @@ pub struct Backend {
     pub gue_port: Port,
     /// Zero; fills the cache line.
     pub pad: [u16; 3],
+    /// Zero.
+    #[cfg(feature = "next-layout")]
+    pub wider: [u64; 8],
 }
 
 impl Backend {
@@ -747,9 +747,6 @@ impl FlowKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowEntry {
-    /// Zero.
-    #[cfg(feature = "next-layout")]
-    pub wider: [u32; 3],
     /// Where the flow goes.
     pub backend: u16,
     /// Zero.
@@ -758,6 +755,9 @@ pub struct FlowEntry {
     pub generation: u32,
     /// When it last talked, in [`ticks`].
     pub seen: u32,
+    /// Zero.
+    #[cfg(feature = "next-layout")]
+    pub wider: u32,
 }
 
 impl FlowEntry {
@@ -767,7 +767,7 @@ impl FlowEntry {
     pub const fn of(backend: u16, generation: u32, seen: u32) -> Self {
         Self {
             #[cfg(feature = "next-layout")]
-            wider: [0; 3],
+            wider: 0,
             backend,
             pad: 0,
             generation,

@@ -131,7 +131,7 @@ fn to_client<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     let id = if piece.first {
         let transport = piece.transport(packet, &network)?;
         let Some(id) = lead_back(tables, settings, &network, &transport)? else {
-            return Ok(Step::Next(session::leads(tables, &network, &transport)));
+            return Ok(Step::Next(session::takes(tables, &network, &transport)));
         };
         note(tables, &network, &piece, id, FragmentEntry::TO_CLIENT, 0)?;
         id
@@ -236,19 +236,49 @@ fn translate<P: Packet>(
     rewrite::translate(packet, network, &transport, end, address, port)
 }
 
-/// The transport header of a whole packet or of a first fragment, and whether the packet is whole.
+/// The transport header of a whole packet or of a first fragment.
 ///
 /// # Errors
 ///
 /// As [`parse::transport`], and [`Reason::TooBig`] for another fragment: its sender is told of the first, and listens to that
 /// only.
 #[inline(always)]
-pub fn leading<P: Packet>(packet: &P, network: &Network) -> Result<(Transport, bool), Reason> {
-    match Piece::of(packet, network)? {
-        None => Ok((parse::transport(packet, network)?, true)),
-        Some(piece) if piece.first => Ok((piece.transport(packet, network)?, false)),
-        Some(_) => Err(Reason::TooBig),
+pub fn leading<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+    if network.family == Family::V4 && !network.fragment {
+        return parse::transport(packet, network);
     }
+    located(packet, network)
+}
+
+/// The same for what begins something: one way for all of them, which the kernel verifies by itself.
+///
+/// # Errors
+///
+/// As [`leading`].
+#[inline(always)]
+pub fn located<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+    let (protocol, l4) = packet.leads(network)?;
+    parse::header(packet, network, protocol, l4, false)
+}
+
+/// Where that header is: its protocol and its offset. All of it is there.
+///
+/// # Errors
+///
+/// As [`leading`].
+#[inline(always)]
+pub fn leads<P: Packet>(packet: &P, network: &Network) -> Result<(u8, usize), Reason> {
+    let (protocol, l4, whole) = match Piece::of(packet, network)? {
+        Some(piece) if piece.first => (piece.protocol, piece.l4, false),
+        Some(_) => return Err(Reason::TooBig),
+        None if network.family == Family::V6 => {
+            let (protocol, l4) = parse::extensions(packet, network.protocol, network.next)?;
+            (protocol, l4, true)
+        }
+        None => (network.protocol, network.next, true),
+    };
+    parse::header(packet, network, protocol, packet.bounded(l4), whole)?;
+    Ok((protocol, l4))
 }
 
 /// A piece of a packet.
@@ -339,7 +369,7 @@ impl Piece {
     /// The transport header of a first piece.
     #[inline(always)]
     pub fn transport<P: Packet>(&self, packet: &P, network: &Network) -> Result<Transport, Reason> {
-        parse::header::<_, false>(packet, network, self.protocol, self.l4)
+        parse::header(packet, network, self.protocol, self.l4, false)
     }
 
     #[inline(always)]

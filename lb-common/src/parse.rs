@@ -190,27 +190,28 @@ pub fn transport<P: Packet>(packet: &P, network: &Network) -> Result<Transport, 
     if network.family == Family::V6 && protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
         (protocol, l4) = packet.past_extensions(protocol, l4)?;
     }
-    header::<_, true>(packet, network, protocol, l4)
+    header(packet, network, protocol, l4, true)
 }
 
-/// The transport header at `l4`. Of a packet that is not `WHOLE`, a first fragment, the lengths say nothing about the frame: all
+/// The transport header at `l4`. Of a packet that is not `whole`, a first fragment, the lengths say nothing about the frame: all
 /// that has to be there is the fixed part of the header (whoever cuts within it hides something: RFC 1858).
 ///
 /// # Errors
 ///
 /// [`Reason::Malformed`] for a header that is not all there; what the protocol is, where it has no ports.
 #[inline(always)]
-pub(crate) fn header<P: Packet, const WHOLE: bool>(
+pub(crate) fn header<P: Packet>(
     packet: &P,
     network: &Network,
     protocol: u8,
     l4: usize,
+    whole: bool,
 ) -> Result<Transport, Reason> {
     match protocol {
         IPPROTO_TCP => {
             let header: &Tcp = packet.view(l4).ok_or(Reason::Malformed)?;
             let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));
-            let length = if WHOLE { usize::from(header.data_offset >> 4) * 4 } else { Tcp::SIZE };
+            let length = if whole { usize::from(header.data_offset >> 4) * 4 } else { Tcp::SIZE };
             if length < Tcp::SIZE || l4 + length > network.end {
                 return Err(Reason::Malformed);
             }
@@ -226,14 +227,14 @@ pub(crate) fn header<P: Packet, const WHOLE: bool>(
             let header: &Udp = packet.view(l4).ok_or(Reason::Malformed)?;
             // A datagram may be shorter than the packet around it (RFC 768 has a length of its own), but not longer. Zero
             // is for jumbograms (RFC 2675, section 4), whose option nobody here sends.
-            let length = if WHOLE { usize::from(u16::from_be_bytes(header.length)) } else { Udp::SIZE };
+            let length = if whole { usize::from(u16::from_be_bytes(header.length)) } else { Udp::SIZE };
             if length < Udp::SIZE || l4 + length > network.end {
                 return Err(Reason::Malformed);
             }
             let (source, destination) = (Port::of_wire(header.source), Port::of_wire(header.destination));
             Ok(Transport { l4, protocol, source, destination, kind: Kind::Udp })
         }
-        _ => Err(if WHOLE { Reason::OtherProtocol } else { Reason::Fragment }),
+        _ => Err(if whole { Reason::OtherProtocol } else { Reason::Fragment }),
     }
 }
 

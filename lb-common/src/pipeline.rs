@@ -50,6 +50,17 @@ pub trait Packet {
     {
         parse::extensions(self, protocol, offset)
     }
+    /// [`fragment::leads`](crate::fragment::leads), likewise.
+    ///
+    /// # Errors
+    ///
+    /// As [`fragment::leads`](crate::fragment::leads).
+    fn leads(&self, network: &Network) -> Result<(u8, usize), Reason>
+    where
+        Self: Sized,
+    {
+        crate::fragment::leads(self, network)
+    }
     /// [`too_big::sum`](crate::too_big::sum), likewise.
     fn sum(&self, start: usize, length: usize) -> Result<u64, Reason>
     where

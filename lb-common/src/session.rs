@@ -52,8 +52,8 @@ use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, Mac, TCP_FIN, TCP_RST, Tcp};
 
 pub use errors::session_icmp;
 pub use opening::{begin, opening};
-pub(crate) use pieces::leads;
 pub use pieces::session_fragment;
+pub(crate) use pieces::takes;
 pub use witness::witness;
 
 /// [`ticks`](crate::abi::ticks) that a closed session stays: as long as Linux keeps a port in TIME_WAIT (60 s).
@@ -319,7 +319,10 @@ const fn after(service: &Service) -> Stage {
 #[inline(always)]
 pub fn carry<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
-    let transport = parse::transport(packet, &network)?;
+    let transport = match parse::transport(packet, &network) {
+        Err(Reason::Fragment) => return Ok(Step::Next(Stage::SessionFragment)),
+        transport => transport?,
+    };
     let key = SessionKey::of(&network, &transport);
     let (mut entry, held) = held_mut(tables, &key).ok_or(Reason::NoSession)?;
     ended(through(packet, tables, &network, &transport, &mut entry, held))

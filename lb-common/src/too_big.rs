@@ -62,7 +62,7 @@ pub fn too_big<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
 fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let (transport, _) = fragment::leading(packet, &network)?;
+    let transport = fragment::leading(packet, &network)?;
     let index = match contains(&settings.vips, network.destination) {
         true => find_service(tables, &network, &transport),
         false => None,

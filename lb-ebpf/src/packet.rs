@@ -3,8 +3,10 @@
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
+use lb_common::abi::Address;
+use lb_common::fragment::leads;
 use lb_common::guard::may_reset;
-use lb_common::parse::{self, extensions};
+use lb_common::parse::{self, Family, Network, extensions};
 use lb_common::pipeline::Packet;
 use lb_common::rewrite::{self, clamp};
 use lb_common::too_big::sum;
@@ -95,6 +97,21 @@ impl Packet for Frame {
             0 => Ok((protocol, offset)),
             1 => Err(Reason::Fragment),
             2 => Err(Reason::OtherProtocol),
+            _ => Err(Reason::Malformed),
+        }
+    }
+
+    #[inline(always)]
+    fn leads(&self, network: &Network) -> Result<(u8, usize), Reason> {
+        let family = u32::from(matches!(network.family, Family::V6));
+        let what = u32::from(network.protocol) | family << 8 | u32::from(network.fragment) << 9;
+        let packed = lb_leads(self.ctx, what, network.l3 as u32, network.next as u32, network.end as u32);
+        let (protocol, offset) = (packed as u8, (packed >> 8) as usize & MAX_OFFSET as usize);
+        match packed >> 32 {
+            0 => Ok((protocol, offset)),
+            1 => Err(Reason::TooBig),
+            2 => Err(Reason::OtherProtocol),
+            3 => Err(Reason::Fragment),
             _ => Err(Reason::Malformed),
         }
     }
@@ -209,5 +226,36 @@ extern "C" fn lb_extensions(ctx: *mut xdp_md, protocol: u8, offset: u32) -> u64 
         Err(Reason::Fragment) => 1 << 32,
         Err(Reason::OtherProtocol) => 2 << 32,
         Err(_) => 3 << 32,
+    }
+}
+
+/// Where a packet's transport header is if it may be a fragment, likewise. `what`: the protocol; above it whether it is IPv6, and
+/// whether IPv4 says that it is a fragment.
+///
+/// Returns `outcome << 32 | offset << 8 | protocol`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_leads(ctx: *mut xdp_md, what: u32, l3: u32, next: u32, end: u32) -> u64 {
+    let frame = Frame::new(&XdpContext::new(ctx));
+    // For the verifier, which knows nothing of the caller.
+    if l3 > 128 || next > 128 {
+        return 4 << 32;
+    }
+    let network = Network {
+        family: if what & 1 << 8 != 0 { Family::V6 } else { Family::V4 },
+        l3: l3 as usize,
+        next: next as usize,
+        end: end as usize,
+        protocol: what as u8,
+        fragment: what & 1 << 9 != 0,
+        source: Address::default(),
+        destination: Address::default(),
+    };
+    match leads(&frame, &network) {
+        Ok((protocol, offset)) => (offset as u64 & u64::from(MAX_OFFSET)) << 8 | u64::from(protocol),
+        Err(Reason::TooBig) => 1 << 32,
+        Err(Reason::OtherProtocol) => 2 << 32,
+        Err(Reason::Fragment) => 3 << 32,
+        Err(_) => 4 << 32,
     }
 }

@@ -46,16 +46,18 @@ pub fn rollback(
         places.push(Place { layout: LAYOUT, directory: maps::directory(pin_dir) });
     }
     let mut warnings = Vec::new();
-    let mut done = None::<split::RolledBack>;
     // Two, where an agent has died while it moved from one layout of the maps to another: each is met by some packets.
-    for place in &places {
-        let at = rollback_in(place, &key, service, flows, &mut warnings)?;
-        done = Some(match done {
-            Some(before) if before.before.new() >= at.before.new() => before,
-            _ => at,
-        });
-    }
-    let done = done.context("there is a data path")?;
+    let all = places.iter().map(|place| rollback_in(place, &key, service, flows, &mut warnings));
+    let (done, failed): (Vec<_>, Vec<_>) = all.collect::<Vec<_>>().into_iter().partition(Result::is_ok);
+    let done = done.into_iter().flatten().max_by_key(|done| done.before.new());
+    let done = match (done, failed.into_iter().find_map(Result::err)) {
+        (Some(done), None) => done,
+        (Some(done), Some(error)) => {
+            warnings.push(format!("not where an agent has moved some of the packets to, or from: {error:#}"));
+            done
+        }
+        (None, error) => return Err(error.unwrap_or_else(|| anyhow::anyhow!("there is no data path"))),
+    };
     let total = start.elapsed();
 
     // The store counts; a journal that cannot be written does not stop it.

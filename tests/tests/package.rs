@@ -13,7 +13,7 @@ use lb_tests::{claim, private_dir};
 fn main() -> ExitCode {
     lb_tests::run(vec![
         claim(
-            "the package is the same byte for byte when it is made again, installs, runs as its unit does, and goes without a trace",
+            "package and archive are the same byte for byte when they are made again; the package installs, runs as its unit does, and goes without a trace",
             installed,
         ),
         claim(
@@ -118,9 +118,12 @@ echo WENT-WELL
 "#;
 
 fn installed() -> Result<()> {
-    let package = file_of(made()?, ".deb")?;
-    let again = self::package(&private_dir("again")?)?;
-    ensure!(fs::read(&package)? == fs::read(&again)?, "{} and {} differ", package.display(), again.display());
+    let again = private_dir("again")?;
+    package(&again)?;
+    for ending in [".deb", ".tar.gz"] {
+        let (one, other) = (file_of(made()?, ending)?, file_of(&again, ending)?);
+        ensure!(fs::read(&one)? == fs::read(&other)?, "{} and {} differ", one.display(), other.display());
+    }
     let text = in_layers(SCRIPT)?;
     ensure!(text.contains("WENT-WELL"), "{text}");
     Ok(())

@@ -10,7 +10,7 @@ use crate::abi::Service;
 use crate::checksum::Delta;
 use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, UNREACHABLE, quote, translate};
 use crate::parse::{self, Family, Network};
-use crate::pipeline::{Packet, Step, Tables};
+use crate::pipeline::{Exit, Packet, Step, Tables, Target};
 use crate::rewrite;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::vlan::leaving;
@@ -38,32 +38,33 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
         protocol: quote.protocol.into(),
     };
     let session = held(tables, &key).ok_or(Reason::OtherProtocol)?;
+    let replies = session.has(Session::REPLY);
+    let exit = if replies {
+        let towards = Network { source: session.source, destination: session.destination, ..network };
+        tables.route(packet, &towards).exit()?
+    } else {
+        let Target { device, mac, .. } = target(tables, &session)?;
+        // Nobody is told of an error about an error.
+        if network.end - network.l3 > device.mtu as usize {
+            return Err(Reason::TooBig);
+        }
+        Some(Exit { ifindex: device.ifindex, source: device.mac, destination: mac })
+    };
     let source = (session.destination, session.destination_port);
     let destination = (session.source, session.source_port);
-    if session.has(Session::REPLY) {
-        let towards = Network { source: session.source, destination: session.destination, ..network };
-        let exit = tables.route(packet, &towards).exit()?;
+    translate(packet, &network, &quote, session.source, source, destination)?;
+    if replies && quote.protocol == IPPROTO_TCP {
         let service = tables.service(session.service).ok_or(Reason::NoTable)?;
-        translate(packet, &network, &quote, session.source, source, destination)?;
-        if service.has(Service::TOA) && quote.protocol == IPPROTO_TCP {
+        if service.has(Service::TOA) {
             leave_room(packet, &network)?;
         }
-        let Some(exit) = exit else {
-            return Ok(Verdict::of(Reason::ErrorRepliedByHost));
-        };
-        rewrite::link(packet, exit.source, exit.destination)?;
-        let ifindex = leaving(packet, exit.ifindex);
-        return Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE });
     }
-    let target = target(tables, &session)?;
-    // Nobody is told of an error about an error.
-    if network.end - network.l3 > target.device.mtu as usize {
-        return Err(Reason::TooBig);
-    }
-    translate(packet, &network, &quote, session.source, source, destination)?;
-    rewrite::link(packet, target.device.mac, target.mac)?;
-    let ifindex = leaving(packet, target.device.ifindex);
-    Ok(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE })
+    let Some(exit) = exit else {
+        return Ok(Verdict::of(Reason::ErrorRepliedByHost));
+    };
+    rewrite::link(packet, exit.source, exit.destination)?;
+    let reason = if replies { Reason::ErrorReplied } else { Reason::ErrorForwarded };
+    Ok(Verdict { reason, ifindex: leaving(packet, exit.ifindex), account: Account::NONE })
 }
 
 /// The least that an IPv4 link takes (RFC 791, section 3.2).

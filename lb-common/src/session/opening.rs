@@ -22,18 +22,20 @@ use crate::wire::{IPPROTO_TCP, TCP_ACK, TCP_SYN, Tcp};
 pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let (transport, whole) = fragment::leading(packet, &network)?;
+    let transport = fragment::leading(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
     let opening = tables.session(Held::Opening, &key);
     if let Some(found) = &opening
         && found.has(Session::REPLY)
     {
-        let stage = answer(packet, tables, &network, &transport, &key, found)?;
-        return Ok(Step::Next(if whole { stage } else { Stage::SessionFragment }));
+        return answer(packet, tables, &network, &transport, &key, found).map(Step::Next);
     }
-    let client = match Client::of(tables, settings, &network, &transport, whole, &key) {
+    let client = match Client::of(tables, settings, &network, &transport, &key) {
         // The port stands for nobody; or the address only looks like one that does, and is a client's.
-        Err(Reason::NotOurs) if whole && is_nats(settings, &network) => return Ok(Step::Next(Stage::Reply)),
+        // (Not a fragment: that stage has no use for it.)
+        Err(Reason::NotOurs) if is_nats(settings, &network) && parse::transport(packet, &network).is_ok() => {
+            return Ok(Step::Next(Stage::Reply));
+        }
         client => client?,
     };
     let goes_on = if let Some(found) = opening {
@@ -44,7 +46,6 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         false
     };
     match transport.kind {
-        _ if goes_on && !whole => Ok(Step::Next(Stage::SessionFragment)),
         Kind::Syn(_) if goes_on => Ok(Step::Next(after(client.service))),
         _ if goes_on => Ok(Step::Next(Stage::Carry)),
         Kind::Syn(_) | Kind::Udp => Ok(Step::Next(Stage::Begin)),
@@ -63,9 +64,9 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
 pub fn begin<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
     let settings = tables.settings().ok_or(Reason::NoTable)?;
-    let (transport, whole) = fragment::leading(packet, &network)?;
+    let transport = fragment::located(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
-    Client::of(tables, settings, &network, &transport, whole, &key)?.begins(packet, tables)
+    Client::of(tables, settings, &network, &transport, &key)?.begins(packet, tables)
 }
 
 /// A backend's packet in a session that has yet to prove itself.
@@ -106,8 +107,6 @@ struct Client<'a> {
     settings: &'a Settings,
     network: &'a Network,
     transport: &'a Transport,
-    /// Not a first fragment.
-    whole: bool,
     key: &'a SessionKey,
     service: &'a Service,
     /// Of the service.
@@ -121,7 +120,6 @@ impl<'a> Client<'a> {
         settings: &'a Settings,
         network: &'a Network,
         transport: &'a Transport,
-        whole: bool,
         key: &'a SessionKey,
     ) -> Result<Self, Reason> {
         if !contains(&settings.vips, network.destination) {
@@ -132,7 +130,7 @@ impl<'a> Client<'a> {
         if service.mode != Mode::FullNat as u8 {
             return Err(Reason::NotOurs);
         }
-        Ok(Self { settings, network, transport, whole, key, service, index })
+        Ok(Self { settings, network, transport, key, service, index })
     }
 
     /// In a session that has yet to prove itself. `false`: it is void, and gone.
@@ -149,7 +147,7 @@ impl<'a> Client<'a> {
         if found.has(Session::TOA) && matches!(self.transport.kind, Kind::Tcp(_)) {
             // Whoever is yet to be accepted could tell the backend of any address in an option of his own.
             let target = super::target(tables, found)?;
-            if !self.whole || !toa::fits(packet, self.network, self.transport, target.device)? {
+            if !toa::fits(packet, self.network, self.transport, target.device)? {
                 return Err(Reason::TooBig);
             }
         }
@@ -252,9 +250,6 @@ impl<'a> Client<'a> {
         let flow = self.flow();
         let choice = select::admitted(tables, self.service, &flow)?;
         if choice.backend == 0 {
-            if !self.whole {
-                return Err(Reason::NoBackend);
-            }
             return empty(packet, tables, self.service, self.network, self.transport).map(Step::End);
         }
         let backend = tables.backend(choice.backend).ok_or(Reason::NoTable)?;
@@ -310,7 +305,7 @@ impl<'a> Client<'a> {
         if !fresh.ok_or(Reason::NoTable)? {
             return self.refused(packet, tables, Reason::NoPort, Reason::NoPortReset).map(Step::End);
         }
-        Ok(Step::Next(if self.whole { after(self.service) } else { Stage::SessionFragment }))
+        Ok(Step::Next(after(self.service)))
     }
 
     /// A RST where that is what the service gives.
@@ -322,11 +317,15 @@ impl<'a> Client<'a> {
         silently: Reason,
         with_reset: Reason,
     ) -> Result<Verdict, Reason> {
-        if !self.whole || !rewrite::answers_with_reset(self.service, self.transport.kind) {
+        if !rewrite::answers_with_reset(self.service, self.transport.kind) {
             return Err(silently);
         }
         let ifindex = packet.ifindex();
-        tables.reset(packet, self.network)?;
+        // A fragment is not answered, nor left to the host, which would answer all of them.
+        tables.reset(packet, self.network).map_err(|reason| match reason {
+            Reason::Malformed => silently,
+            reason => reason,
+        })?;
         Ok(Verdict { ifindex, ..Verdict::of(with_reset) })
     }
 }

@@ -13,9 +13,9 @@ use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::vlan::leaving;
 
-/// Where a first fragment goes on that may be of a session: what answers an established one has no more to say.
+/// Which stage takes a first fragment for a stand-in: what answers an established session has no more to say.
 #[inline(always)]
-pub(crate) fn leads<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Stage {
+pub(crate) fn takes<T: Tables>(tables: &T, network: &Network, transport: &Transport) -> Stage {
     let key = SessionKey::of(network, transport);
     if tables.session(Held::Established, &key).is_some() { Stage::SessionFragment } else { Stage::Opening }
 }

@@ -61,7 +61,8 @@ pub(super) const fn size(network: &Network) -> usize {
     }
 }
 
-/// Whether the TCP header can hold the option, and stands where nothing else has to be moved with it.
+/// Whether the TCP header can hold the option, and stands where nothing else has to be moved with it: neither other headers, nor what
+/// further fragments have.
 #[inline(always)]
 fn has_room<P: Packet>(packet: &P, network: &Network, transport: &Transport) -> Result<bool, Reason> {
     let fixed = match network.family {
@@ -70,7 +71,7 @@ fn has_room<P: Packet>(packet: &P, network: &Network, transport: &Transport) -> 
     };
     let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
     let words = usize::from(header.data_offset >> 4) + size(network) / 4;
-    Ok(words <= LONGEST_HEADER && transport.l4 == network.l3 + fixed)
+    Ok(words <= LONGEST_HEADER && transport.l4 == network.l3 + fixed && !network.fragment)
 }
 
 /// Whether the option fits into the header, and the packet then through `device`.

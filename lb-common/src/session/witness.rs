@@ -21,7 +21,11 @@ use crate::wire::{IPPROTO_TCP, TCP_RST, TCP_SYN, Tcp};
 #[inline(always)]
 pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
-    let transport = parse::transport(packet, &network)?;
+    let transport = match parse::transport(packet, &network) {
+        // Nobody cuts up a SYN.
+        Err(Reason::Fragment) => return Ok(Step::Next(Stage::SessionFragment)),
+        transport => transport?,
+    };
     if transport.protocol != IPPROTO_TCP {
         return Ok(Step::Next(Stage::Carry));
     }

@@ -267,6 +267,7 @@ fn fragments_before_their_first_and_long_after_it_are_counted_and_passed_up() {
             assert_eq!(reason(&lab.tables, &given[0]), goes);
         }
         let given = pieces(&request(udp, v6), 7);
+        assert_eq!(reason(&lab.tables, &given[0]), Reason::FragmentForwarded);
         assert_eq!(reason(&lab.tables, &given[1]), Reason::FragmentForwarded);
         lab.tables.backends[usize::from(lab.id)].life = Life::of(2, true).0;
         assert_eq!(reason(&lab.tables, &given[1]), Reason::FragmentUnknown);

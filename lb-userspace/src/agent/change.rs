@@ -127,6 +127,7 @@ impl Agent {
         self.compiler.keep(&keys);
         self.follow_config();
         let failures = self.converge(self.names());
+        self.share_indexes();
         self.lower_splits();
         failures
     }

@@ -328,7 +328,10 @@ impl Agent {
                 failures.push((name, error));
             }
         }
-        self.share_indexes();
+        // Who has which index changes only where services come, go or get another name.
+        if self.shared.indexes.load().len() != self.publisher.registry.services.len() {
+            self.share_indexes();
+        }
         self.place_probed();
         failures
     }

@@ -11,11 +11,11 @@
 //!
 //! | | |
 //! |---|---|
-//! | `GET /v1/status` | [`Status`] |
-//! | `GET /v1/services[?service=S]` | [`Services`] |
+//! | `GET /v1/status[?after=S&limit=N]` | [`Status`], with a page of the services |
+//! | `GET /v1/services[?service=S]`, `[?after=S&limit=N]` | [`Services`], a page of them |
 //! | `GET /v1/services/{s}/history` | [`History`] |
 //! | `GET /v1/services/{s}/diff?from=A&to=B` | [`Diff`] |
-//! | `GET /v1/backends[?service=S]` | [`Backends`] |
+//! | `GET /v1/backends[?service=S]`, `[?after=S&limit=N]` | [`Backends`], a page of them |
 //! | `GET /v1/flows[?service=S&limit=N]` | [`Flows`] |
 //! | `GET /v1/events[?after=SEQ&service=S&follow=true]` | [`Event`]s, one JSON object a line |
 //! | `POST /v1/validate` | [`Validate`] -> [`Validated`] |

@@ -80,9 +80,9 @@ mod v1 {
             },
             Changed {
                 name: "BACKENDS",
-                was: [4, size_of::<Backend>() - 16],
+                was: [4, size_of::<Backend>() - 64],
                 is: [4, size_of::<Backend>()],
-                convert: |key, value| Some((key.to_vec(), [&[0; 16], value].concat())),
+                convert: |key, value| Some((key.to_vec(), [value, &[0; 64]].concat())),
                 late: Late::Nothing,
             },
             flows("FLOWS"),
@@ -93,9 +93,9 @@ mod v1 {
     const fn flows(name: &'static str) -> Changed {
         Changed {
             name,
-            was: [size_of::<FlowKey>(), size_of::<FlowEntry>() - 12],
+            was: [size_of::<FlowKey>(), size_of::<FlowEntry>() - 4],
             is: [size_of::<FlowKey>(), size_of::<FlowEntry>()],
-            convert: |key, value| Some((key.to_vec(), [&[0; 12], value].concat())),
+            convert: |key, value| Some((key.to_vec(), [value, &[0; 4]].concat())),
             late: Late::Entries,
         }
     }

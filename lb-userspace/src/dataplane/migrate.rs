@@ -77,14 +77,19 @@ impl Place {
         bpf::program_id(bpf::open_pin(&self.directory.join(PROGRAM)).ok()?.as_fd()).ok()
     }
 
-    /// Removes everything that is pinned there, what says that there are maps first.
-    fn clear(&self) -> Result<(), LoadError> {
-        let failed = |what, path: &Path, source| LoadError::Pin { what, path: path.to_owned(), source };
-        let first = self.directory.join("SETTINGS");
-        if self.has_maps() {
-            fs::remove_file(&first).map_err(|source| failed("remove", &first, source))?;
+    /// Removes what says that there are maps: whatever else is there is rubbish from then on.
+    fn give_up(&self) -> Result<(), LoadError> {
+        let path = self.directory.join("SETTINGS");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.map_err(|source| LoadError::Pin { what: "remove", path, source }),
         }
-        die_at("clearing");
+    }
+
+    /// Removes everything that is pinned there.
+    fn clear(&self) -> Result<(), LoadError> {
+        self.give_up()?;
+        let failed = |what, path: &Path, source| LoadError::Pin { what, path: path.to_owned(), source };
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(|source| failed("read", &self.directory, source))?,
@@ -217,7 +222,7 @@ impl Move {
         self.step.changed.iter().filter_map(room).collect()
     }
 
-    /// Moves everything to the new maps, which are there, and to `program`, which is pinned. Returns how many links it has now.
+    /// Moves everything to the new maps, which are there, and to `program`, which is pinned.
     ///
     /// # Errors
     ///
@@ -263,6 +268,8 @@ impl Move {
         }
         die_at("late");
         info!(late, "packets meet the new maps");
+        self.old.give_up()?;
+        die_at("clearing");
         self.old.clear()
     }
 

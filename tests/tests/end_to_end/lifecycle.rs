@@ -29,6 +29,7 @@ pub fn claims() -> Vec<Trial> {
         claim("metrics count what was sent, and outlive the agent", metrics),
         claim("metrics count packets by the interface that they came in by", by_interface),
         claim("the second socket reads and changes nothing", read_only),
+        claim("services come in pages, whole ones, in the order of the file", pages),
         claim("whoever follows events across a restart is told of the gap", events_across_a_restart),
         claim("the service manager is told of start, reload, life and end", notified),
         claim("lbd --check says what is in the way, and changes nothing", check),
@@ -352,6 +353,55 @@ fn read_only() -> Result<()> {
     ensure!(revision()? == before);
     agent.stop(PATIENCE)?;
     ensure!(!socket.exists(), "it goes with the agent");
+    Ok(())
+}
+
+/// Five services with 1, 2, 3, 4 and no backends.
+fn pages() -> Result<()> {
+    let lab = Lab::builder().backends(1).build()?;
+    let interface = &lab.balancer().port().name;
+    let mut config = format!("schema = 1\n[dataplane]\ninterfaces = [\"{interface}\"]\nslots = 262144\n");
+    for (i, backends) in [1, 2, 3, 4, 0].into_iter().enumerate() {
+        config += &format!("[[service]]\nname = \"s{}\"\nvip = \"10.77.0.{i}\"\nport = 80\n", 9 - i);
+        config += "table_size = 4093\nmode = \"dsr-l2\"\n[[service.pool]]\nname = \"a\"\n";
+        for n in 0..backends {
+            config += &format!("[[service.pool.backend]]\naddress = \"10.88.{i}.{n}:80\"\n");
+        }
+    }
+    let mut agent = Agent::start(lab.balancer(), AgentSpec::new(config))?;
+    agent.wait_ready(PATIENCE)?;
+    let ask = |path: &str| -> Result<(u16, Value)> {
+        let (code, body) = request(UnixStream::connect(&agent.places().socket)?, "GET", path)?;
+        Ok((code, serde_json::from_str(&body).with_context(|| body.clone())?))
+    };
+    for kind in ["status", "services"] {
+        let (mut seen, mut after) = (Vec::new(), String::new());
+        loop {
+            let (code, page) = ask(&format!("/v1/{kind}?limit=4{after}"))?;
+            ensure!(code == 200, "{page:#}");
+            let services = page["services"].as_array().context("services")?.iter();
+            seen.push(
+                services.map(|it| it["name"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>(),
+            );
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => break,
+            }
+        }
+        let expected: [&[&str]; 4] = [&["s9", "s8"], &["s7"], &["s6"], &["s5"]];
+        ensure!(seen == expected, "{kind}: {seen:?}");
+    }
+    // The findings are those of all services, whatever is on the page.
+    let finding = |status: &Value| status["findings"].as_array().map_or(0, Vec::len);
+    let (first, last) = (ask("/v1/status?limit=1")?.1, ask("/v1/status?after=s6")?.1);
+    ensure!(finding(&first) > 0 && finding(&first) == finding(&last), "{first:#} {last:#}");
+    let (code, page) = ask("/v1/backends?service=s6&limit=1")?;
+    ensure!(code == 200 && page["backends"].as_array().map(Vec::len) == Some(4), "{page:#}");
+    ensure!(page.get("next").is_none(), "{page:#}");
+    let (code, refused) = ask("/v1/services?after=s0")?;
+    ensure!(code == 409 && refused["remedy"].to_string().contains("first page"), "{code} {refused:#}");
+    let all = agent.lbctl(&["-o", "json", "get", "backends"])?.done()?.json()?;
+    ensure!(all["backends"].as_array().map(Vec::len) == Some(10), "{all:#}");
     Ok(())
 }
 

@@ -306,5 +306,5 @@ async fn a_server_that_refuses_says_why_and_is_asked_again() {
 async fn what_is_no_list_is_told() {
     let server = Server::start(vec![json!({ "items": 7 })], Vec::new()).await;
     let why = server.follow().ask().await.expect_err("no list");
-    assert!(why.starts_with(&format!("{}: what it says cannot be understood: ", server.url)), "{why}");
+    assert!(why.starts_with(&server.url) && why.contains(": what it says cannot be understood: "), "{why}");
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config;
+use crate::state::Snapshot;
 
 /// A disk with the two names that a journal uses. What was written is lost in a crash, or a part of it, until it is synced.
 #[derive(Clone, Debug, Default)]
@@ -335,6 +336,23 @@ enum Act {
     Compact,
 }
 
+/// Begins to compact, or ends what was begun: others may happen in between.
+fn compact<S: Storage>(
+    journal: &mut Journal<S>,
+    under_way: Option<Compaction>,
+) -> Result<Option<Compaction>, JournalError> {
+    match under_way {
+        None => journal.begin_compaction(),
+        Some(compaction) => journal.finish_compaction(compaction.fold()).map(|_| None),
+    }
+}
+
+/// Number, change, and what held from then on.
+fn revisions(histories: &Histories) -> Vec<(u64, u64, bool, Snapshot)> {
+    let all = histories.revisions("web").iter();
+    all.map(|one| (one.number, one.sequence, one.is_base, one.snapshot())).collect()
+}
+
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         4 => (0usize..100).prop_map(Act::Split),
@@ -362,12 +380,13 @@ proptest! {
         let mut attempted = Vec::new();
         let mut acknowledged = 0;
         if let Ok((mut journal, _)) = Journal::on(&mut disk, FILE.into(), limits) {
+            let mut under_way = None;
             for act in acts {
                 let change = match act {
                     Act::Split(percent) => split(percent),
                     Act::Configure(weight) => configured(weight),
                     Act::Compact => {
-                        let _ = journal.compact();
+                        under_way = compact(&mut journal, under_way).unwrap_or_default();
                         continue;
                     }
                 };
@@ -395,19 +414,22 @@ proptest! {
         let limits = Limits { bytes: 3_000, records: 4 };
         let (mut compacted, _) = open(Disk::default(), limits).expect("a journal");
         let (mut whole, _) = open(Disk::default(), Limits::default()).expect("a journal");
+        let mut under_way = None;
         for act in acts {
             let change = match act {
                 Act::Split(percent) => split(percent),
                 Act::Configure(weight) => configured(weight),
                 Act::Compact => {
-                    compacted.compact().expect("compacted");
+                    under_way = compact(&mut compacted, under_way).expect("compacted");
                     continue;
                 }
             };
             append(&mut compacted, change.clone()).expect("appended");
             append(&mut whole, change).expect("appended");
         }
+        let noted = revisions(compacted.histories());
         let (_, short) = open(compacted.storage.after_crash(), limits).expect("good");
+        prop_assert_eq!(noted, revisions(&Histories::of(&short)));
         let (_, long) = open(whole.storage.after_crash(), limits).expect("good");
         prop_assert_eq!(Desired::replayed(&short), Desired::replayed(&long));
         prop_assert_eq!(file_of_journal(&short), file_of_journal(&long));
