@@ -177,20 +177,25 @@ fn to_backend<T: Tables>(
     index: u32,
 ) -> Result<Step, Reason> {
     let service = tables.service(index).ok_or(Reason::NoTable)?;
-    if service.has(Service::SESSIONS) {
-        return Ok(Step::Next(Stage::SessionIcmp));
-    }
-    // A request of the same flow is the quoted packet turned round.
-    let key = FlowKey {
-        client: quote.destination,
+    // One key after the other in one place: there is no room for two on the stack.
+    let mut key = FlowKey {
+        client: network.source,
         client_port: quote.destination_port,
         port: quote.source_port,
         owner: index,
     };
-    if service.has(Service::GUARDED) {
-        // The flow is one that may be. Whoever speaks of it may be any router on the way, but for those that are denied.
+    let guarded = service.has(Service::GUARDED);
+    if guarded {
+        // Whoever speaks of a flow may be any router on the way, but for those that are denied.
+        tables.admits(&key, Asked(Asked::DENIED | Asked::PACKET))?;
+    }
+    // A request of the same flow is the quoted packet turned round.
+    key.client = quote.destination;
+    if guarded {
         tables.admits(&key, Asked(Asked::LISTS))?;
-        tables.admits(&FlowKey { client: network.source, ..key }, Asked(Asked::DENIED | Asked::PACKET))?;
+    }
+    if service.has(Service::SESSIONS) {
+        return Ok(Step::Next(Stage::SessionIcmp));
     }
     let place = tables.peek(service, &key)?;
     if place.backend == 0 {
