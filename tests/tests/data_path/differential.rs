@@ -9,7 +9,7 @@ use std::{env, thread};
 use anyhow::{Context as _, Result, ensure};
 use lb_common::host::{self, Tables};
 use lb_common::pipeline::process;
-use lb_common::verdict::{self, Reason, Verdict};
+use lb_common::verdict::{self, Event, Reason, Verdict};
 use lb_tests::claim;
 use lb_tests::test_run::Action;
 use lb_userspace::clock;
@@ -38,6 +38,7 @@ fn agree() -> Result<()> {
     let started = Instant::now();
     let next = AtomicU64::new(0);
     let reached = Mutex::new(BTreeMap::<&str, u64>::new());
+    let happened = Mutex::new([0_u64; Event::COUNT]);
     let workers = thread::available_parallelism()?.get();
     let run = || -> Result<()> {
         // By stages, each from a seed of its own: the number of CPUs does not matter.
@@ -45,12 +46,14 @@ fn agree() -> Result<()> {
             let kernel = Kernel::load(ROOM)?;
             while let Some(number) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| n * STAGE < frames)
             {
-                let charged = stage(&kernel, &network, Rng::new(seed.wrapping_add(number)))
+                let (charged, events) = stage(&kernel, &network, Rng::new(seed.wrapping_add(number)))
                     .with_context(|| format!("stage {number} of seed {seed}"))?;
                 let mut reached = reached.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 for (reason, count) in charged.reasons() {
                     *reached.entry(reason.name()).or_default() += count;
                 }
+                let mut happened = happened.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                happened.iter_mut().zip(events).for_each(|(sum, count)| *sum += count);
             }
             Ok(())
         })
@@ -79,6 +82,11 @@ fn agree() -> Result<()> {
         let count = reached.get(reason.name()).copied().unwrap_or_default();
         ensure!(count >= frames / 20_000, "only {count} frames were {}: {reached:?}", reason.name());
     }
+    let happened = happened.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for event in [Event::QuicById, Event::QuicOpening, Event::QuicUnknown, Event::QuicVoid] {
+        let count = happened[event as usize];
+        ensure!(count >= frames / 20_000, "{} happened {count} times only", event.name());
+    }
     Ok(())
 }
 
@@ -91,7 +99,7 @@ fn number(name: &str) -> Result<Option<u64>> {
 }
 
 /// Sends frames through both, from tables that are the same at first and must be at the end.
-fn stage(kernel: &Kernel, network: &Network, mut rng: Rng) -> Result<Charged> {
+fn stage(kernel: &Kernel, network: &Network, mut rng: Rng) -> Result<(Charged, [u64; Event::COUNT])> {
     let mut tables = tables::make(network, &mut rng);
     kernel.fill(&tables, &network.egress())?;
     let mut frames = Frames::new(network);
@@ -105,7 +113,8 @@ fn stage(kernel: &Kernel, network: &Network, mut rng: Rng) -> Result<Charged> {
     let slots = kernel.maps.slots.len() as usize;
     let difference = kernel.state()?.difference(&State::of(&tables, &charged, slots));
     ensure!(difference.is_none(), "kernel and host have other tables: {}", difference.unwrap_or_default());
-    Ok(charged)
+    let events = charged.counters(&tables).events;
+    Ok((charged, events))
 }
 
 fn compare(

@@ -134,7 +134,7 @@ impl Kernel {
             let word = lb_common::pipeline::Tables::word(tables, CAPPED.into(), offset);
             maps.measures.word(CAPPED.into(), offset).store(word, Ordering::Release);
         }
-        maps.counters.clear(0)?;
+        clear_all(&maps.counters)?;
         clear_all(&maps.pool_traffic)?;
         clear_all(&maps.backend_traffic)
     }
