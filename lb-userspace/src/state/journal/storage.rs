@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{FILE, JournalError};
@@ -68,14 +69,20 @@ impl Directory {
             Err(TryLockError::WouldBlock) => return Err(JournalError::InUse { path: file_path }),
             Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
         }
-        let mut options = OpenOptions::new();
-        let file = options.read(true).append(true).create(true).open(&file_path).map_err(failed("open"))?;
+        let file = private().create(true).open(&file_path).map_err(failed("open"))?;
         Ok(Self { path: path.to_owned(), handle, file, prepared: None })
     }
 
     fn aside(&self) -> PathBuf {
         self.path.join(format!("{FILE}.next"))
     }
+}
+
+/// For reading and appending; what is made is its owner's alone: URLs of gates and of discoveries may hold secrets.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).mode(0o600);
+    options
 }
 
 impl Storage for Directory {
@@ -108,7 +115,7 @@ impl Storage for Directory {
             {
                 return Err(error);
             }
-            let mut file = OpenOptions::new().read(true).append(true).create_new(true).open(&path)?;
+            let mut file = private().create_new(true).open(&path)?;
             file.write_all(bytes)?;
             file.sync_all()?;
             Ok(file)

@@ -1,6 +1,7 @@
 //! The journal on a disk that fails and on a machine that dies, at every step.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use proptest::prelude::*;
 
@@ -226,6 +227,8 @@ fn a_real_file_is_compacted_in_place_and_goes_on() {
     drop(journal);
     let names: Vec<_> = fs::read_dir(directory.path()).expect("a directory").flatten().collect();
     assert_eq!(names.len(), 1, "nothing is left beside it: {names:?}");
+    let mode = names[0].metadata().expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "URLs in it may hold secrets");
     let entries = Journal::read(directory.path()).expect("good");
     assert_eq!(entries.len(), 1 + 5 + 1);
     assert!(matches!(entries[0].change, Change::Base { .. }));
