@@ -156,8 +156,8 @@ pub fn lb_guard(ctx: XdpContext) -> u32 {
 /// [`Stage::Host`](lb_common::stage::Stage::Host).
 #[xdp(frags)]
 pub fn lb_host(ctx: XdpContext) -> u32 {
-    let mut frame = Frame::new(&ctx);
-    let step = host(&mut frame, &Kernel);
+    let frame = Frame::new(&ctx);
+    let step = host(&frame, &Kernel);
     leave(&ctx, &frame, step)
 }
 

@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup as Fi
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use lb_common::abi::{
-    Address, Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier, Service,
-    Settings, Traffic, VipKey,
+    Address, Backend, Device, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, HalfOpen, Replier,
+    Service, Settings, Traffic, VipKey,
 };
 use lb_common::decap;
 use lb_common::guard;

@@ -778,7 +778,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn vlan(&self, ifindex: u32) -> Option<Vlan> {
         // SAFETY: two words that the agent replaces as one element; one that is replaced meanwhile stays as it was.
-        unsafe { maps::VLANS.get(&ifindex) }.copied()
+        unsafe { maps::VLANS.get(ifindex) }.copied()
     }
 
     #[inline(always)]

@@ -345,7 +345,7 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
     unsafe {
         let mut stat: libc::statfs = std::mem::zeroed();
         // C libraries differ in the type of the field.
-        libc::statfs(path.as_ptr(), &raw mut stat) == 0 && stat.f_type as i64 == libc::BPF_FS_MAGIC as i64
+        libc::statfs(path.as_ptr(), &raw mut stat) == 0 && stat.f_type as i64 == libc::BPF_FS_MAGIC
     }
 }
 
