@@ -107,9 +107,9 @@ impl Resolver {
                 continue;
             }
             let records = answer.answers.iter().map(|record| &record.data);
-            let said = records
+            let mut said = records
                 .filter_map(|data| if let RData::A(address) = data { Some(address.octets()) } else { None });
-            let [.., server] = said.last().context("an answer without an address")?;
+            let [.., server] = said.next_back().context("an answer without an address")?;
             return Ok(server.into());
         }
     }
