@@ -259,16 +259,9 @@ impl Service {
 /// Why not.
 #[inline(always)]
 pub fn admits<T: Tables>(tables: &T, key: &FlowKey, asked: Asked) -> Result<(), Reason> {
+    listed(tables, key, asked)?;
     let index = key.owner;
-    let Some(guard) = tables.guard(index) else { return Err(Reason::NoTable) };
-    if guard.rules != 0 {
-        let strict = asked.has(Asked::LISTS);
-        match tables.rule(&GuestKey::client(index, key.client)) {
-            Some(Rule::NotAllowed) if strict => return Err(Reason::Denied),
-            Some(Rule::Denied) if strict || asked.has(Asked::DENIED) => return Err(Reason::Denied),
-            _ => {}
-        }
-    }
+    let guard = tables.guard(index).ok_or(Reason::NoTable)?;
     if !guard.has_rates() || !asked.has(Asked::PACKET) {
         return Ok(());
     }
@@ -300,6 +293,24 @@ pub fn admits<T: Tables>(tables: &T, key: &FlowKey, asked: Asked) -> Result<(), 
         return Err(Reason::ServiceConnections);
     }
     Ok(())
+}
+
+/// The lists' part of [`admits`].
+///
+/// # Errors
+///
+/// [`Reason::Denied`].
+#[inline(always)]
+pub fn listed<T: Tables>(tables: &T, key: &FlowKey, asked: Asked) -> Result<(), Reason> {
+    if tables.guard(key.owner).ok_or(Reason::NoTable)?.rules == 0 {
+        return Ok(());
+    }
+    let strict = asked.has(Asked::LISTS);
+    match tables.rule(&GuestKey::client(key.owner, key.client)) {
+        Some(Rule::NotAllowed) if strict => Err(Reason::Denied),
+        Some(Rule::Denied) if strict || asked.has(Asked::DENIED) => Err(Reason::Denied),
+        _ => Ok(()),
+    }
 }
 
 /// Which of two words.

@@ -187,12 +187,12 @@ fn to_backend<T: Tables>(
     let guarded = service.has(Service::GUARDED);
     if guarded {
         // Whoever speaks of a flow may be any router on the way, but for those that are denied.
-        tables.admits(&key, Asked(Asked::DENIED | Asked::PACKET))?;
+        tables.listed(&key, Asked(Asked::DENIED))?;
     }
     // A request of the same flow is the quoted packet turned round.
     key.client = quote.destination;
     if guarded {
-        tables.admits(&key, Asked(Asked::LISTS))?;
+        tables.listed(&key, Asked(Asked::LISTS))?;
     }
     if service.has(Service::SESSIONS) {
         return Ok(Step::Next(Stage::SessionIcmp));

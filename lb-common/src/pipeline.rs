@@ -250,6 +250,17 @@ pub trait Tables {
     {
         guard::admits(self, key, asked)
     }
+    /// [`guard::listed`], likewise.
+    ///
+    /// # Errors
+    ///
+    /// As it says.
+    fn listed(&self, key: &FlowKey, asked: Asked) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        guard::listed(self, key, asked)
+    }
     /// The lists and rates of a service.
     fn guard(&self, service: u32) -> Option<&Guard>;
     /// What the longest prefix says of a client, if any does.

@@ -308,6 +308,17 @@ extern "C" fn lb_passes(key: *const FlowKey, place: u64) -> u32 {
     0
 }
 
+/// [`guard::listed`], likewise, for those whose stack has no room for the rates.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_listed(key: *const FlowKey, asked: u32) -> u64 {
+    let Some(key) = copied(key) else { return Reason::NoTable as u64 };
+    match guard::listed(&Kernel, &key, Asked(asked)) {
+        Ok(()) => Reason::Forwarded as u64,
+        Err(reason) => reason as u64,
+    }
+}
+
 /// [`guard::admits`], as a function of its own in the kernel's eyes ("global"): verified once, for any client and service, and
 /// with a stack of its own. Returns the reason: forwarded, if it may go on.
 #[unsafe(no_mangle)]
@@ -585,6 +596,14 @@ impl Tables for Kernel {
     #[inline(always)]
     fn admits(&self, key: &FlowKey, asked: Asked) -> Result<(), Reason> {
         match Reason::of(lb_admits(key, asked.0)) {
+            Reason::Forwarded => Ok(()),
+            reason => Err(reason),
+        }
+    }
+
+    #[inline(always)]
+    fn listed(&self, key: &FlowKey, asked: Asked) -> Result<(), Reason> {
+        match Reason::of(lb_listed(key, asked.0)) {
             Reason::Forwarded => Ok(()),
             reason => Err(reason),
         }
