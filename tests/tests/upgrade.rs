@@ -113,8 +113,7 @@ fn moves(mode: &'static str) -> Result<()> {
 
     // Others come and go all the while.
     let crowd = Sources::Crowd { first: CONNECTIONS, count: 2_000 };
-    let load =
-        LoadSpec::lines(scene.target()).from(crowd).rate(300.0).timeout(Duration::from_secs(5));
+    let load = LoadSpec::lines(scene.target()).from(crowd).rate(300.0).timeout(Duration::from_secs(5));
     let load = Load::start(scene.lab.client(0), load)?;
     scene.agent.stop(PATIENCE)?;
     scene.agent.restart_with(&next)?;

@@ -75,15 +75,15 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_icmp",
-        verified_instructions: 40_900,
-        translated_bytes: 37_800,
-        jited_bytes: 22_200,
+        verified_instructions: 37_400,
+        translated_bytes: 28_300,
+        jited_bytes: 17_000,
     },
     Budget {
         program: "lb_fragment",
-        verified_instructions: 73_000,
-        translated_bytes: 39_600,
-        jited_bytes: 23_500,
+        verified_instructions: 72_800,
+        translated_bytes: 39_700,
+        jited_bytes: 23_600,
     },
     Budget {
         program: "lb_fragment_reply",
@@ -111,9 +111,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_guard",
-        verified_instructions: 7_600,
-        translated_bytes: 17_400,
-        jited_bytes: 10_100,
+        verified_instructions: 7_400,
+        translated_bytes: 17_500,
+        jited_bytes: 10_200,
     },
     Budget { program: "lb_host", verified_instructions: 8_200, translated_bytes: 4_400, jited_bytes: 2_600 },
     Budget {
