@@ -5,12 +5,12 @@
 //! else that leaves, the error has both ends replaced: a backend needs no more than a route to the balancer, and takes no packet
 //! from a router that it has none to (`rp_filter`); and a client never hears of what is behind it (RFC 5508, REQ-5).
 
-use super::{Session, SessionKey, held, target, toa};
+use super::{Session, SessionKey, has_way, held_mut, target, toa};
 use crate::abi::Service;
 use crate::checksum::Delta;
 use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, UNREACHABLE, quote, translate};
 use crate::parse::{self, Family, Network};
-use crate::pipeline::{Exit, Packet, Step, Tables, Target};
+use crate::pipeline::{Packet, Step, Tables, Target};
 use crate::rewrite;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::vlan::leaving;
@@ -37,34 +37,38 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reason
         destination_port: quote.source_port,
         protocol: quote.protocol.into(),
     };
-    let session = held(tables, &key).ok_or(Reason::OtherProtocol)?;
+    let (mut session, _) = held_mut(tables, &key).ok_or(Reason::OtherProtocol)?;
     let replies = session.has(Session::REPLY);
-    let exit = if replies {
-        let towards = Network { source: session.source, destination: session.destination, ..network };
-        tables.route(packet, &towards).exit()?
+    let resolved = if replies {
+        has_way(packet, tables, &network, &mut session, tables.ticks())?
     } else {
-        let Target { device, mac, .. } = target(tables, &session)?;
         // Nobody is told of an error about an error.
-        if network.end - network.l3 > device.mtu as usize {
+        if network.end - network.l3 > target(tables, &session)?.device.mtu as usize {
             return Err(Reason::TooBig);
         }
-        Some(Exit { ifindex: device.ifindex, source: device.mac, destination: mac })
+        true
     };
     let source = (session.destination, session.destination_port);
     let destination = (session.source, session.source_port);
     translate(packet, &network, &quote, session.source, source, destination)?;
-    if replies && quote.protocol == IPPROTO_TCP {
+    if !replies {
+        let Target { device, mac, .. } = target(tables, &session)?;
+        rewrite::link(packet, device.mac, mac)?;
+        let ifindex = leaving(packet, device.ifindex);
+        return Ok(Verdict { reason: Reason::ErrorForwarded, ifindex, account: Account::NONE });
+    }
+    if quote.protocol == IPPROTO_TCP {
         let service = tables.service(session.service).ok_or(Reason::NoTable)?;
         if service.has(Service::TOA) {
             leave_room(packet, &network)?;
         }
     }
-    let Some(exit) = exit else {
+    if !resolved {
         return Ok(Verdict::of(Reason::ErrorRepliedByHost));
-    };
-    rewrite::link(packet, exit.source, exit.destination)?;
-    let reason = if replies { Reason::ErrorReplied } else { Reason::ErrorForwarded };
-    Ok(Verdict { reason, ifindex: leaving(packet, exit.ifindex), account: Account::NONE })
+    }
+    rewrite::link(packet, session.way.source, session.way.destination)?;
+    let ifindex = leaving(packet, session.way.ifindex);
+    Ok(Verdict { reason: Reason::ErrorReplied, ifindex, account: Account::NONE })
 }
 
 /// The least that an IPv4 link takes (RFC 791, section 3.2).
