@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lb_common::limit::Limit;
+use lb_common::limit::{Limit, Whose};
 use lb_common::watch::Watch;
 
 use super::Agent;
@@ -181,12 +181,12 @@ impl Trials {
         }
     }
 
-    fn store(self, word: &AtomicU64) {
-        match self {
-            Self::None if word.load(Ordering::Acquire) != 0 => word.store(0, Ordering::Release),
-            Self::None | Self::GoOn => {}
-            Self::Begin(trials) => word.store(trials, Ordering::Release),
+    /// Begins a round. Returns whether there is nothing to try any more, but the kernel still counts.
+    fn begin(self, word: &AtomicU64) -> bool {
+        if let Self::Begin(trials) = self {
+            word.store(trials, Ordering::Release);
         }
+        self == Self::None && word.load(Ordering::Acquire) != 0
     }
 }
 
@@ -251,12 +251,12 @@ impl Agent {
         let mut moved = self.forget_pools(&mut passive);
         let services = self.desired.config.services.iter().filter(|service| service.is_watched());
         let now = Duration::from_nanos(clock::nanoseconds());
+        let mut over = Vec::new();
         for service in services {
             let mut moves = false;
             for (pool, seen) in self.seen(service) {
                 let news = passive.look_at_pool(service, &pool, &seen, now);
-                // Before its slots lead there again.
-                self.set_trials(service, &pool, &news);
+                over.extend(self.begin_trials(service, &pool, &news));
                 moves |= news.moves_somebody();
                 self.tell_news(service, &pool, news, now);
             }
@@ -267,6 +267,10 @@ impl Agent {
         self.passive = passive;
         if !moved.is_empty() {
             self.converge(moved);
+        }
+        // Not before slots lead past those whose breaker is open again: until then they get no more than their trials.
+        for whose in over {
+            self.trials(whose).store(0, Ordering::Release);
         }
     }
 
@@ -390,30 +394,36 @@ impl Agent {
         });
     }
 
-    /// Lets the kernel program know who is on trial.
-    fn set_trials(&self, service: &Service, pool: &str, news: &News) {
-        let Ok(index) = self.index(service.name.as_str()) else { return };
-        let Self { publisher, .. } = self;
-        let trials = offset_of!(Limit, trials);
-        for (address, of) in &news.trials {
-            if let Some(id) = compile::id_of(service, *address, index, &publisher.registry) {
-                of.store(publisher.maps.limits.word(id.into(), trials));
-            }
-        }
-        if let Some(pool) = publisher.registry.pool_index(index, pool) {
-            news.pool_trials.store(publisher.maps.pool_limits.word(pool.into(), trials));
-        }
+    /// Lets the kernel program know who is on trial, before slots lead there again. Returns who is not any more.
+    fn begin_trials(&self, service: &Service, pool: &str, news: &News) -> Vec<Whose> {
+        let Ok(index) = self.index(service.name.as_str()) else { return Vec::new() };
+        let registry = &self.publisher.registry;
+        let backends = news.trials.iter().filter_map(|(address, of)| {
+            Some((Whose::Backend(compile::id_of(service, *address, index, registry)?), of))
+        });
+        let pool = registry.pool_index(index, pool).map(|pool| (Whose::Pool(pool), &news.pool_trials));
+        let all = backends.chain(pool);
+        all.filter(|(whose, of)| of.begin(self.trials(*whose))).map(|(whose, _)| whose).collect()
+    }
+
+    /// Where the kernel counts somebody's trials ([`Limit::trials`]).
+    fn trials(&self, whose: Whose) -> &AtomicU64 {
+        let (map, index) = match whose {
+            Whose::Backend(id) => (&self.publisher.maps.limits, id),
+            Whose::Pool(pool) => (&self.publisher.maps.pool_limits, pool),
+        };
+        map.word(index.into(), offset_of!(Limit, trials))
     }
 
     /// Nobody is on trial: of breakers an agent that starts knows nothing, and neither does one of a service without.
     fn forget_trials(&self, service: u32) {
-        let Self { publisher, .. } = self;
-        let trials = offset_of!(Limit, trials);
-        for id in publisher.registry.backends_of(service) {
-            Trials::None.store(publisher.maps.limits.word(id.into(), trials));
-        }
-        for pool in publisher.registry.pools_of(service) {
-            Trials::None.store(publisher.maps.pool_limits.word(pool.into(), trials));
+        let registry = &self.publisher.registry;
+        let backends = registry.backends_of(service).map(Whose::Backend);
+        for whose in backends.chain(registry.pools_of(service).map(Whose::Pool)) {
+            let word = self.trials(whose);
+            if word.load(Ordering::Acquire) != 0 {
+                word.store(0, Ordering::Release);
+            }
         }
     }
 
