@@ -217,6 +217,14 @@ impl Agent {
     }
 }
 
+/// Its maps go with it: those of all agents of a run together are more than a machine has memory for.
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Not there: it did not get that far.
+        _ = fs::remove_dir_all(&self.places.pins);
+    }
+}
+
 /// The places of one agent, in the run's private mounts.
 #[derive(Clone, Debug)]
 pub struct Places {

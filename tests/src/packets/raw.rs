@@ -48,8 +48,14 @@ impl RawSocket {
     /// # Errors
     /// If the interface is down, or the frame longer than its MTU allows.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
-        self.socket.send(frame).context("cannot send the frame")?;
-        Ok(())
+        loop {
+            match self.socket.send(frame) {
+                Ok(_) => return Ok(()),
+                // The interface has a full queue, and sends.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => std::thread::yield_now(),
+                Err(error) => return Err(error).context("cannot send the frame"),
+            }
+        }
     }
 
     /// The next frame that `wanted` takes, or `None` if there is none within `timeout`.
