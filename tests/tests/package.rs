@@ -300,7 +300,7 @@ mkdir /run/shim
 printf '#!/bin/sh\n[ "$1" = update ] || exec /usr/bin/apt-get "$@" --no-upgrade\n' > /run/shim/apt-get && chmod +x /run/shim/apt-get
 cp /run/lb.deb /tmp/{package}
 PATH=/run/shim:$PATH sh -ec '{run}'
-ip link add eth0 type veth peer name eth1 && ip link set eth0 up && ip addr add 10.0.0.1/8 dev eth0
+ip link add eth0 type veth peer name eth1 && ip link set eth1 up && ip link set eth0 up && ip addr add 10.0.0.1/8 dev eth0
 {entry} --version
 printf 'schema = 1\n[dataplane]\ninterfaces = ["eth0"]\nxdp_mode = "generic"\n' > /etc/lb/lb.toml
 {entry} > /run/lbd.log 2>&1 &
