@@ -48,14 +48,11 @@ pub fn opening<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
     match transport.kind {
         Kind::Syn(_) if goes_on => Ok(Step::Next(after(client.service))),
         _ if goes_on => Ok(Step::Next(Stage::Carry)),
-        Kind::Syn(_) | Kind::Udp => Ok(Step::Next(Stage::Begin)),
-        Kind::Tcp(_) | Kind::Rst => {
-            client.refused(packet, tables, Reason::NoSession, Reason::NoSessionReset).map(Step::End)
-        }
+        _ => Ok(Step::Next(Stage::Begin)),
     }
 }
 
-/// [`Stage::Begin`]: from a client that has no session, and may have one.
+/// [`Stage::Begin`]: from a client that has no session: it begins one, or is refused.
 ///
 /// # Errors
 ///
@@ -66,7 +63,13 @@ pub fn begin<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
     let settings = tables.settings().ok_or(Reason::NoTable)?;
     let transport = fragment::located(packet, &network)?;
     let key = SessionKey::of(&network, &transport);
-    Client::of(tables, settings, &network, &transport, &key)?.begins(packet, tables)
+    let client = Client::of(tables, settings, &network, &transport, &key)?;
+    match transport.kind {
+        Kind::Syn(_) | Kind::Udp => client.begins(packet, tables),
+        Kind::Tcp(_) | Kind::Rst => {
+            client.refused(packet, tables, Reason::NoSession, Reason::NoSessionReset).map(Step::End)
+        }
+    }
 }
 
 /// A backend's packet in a session that has yet to prove itself.

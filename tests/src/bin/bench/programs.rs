@@ -51,15 +51,15 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_opening",
-        verified_instructions: 37_900,
-        translated_bytes: 27_200,
-        jited_bytes: 16_700,
+        verified_instructions: 32_600,
+        translated_bytes: 19_700,
+        jited_bytes: 12_500,
     },
     Budget {
         program: "lb_begin",
-        verified_instructions: 81_500,
-        translated_bytes: 24_300,
-        jited_bytes: 14_300,
+        verified_instructions: 63_400,
+        translated_bytes: 24_600,
+        jited_bytes: 14_600,
     },
     Budget {
         program: "lb_witness",
@@ -99,9 +99,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_session_icmp",
-        verified_instructions: 31_900,
-        translated_bytes: 14_200,
-        jited_bytes: 8_600,
+        verified_instructions: 25_600,
+        translated_bytes: 14_600,
+        jited_bytes: 8_700,
     },
     Budget {
         program: "lb_session_fragment",
