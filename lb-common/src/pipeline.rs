@@ -558,7 +558,8 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
             let key = FlowKey::of_request(network, &transport, index);
             let place = tables.place(service, &key, transport.kind)?;
             if place.backend == 0 {
-                return empty(packet, tables, service, network, &transport).map(Step::End);
+                // Nobody may have it: what is said of it takes more than the fast road has room for.
+                return Ok(Step::Next(Stage::Attend));
             }
             let target = Target::of(tables, &place)?;
             return ended(forward(
@@ -568,13 +569,7 @@ fn road<T: Tables>(packet: &mut T::Packet, tables: &T, network: &Network) -> Res
     }
     // Before replies of `nat`: a backend may serve both modes, and `Stage::Opening` hands on what is in no session.
     if contains(&settings.stand_ins, network.destination) {
-        match parse::transport(packet, network) {
-            Ok(transport) if settings.is_source_port(transport.destination) => {
-                return Ok(Step::Next(Stage::Session));
-            }
-            Ok(_) => {}
-            Err(reason) => return elsewhere(network, reason),
-        }
+        return Ok(Step::Next(Stage::Session));
     }
     if is_nats(settings, network) {
         return Ok(Step::Next(Stage::Reply));

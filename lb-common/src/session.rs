@@ -43,7 +43,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::abi::{Address, HANDSHAKE_TICKS, Port, Service, Settings};
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Exit, Packet, Step, Tables, Target, ended};
+use crate::pipeline::{Exit, Packet, Step, Tables, Target, contains, elsewhere, ended, is_nats};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
@@ -281,7 +281,15 @@ pub fn is_over(
 #[inline(always)]
 pub fn session<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reason> {
     let network = parse::network(packet)?;
-    let transport = parse::transport(packet, &network)?;
+    let settings = tables.settings().ok_or(Reason::NoTable)?;
+    let transport = match parse::transport(packet, &network) {
+        Ok(transport) => transport,
+        Err(reason) => return elsewhere(&network, reason),
+    };
+    if !settings.is_source_port(transport.destination) && !contains(&settings.vips, network.destination) {
+        // One of the host's own ports.
+        return if is_nats(settings, &network) { Ok(Step::Next(Stage::Reply)) } else { Err(Reason::NotOurs) };
+    }
     if matches!(transport.kind, Kind::Syn(_)) {
         return Ok(Step::Next(Stage::Opening));
     }

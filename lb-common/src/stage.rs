@@ -34,7 +34,7 @@ stages! {
     Reply = "lb_reply",
     /// To a service that has more than the bare rule. ([`attend`](crate::attend))
     Attend = "lb_attend",
-    /// To a service of mode `full-nat`, or to one of the ports that stand for its clients. ([`session`](crate::session))
+    /// To a service of mode `full-nat`, or to an address that stands for its clients. ([`session`](crate::session))
     Session = "lb_session",
     /// Whatever of that no established session takes. ([`session::opening`](crate::session::opening))
     Opening = "lb_opening",
