@@ -57,6 +57,14 @@ pub fn connect(lab: &Lab, client: SocketAddr) -> u16 {
     port
 }
 
+/// The backend's next segment reaches the client that `port` stands for.
+fn answers(lab: &Lab, v6: bool, port: u16) {
+    let reply = segment(backend(v6, 8443), source(v6, port), "A", DRAWN.wrapping_add(1), ISN + 9);
+    let expected =
+        Packet { from: service(v6), to: client(v6), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
+    reply.becomes(&lab.tables, Reason::Replied, &expected);
+}
+
 pub fn held(lab: &Lab) -> (usize, usize) {
     (lab.tables.opening.borrow().len(), lab.tables.sessions.borrow().len())
 }
@@ -117,10 +125,7 @@ fn a_session_is_established_by_whoever_gets_the_backends_packets() {
         let expected =
             Packet { from: source(v6, port), to: backend(v6, 8443), hops: 63, ..data.clone() }.sent(lab.mac);
         data.becomes(&lab.tables, Reason::Forwarded, &expected);
-        let reply = segment(backend(v6, 8443), source(v6, port), "A", DRAWN.wrapping_add(1), ISN + 9);
-        let expected =
-            Packet { from: service(v6), to: client(v6), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
-        reply.becomes(&lab.tables, Reason::Replied, &expected);
+        answers(&lab, v6, port);
     }
 }
 
@@ -131,10 +136,7 @@ fn a_backend_of_a_nat_service_too_answers_sessions() {
         let nat = lab.tables.add_service(&ServiceSpec::tcp(vip(v6), 80, Mode::Nat));
         lab.tables.add_pool(nat, false, &[(backend(v6, 8080), 1)]);
         let port = connect(&lab, client(v6));
-        let reply = segment(backend(v6, 8443), source(v6, port), "A", DRAWN.wrapping_add(1), ISN + 9);
-        let expected =
-            Packet { from: service(v6), to: client(v6), hops: 63, ..reply.clone() }.sent(Tables::ROUTER);
-        reply.becomes(&lab.tables, Reason::Replied, &expected);
+        answers(&lab, v6, port);
     }
 }
 

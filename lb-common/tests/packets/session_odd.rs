@@ -7,7 +7,7 @@ use lb_common::too_big::BURST;
 use lb_common::verdict::{Event, Reason};
 
 use crate::errors::{Error, answer, router};
-use crate::fragments::pieces;
+use crate::fragments::{follow_the_route, pieces};
 use crate::lab::{KINDS, Lab, Packet, TAGS, backend, client, reason, send, vip};
 use crate::session::{DRAWN, ISN, connect, held, lab, port_of, segment, service, source, telling};
 use crate::too_big::{full, message};
@@ -322,20 +322,7 @@ fn fragments_of_a_reply_go_where_the_route_says() {
         let given = pieces(&reply, 7);
         let expected = pieces(&Packet { from: service(v6), to: client(v6), hops: 63, ..reply }, 7);
         lab.tables.advance(1);
-        lab.tables.routes.insert(client(v6).ip().into(), Route::Unresolved);
-        for (given, expected) in given.iter().zip(&expected) {
-            let (verdict, frame) = send(&lab.tables, given);
-            assert_eq!((verdict.reason, &frame), (Reason::FragmentRepliedByHost, expected));
-        }
-        for (route, expected) in [
-            (Route::Local, Reason::Local),
-            (Route::ForwardingOff, Reason::ForwardingOff),
-            (Route::None, Reason::NoRoute),
-        ] {
-            lab.tables.routes.insert(client(v6).ip().into(), route);
-            assert_eq!(reason(&lab.tables, &given[0]), expected);
-            assert_eq!(reason(&lab.tables, &given[1]), expected);
-        }
+        follow_the_route(&mut lab, client(v6).ip(), &given, &expected);
     }
 }
 

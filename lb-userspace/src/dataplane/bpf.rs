@@ -47,7 +47,7 @@ pub(super) struct ElementAttr {
 /// `union bpf_attr` for commands on many.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
-pub(super) struct BatchAttr {
+struct BatchAttr {
     pub in_batch: u64,
     pub out_batch: u64,
     pub keys: u64,
@@ -433,6 +433,50 @@ impl<T> AsFd for Mapped<T> {
     }
 }
 
+/// What a look at a part of a map has found.
+pub(super) struct Batch {
+    /// Entries.
+    pub count: u32,
+    /// Where the next part begins, in a hash map.
+    pub next: u32,
+    /// There is no next part.
+    pub last: bool,
+}
+
+/// Reads entries from a position on (`None`: from the first one), for which keys and values have room for `room` of them. `None`: a
+/// bucket is longer than that.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub(super) fn look_up_batch<K: Pod, V: Pod>(
+    fd: &OwnedFd,
+    start: Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+    room: u32,
+) -> io::Result<Option<Batch>> {
+    let mut next = 0u32;
+    let mut attr = BatchAttr {
+        in_batch: start.as_ref().map_or(0, address),
+        out_batch: (&raw mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: room,
+        map_fd: fd.as_raw_fd() as u32,
+        ..BatchAttr::zeroed()
+    };
+    let last = match bpf(Command::LookupBatch, &mut attr) {
+        Ok(_) => false,
+        // The end; what there was of it is filled in.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        // Nothing was filled in beyond the position.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(Batch { count: attr.count, next, last }))
+}
+
 /// A hash map.
 pub struct Hash<K, V> {
     fd: OwnedFd,
@@ -525,29 +569,16 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         loop {
             let mut keys = vec![K::zeroed(); room];
             let mut values = vec![V::zeroed(); room];
-            let mut next = 0u32;
-            let mut attr = BatchAttr {
-                in_batch: if started { address(&position) } else { 0 },
-                out_batch: (&raw mut next) as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: room as u32,
-                map_fd: self.fd.as_raw_fd() as u32,
-                ..BatchAttr::zeroed()
-            };
-            let outcome = bpf(Command::LookupBatch, &mut attr);
-            let last = match outcome {
-                Ok(_) => false,
-                // The end; what there was of it is filled in.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-                // A bucket that is longer than our room; nothing was filled in beyond the position.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    room *= 2;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let count = attr.count as usize;
+            let start = started.then_some(position);
+            let Batch { count, next, last } =
+                match look_up_batch(&self.fd, start, &mut keys, &mut values, room as u32)? {
+                    Some(batch) => batch,
+                    None => {
+                        room *= 2;
+                        continue;
+                    }
+                };
+            let count = count as usize;
             let enough =
                 keys[..count].iter().zip(&values[..count]).try_for_each(|(key, value)| each(key, value));
             if last || enough.is_break() {
@@ -683,23 +714,13 @@ impl<T: Pod> PerCpu<T> {
         let mut keys = vec![0u32; AT_ONCE.min(count) as usize];
         let mut values = vec![0u8; stride * AT_ONCE.min(count) as usize];
         while (sums.len() as u32) < count {
-            let (done, mut next) = (elements.start + sums.len() as u32, 0u32);
-            let last = done.wrapping_sub(1);
-            let mut attr = BatchAttr {
-                in_batch: if done == 0 { 0 } else { address(&last) },
-                out_batch: (&raw mut next) as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: AT_ONCE.min(end - done),
-                map_fd: self.fd.as_raw_fd() as u32,
-                ..BatchAttr::zeroed()
+            let done = elements.start + sums.len() as u32;
+            let room = AT_ONCE.min(end - done);
+            let count = match look_up_batch(&self.fd, done.checked_sub(1), &mut keys, &mut values, room)? {
+                Some(batch) if batch.count > 0 => batch.count,
+                _ => return Err(io::Error::from_raw_os_error(libc::ENOENT)),
             };
-            match bpf(Command::LookupBatch, &mut attr) {
-                // The end of the array; what there was of it is filled in.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && attr.count > 0 => {}
-                outcome => drop(outcome?),
-            }
-            for element in values[..stride * attr.count as usize].chunks_exact(stride) {
+            for element in values[..stride * count as usize].chunks_exact(stride) {
                 let mut sum = T::zeroed();
                 for bytes in element.chunks_exact(Self::stride()) {
                     sum += bytemuck::pod_read_unaligned(&bytes[..size_of::<T>()]);

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use bytemuck::Zeroable;
 
-use super::bpf::{BatchAttr, Command, ElementAttr, address, bpf, found, info, open_pin};
+use super::bpf::{Batch, Command, ElementAttr, address, bpf, found, info, look_up_batch, open_pin};
 
 /// Kinds of maps (`enum bpf_map_type`) that are copied in their own ways; all others are hash maps of some sort.
 const ARRAY: u32 = 2;
@@ -101,36 +101,24 @@ impl Raw {
         let (mut position, mut started) = (0u32, false);
         loop {
             let (mut keys, mut values) = (vec![0u8; self.key * room], vec![0u8; size * room]);
-            let mut next = 0u32;
-            let mut attr = BatchAttr {
-                in_batch: if started { address(&position) } else { 0 },
-                out_batch: (&raw mut next) as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: room as u32,
-                map_fd: self.fd.as_raw_fd() as u32,
-                ..BatchAttr::zeroed()
-            };
-            let last = match bpf(Command::LookupBatch, &mut attr) {
-                Ok(_) => false,
-                // The end; what there was of it is filled in.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-                // A bucket that is longer than our room.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    room *= 2;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let start = started.then_some(position);
+            let Batch { count, next, last } =
+                match look_up_batch(&self.fd, start, &mut keys, &mut values, room as u32)? {
+                    Some(batch) => batch,
+                    None => {
+                        room *= 2;
+                        continue;
+                    }
+                };
             let entries = keys.chunks_exact(self.key).zip(values.chunks_exact(size));
-            for (key, value) in entries.take(attr.count as usize) {
+            for (key, value) in entries.take(count as usize) {
                 each(key, value)?;
             }
-            if last || attr.count == 0 {
+            if last || count == 0 {
                 return Ok(());
             }
             position = match self.is_array() {
-                true => position + attr.count - u32::from(!started),
+                true => position + count - u32::from(!started),
                 false => next,
             };
             started = true;

@@ -11,3 +11,9 @@ pub use build::Frame;
 pub use headers::{Extension, Ipv4, Ipv6, Tcp, Udp, flags};
 pub use raw::{RawSocket, Received};
 pub use verify::{Fault, Layer, Verified, checksum, verify};
+
+/// Bytes in hexadecimal digits, two each.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -10,7 +10,7 @@ use lb_common::pipeline::process;
 use lb_common::select::peek;
 use lb_common::verdict::Reason;
 use lb_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
-use lb_tests::packets::{Extension, Frame, Ipv4, Ipv6, Tcp, Udp, checksum, flags};
+use lb_tests::packets::{Extension, Frame, Ipv4, Ipv6, Tcp, Udp, checksum, flags, hex};
 use lb_tests::{Mac, claim};
 use libtest_mimic::Trial;
 
@@ -574,8 +574,4 @@ fn tagged(frame: Frame, tags: &[u16]) -> Frame {
         [one] => frame.vlan(*one),
         [outer, inner, ..] => frame.service_vlan(*outer).vlan(*inner),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -11,6 +11,7 @@ use lb_common::host::{self, Tables};
 use lb_common::pipeline::process;
 use lb_common::verdict::{self, Event, Reason, Verdict};
 use lb_tests::claim;
+use lb_tests::packets::hex;
 use lb_tests::test_run::Action;
 use lb_userspace::clock;
 use libtest_mimic::Trial;
@@ -161,8 +162,4 @@ fn action(network: &Network, verdict: &Verdict, arrival: u32) -> Action {
         verdict::Action::Transmit if network.egress().contains(&verdict.ifindex) => Action::Redirect,
         verdict::Action::Transmit => Action::Drop,
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

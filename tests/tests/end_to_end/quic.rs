@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::quic::Codec;
+use lb_tests::packets::hex;
 use lb_tests::scene::{PORT, Plan, SERVICE, Scene};
 use lb_tests::{Family, claim, private_dir};
 use libtest_mimic::Trial;
@@ -127,10 +128,6 @@ fn server_id(codec: &Codec, i: usize) -> Vec<u8> {
 
 fn quoted(bytes: &[u8]) -> String {
     format!("\"{}\"", hex(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn table(codec: &Codec) -> String {

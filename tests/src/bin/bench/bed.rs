@@ -10,6 +10,7 @@ use aya::programs::{ProgramFd, ProgramInfo};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi;
 use lb_common::quic::Codec;
+use lb_tests::packets::hex;
 use lb_tests::{Agent, AgentSpec, Family, Lab, Mac};
 use lb_userspace::dataplane::maps::{Maps, directory};
 use rtnetlink::packet_route::neighbour::NeighbourState;
@@ -223,10 +224,6 @@ pub fn server_id(codec: &Codec, number: u16) -> Vec<u8> {
     let [high, low] = number.to_be_bytes();
     id[..2].copy_from_slice(&[high, low]);
     id
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Its hardware address.
