@@ -75,6 +75,13 @@ pub trait Packet {
     {
         rewrite::clamp(self, hops, l4, limit);
     }
+    /// [`toa::is_claimed`](crate::session::toa::is_claimed), likewise.
+    fn is_claimed(&self, l4: usize) -> bool
+    where
+        Self: Sized,
+    {
+        crate::session::toa::is_claimed(self, l4)
+    }
     /// The interface it came in by.
     fn ifindex(&self) -> u32;
     /// Moves the start of the frame forward by `bytes`; what is there is undefined.

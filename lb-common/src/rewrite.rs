@@ -397,9 +397,9 @@ pub fn reset<P: Packet>(packet: &mut P, network: &Network, transport: &Transport
 }
 
 /// TCP option: end of the list.
-const OPTION_END: u8 = 0;
+pub(crate) const OPTION_END: u8 = 0;
 /// TCP option: nothing.
-const OPTION_NOTHING: u8 = 1;
+pub(crate) const OPTION_NOTHING: u8 = 1;
 /// TCP option: the largest segment that the sender takes.
 const OPTION_MSS: u8 = 2;
 /// How many options are looked at. Every stack puts this one first or second.

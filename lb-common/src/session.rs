@@ -36,7 +36,7 @@ mod errors;
 mod opening;
 mod pieces;
 pub mod ports;
-mod toa;
+pub mod toa;
 mod witness;
 
 use bytemuck::{Pod, Zeroable};
@@ -418,9 +418,14 @@ fn forth<P: Packet>(
     if length > target.device.mtu as usize {
         return Err(Reason::TooBig);
     }
-    let told = session.has(Session::TOA)
-        && toa::belongs(transport.kind, session.sequence, held)
-        && toa::fits(packet, network, transport, target.device)?;
+    let mut told = false;
+    if session.has(Session::TOA) && matches!(transport.kind, Kind::Tcp(_)) {
+        if packet.is_claimed(transport.l4) {
+            return Err(Reason::ForgedAddress);
+        }
+        told = toa::belongs(transport.kind, session.sequence, held)
+            && toa::fits(packet, network, transport, target.device)?;
+    }
     let account = Account::of(session.backend, target.backend, network, false);
     rewrite::translate_both(
         packet,

@@ -173,6 +173,8 @@ reasons! {
     EchoSuppressed = Drop "echo_suppressed",
     /// A SYN in fragments, to a service that looks at how connections begin: no client of today sends one.
     FragmentedSyn = Drop "fragmented_syn",
+    /// A client's segment with the option that tells its backend whose it is (`full-nat` with `toa`): who would believe it?
+    ForgedAddress = Drop "forged_address",
 }
 
 impl Reason {

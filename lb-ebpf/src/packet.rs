@@ -9,6 +9,7 @@ use lb_common::guard::may_reset;
 use lb_common::parse::{self, Family, Network, extensions};
 use lb_common::pipeline::Packet;
 use lb_common::rewrite::{self, clamp};
+use lb_common::session::toa::is_claimed;
 use lb_common::too_big::sum;
 use lb_common::verdict::Reason;
 use lb_common::wire::Wire;
@@ -130,6 +131,11 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn is_claimed(&self, l4: usize) -> bool {
+        lb_is_claimed(self.ctx, l4 as u32) != 0
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is the kernel's.
         unsafe { (*self.ctx).ingress_ifindex }
@@ -207,6 +213,18 @@ extern "C" fn lb_clamp(ctx: *mut xdp_md, hops: u32, l4: u32, limit: u32) -> u32 
     }
     clamp(&mut frame, hops as usize, l4 as usize, limit as u16);
     0
+}
+
+/// Whether options of TCP claim whose a segment is, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_is_claimed(ctx: *mut xdp_md, l4: u32) -> u32 {
+    let frame = Frame::new(&XdpContext::new(ctx));
+    // For the verifier, which knows nothing of the caller.
+    if l4 > 0x3fff {
+        return 1;
+    }
+    is_claimed(&frame, l4 as usize).into()
 }
 
 /// IPv6's extension headers, as a function of its own in the kernel's eyes ("global"): verified once, for any start, so

@@ -148,7 +148,10 @@ impl<'a> Client<'a> {
             return Ok(false);
         };
         if found.has(Session::TOA) && matches!(self.transport.kind, Kind::Tcp(_)) {
-            // Whoever is yet to be accepted could tell the backend of any address in an option of his own.
+            if packet.is_claimed(self.transport.l4) {
+                return Err(Reason::ForgedAddress);
+            }
+            // Whoever is yet to be accepted would be without.
             let target = super::target(tables, found)?;
             if !toa::fits(packet, self.network, self.transport, target.device)? {
                 return Err(Reason::TooBig);

@@ -7,7 +7,7 @@ use super::{Held, Session, SessionKey, has_way, held_mut, target, toa};
 use crate::abi::{FragmentEntry, Port};
 use crate::fragment::{Piece, follow, note};
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Step, Tables, ended};
+use crate::pipeline::{Packet as _, Step, Tables, ended};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
@@ -56,9 +56,14 @@ fn carry<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reaso
     if network.end - network.l3 > target.device.mtu as usize {
         return Err(Reason::TooBig);
     }
-    // What has to have the option cannot get it: those that follow have their places already.
-    if session.has(Session::TOA) && toa::belongs(transport.kind, session.sequence, held) {
-        return Err(Reason::TooBig);
+    if session.has(Session::TOA) && matches!(transport.kind, Kind::Tcp(_)) {
+        // What has to have the option cannot get it: those that follow have their places already.
+        if toa::belongs(transport.kind, session.sequence, held) {
+            return Err(Reason::TooBig);
+        }
+        if packet.is_claimed(transport.l4) {
+            return Err(Reason::ForgedAddress);
+        }
     }
     let begins = session.has(Session::FRESH);
     let account = Account::of(session.backend, target.backend, &network, begins);

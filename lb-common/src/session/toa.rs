@@ -1,8 +1,10 @@
 //! The client's address as a TCP option, for backends that would otherwise see the balancer's.
 //!
 //! Kind 254 (RFC 4727, for experiments), as the `toa` modules for Linux read it: port and address as they lie in a header. The option
-//! goes into every segment that may be the one which ends the handshake on the backend. It is the first one, and a
-//! receiver that takes the first of its kind is not misled by one that the client has sent.
+//! goes into every segment that may be the one which ends the handshake on the backend.
+//!
+//! Which one does, nobody but the backend knows: what ended it here may be lost on the way, or was sent so that it would be. So no segment
+//! of a client's has an option of that kind ([`is_claimed`]), early or late.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -11,7 +13,7 @@ use crate::abi::{Address, Device};
 use crate::checksum::Delta;
 use crate::parse::{Family, Kind, Network, Transport};
 use crate::pipeline::Packet;
-use crate::rewrite::move_link;
+use crate::rewrite::{OPTION_END, OPTION_NOTHING, move_link};
 use crate::verdict::Reason;
 use crate::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, Mac, Tcp, Wire};
 
@@ -40,6 +42,12 @@ struct Toa6 {
     address: [u8; 16],
 }
 
+/// One byte of a header.
+#[repr(transparent)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Octet(u8);
+
+impl Wire for Octet {}
 impl Wire for Toa4 {}
 impl Wire for Toa6 {}
 
@@ -84,6 +92,48 @@ pub(super) fn fits<P: Packet>(
 ) -> Result<bool, Reason> {
     Ok(has_room(packet, network, transport)?
         && network.end - network.l3 + size(network) <= device.mtu as usize)
+}
+
+/// Most bytes of options in a TCP header.
+const MOST_OPTIONS: usize = LONGEST_HEADER * 4 - Tcp::SIZE;
+
+/// Whether the TCP header at `l4` has such an option already, or does not show all that it has: a fragment may have the rest.
+///
+/// Octet by octet, each at its own place: for the verifier, to which options of any length are as many places as octets.
+#[inline(always)]
+pub fn is_claimed<P: Packet>(packet: &P, l4: usize) -> bool {
+    let Some(header) = packet.view::<Tcp>(l4) else { return true };
+    let end = usize::from(header.data_offset >> 4) * 4;
+    let mut within = Within::Nothing;
+    for at in Tcp::SIZE..Tcp::SIZE + MOST_OPTIONS {
+        if at >= end {
+            return false;
+        }
+        let Some(&Octet(octet)) = packet.view(l4 + at) else { return true };
+        within = match (within, octet) {
+            (Within::Nothing, OPTION_END) => return false,
+            (Within::Nothing, OPTION_NOTHING) => Within::Nothing,
+            (Within::Nothing, KIND) => return true,
+            (Within::Nothing, _) => Within::Kind,
+            // A receiver makes nothing of what follows.
+            (Within::Kind, 0 | 1) => return false,
+            (Within::Kind, 2) | (Within::Option(1), _) => Within::Nothing,
+            (Within::Kind, length) => Within::Option(length - 2),
+            (Within::Option(left), _) => Within::Option(left - 1),
+        };
+    }
+    false
+}
+
+/// What an octet of the options is part of.
+#[derive(Clone, Copy)]
+enum Within {
+    /// It begins one.
+    Nothing,
+    /// It is the length, behind the kind.
+    Kind,
+    /// It is one of so many that are left.
+    Option(u8),
 }
 
 /// Puts the option in, and sets the hardware addresses. `network` and `transport` are of the packet as it came.

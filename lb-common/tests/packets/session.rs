@@ -11,7 +11,8 @@ use lb_common::wire::Mac;
 use std::mem::offset_of;
 use std::net::SocketAddr;
 
-use crate::lab::{KINDS, Lab, Packet, TAGS, backend, client, send, vip};
+use crate::fragments::pieces;
+use crate::lab::{KINDS, Lab, Packet, TAGS, backend, client, reason, send, vip};
 
 pub const ISN: u32 = 1_000;
 pub const DRAWN: u32 = 0xffff_fff0;
@@ -593,6 +594,54 @@ fn nobody_is_accepted_without_being_told_of() {
     last.payload.push(0);
     let plain = Packet { from: source(false, port), to: backend(false, 8443), hops: 63, ..last.clone() };
     last.becomes(&lab.tables, Reason::Forwarded, &plain.sent(lab.mac));
+}
+
+#[test]
+fn a_client_cannot_tell_its_backend_of_anybody() {
+    // The handshake's end proves the client to the balancer, and is then lost: any later segment may end it at the backend.
+    for v6 in [false, true] {
+        let lab = telling(v6);
+        let (_, port) = port_of(&lab, &segment(client(v6), service(v6), "S", ISN, 0));
+        segment(backend(v6, 8443), source(v6, port), "SA", DRAWN, ISN + 1).through(&lab.tables);
+        let acknowledged = DRAWN.wrapping_add(1);
+        let last = segment(client(v6), service(v6), "A", ISN + 1, acknowledged);
+        claim_nothing(&lab, &last);
+        assert_eq!(held(&lab), (2, 0));
+        last.ends(&lab.tables, Reason::Forwarded);
+        assert_eq!(held(&lab), (0, 2));
+        claim_nothing(&lab, &last);
+        let later = segment(client(v6), service(v6), "A", ISN + 2, acknowledged);
+        claim_nothing(&lab, &later);
+        // Bytes that only look like it: within another option, and behind the last one.
+        for options in [[30, 6, 254, 8, 1, 2, 1, 1], [1, 1, 1, 0, 254, 4, 1, 1]] {
+            with(&later, &options).ends(&lab.tables, Reason::Forwarded);
+        }
+        // A first fragment that does not show all of its header may have one in the next.
+        let mut fragments = pieces(&with(&later, &[1; 40]), 7);
+        assert_eq!(reason(&lab.tables, &fragments[0]), Reason::ForgedAddress);
+        fragments = pieces(&Packet { payload: vec![7; 60], ..with(&later, &[1; 28]) }, 8);
+        assert_eq!(reason(&lab.tables, &fragments[0]), Reason::FragmentForwarded);
+    }
+}
+
+fn with(segment: &Packet, options: &[u8]) -> Packet {
+    let mut segment = segment.clone();
+    segment.tcp.as_mut().unwrap().set_options_raw(options).unwrap();
+    segment
+}
+
+/// Neither in front, nor behind options of one byte or a longer one.
+fn claim_nothing(lab: &Lab, honest: &Packet) {
+    let claim = [254, 8, 0, 80, 10, 9, 9, 9];
+    with(honest, &claim).ends(&lab.tables, Reason::ForgedAddress);
+    for before in (4..=32).step_by(4) {
+        let nothing = vec![1; usize::from(before)];
+        let mut other = vec![30; usize::from(before)];
+        other[1] = before;
+        for options in [nothing, other] {
+            with(honest, &[&options[..], &claim].concat()).ends(&lab.tables, Reason::ForgedAddress);
+        }
+    }
 }
 
 #[test]
