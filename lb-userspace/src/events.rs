@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::broadcast;
 
-use crate::api::{Event, Severity};
+use crate::api::{Api, Event, Severity};
 use crate::clock;
 use crate::metrics::Tally;
+use crate::plural::{counted, either};
 
 /// How many events are remembered.
 const MEMORY: usize = 10_000;
@@ -137,6 +138,7 @@ impl EventLog {
         let severity = if what.severe { Severity::Warning } else { Severity::Info };
         let mut inner = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let event = Event {
+            api: Api::V1,
             seq: inner.next,
             time: clock::timestamp(),
             code: what.code.to_owned(),
@@ -196,11 +198,14 @@ impl EventLog {
 impl Inner {
     fn marker(&self, after: u64, oldest: u64) -> Event {
         let message = if (self.first..self.next).contains(&after) {
-            format!("{} events after number {after} are not remembered any more", oldest - after - 1)
+            let missing = oldest - after - 1;
+            let are = either(missing, "is", "are");
+            format!("{} after number {after} {are} not remembered any more", counted(missing, "event"))
         } else {
             format!("number {after} is another agent's: what happened after it is not known")
         };
         Event {
+            api: Api::V1,
             seq: oldest - 1,
             time: clock::timestamp(),
             code: MISSED.to_owned(),

@@ -105,7 +105,7 @@ pub(super) fn native(facts: &Facts) -> Verdict {
             }
             (Some(XdpMode::Generic), _) => found.push(warning(
                 name,
-                format!("generic, though its driver ({driver}) may have XDP: it refused at its MTU of {}, with LRO on, or for want of queues", link.mtu),
+                format!("generic, though its driver ({driver}) may have XDP: the link was made when it was configured so, or it refused (MTU {}, LRO on, or too few queues)", link.mtu),
                 format!("journalctl -u lbd -g {name}; then for example: ethtool -K {name} lro off && lbctl detach && systemctl restart lbd"),
             )),
             (None, Some(true)) => fine.push(format!("{name} can be native ({driver})")),
