@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(seen(&log, oldest - 1)[0], (oldest, "split".to_owned()), "there is no gap before it");
         let late = log.follow(100).0;
         assert_eq!((late[0].seq, late[0].code.as_str(), late.len()), (oldest - 1, MISSED, MEMORY + 1));
-        assert!(late[0].message.starts_with("1 events after number 100"), "{}", late[0].message);
+        assert!(late[0].message.starts_with("1 event after number 100 is not"), "{}", late[0].message);
         let newest = seen(&log, 0)[MEMORY - 1].0;
         assert_eq!(seen(&log, newest), [], "whoever has seen all of it gets nothing again");
     }

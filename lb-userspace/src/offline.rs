@@ -39,7 +39,9 @@ pub fn rollback(
     // A journal that is corrupt further on still tells services by name.
     let (entries, _) = Journal::survey(state_dir).map_err(|error| match error {
         // Not a matter of where it is.
-        JournalError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => error.into(),
+        JournalError::Io { ref source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            error.into()
+        }
         error => anyhow::Error::new(NoNames(error.to_string())),
     })?;
     let desired = Desired::replayed(&entries)
@@ -63,7 +65,10 @@ pub fn rollback(
     let done = match (done, failed.into_iter().find_map(Result::err)) {
         (Some(done), None) => done,
         (Some(done), Some(error)) => {
-            warnings.push(format!("not where an agent has moved some of the packets to, or from: {}", crate::chain(&error)));
+            warnings.push(format!(
+                "not where an agent has moved some of the packets to, or from: {}",
+                crate::chain(&error)
+            ));
             done
         }
         (None, error) => return Err(error.unwrap_or_else(|| anyhow::anyhow!("there is no data path"))),

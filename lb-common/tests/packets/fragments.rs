@@ -235,23 +235,15 @@ fn a_ping_in_fragments_is_the_hosts() {
 
 /// The pieces of a reply to `client` end as the route there says, or as `off` if the host does not forward; one without a
 /// neighbour goes by the host, as `expected`.
-pub fn follow_the_route(
-    lab: &mut Lab,
-    client: IpAddr,
-    off: Reason,
-    given: &[Vec<u8>],
-    expected: &[Vec<u8>],
-) {
+pub fn follow_the_route(lab: &mut Lab, client: IpAddr, off: Reason, given: &[Vec<u8>], expected: &[Vec<u8>]) {
     lab.tables.routes.insert(client.into(), Route::Unresolved);
     for (given, expected) in given.iter().zip(expected) {
         let (verdict, frame) = send(&lab.tables, given);
         assert_eq!((verdict.reason, &frame), (Reason::FragmentRepliedByHost, expected));
     }
-    for (route, expected) in [
-        (Route::Local, Reason::Local),
-        (Route::ForwardingOff, off),
-        (Route::None, Reason::NoRoute),
-    ] {
+    for (route, expected) in
+        [(Route::Local, Reason::Local), (Route::ForwardingOff, off), (Route::None, Reason::NoRoute)]
+    {
         lab.tables.routes.insert(client.into(), route);
         assert_eq!(reason(&lab.tables, &given[0]), expected);
         assert_eq!(reason(&lab.tables, &given[1]), expected);

@@ -47,7 +47,7 @@ impl Agent {
                          gone when none are left",
                         load.flows,
                         either(load.flows, "is", "are"),
-                        counted(load.homes, "slot"),
+                        counted(load.homes.into(), "slot"),
                     ));
                 }
             }

@@ -508,7 +508,8 @@ impl Agent {
                 let role = role(intent, &pool.name);
                 let subject = format!("{}/{}", service.name, pool.name);
                 let takers = pool.backends.iter().filter(|backend| backend.why_not.is_none()).count();
-                let down = pool.backends.iter().filter(|backend| backend.health == Health::Down).count() as u64;
+                let down =
+                    pool.backends.iter().filter(|backend| backend.health == Health::Down).count() as u64;
                 let few = if pool.failed { " (fewer are healthy than min_healthy says)" } else { "" };
                 if let (PoolRole::Stable, Some(other)) = (role, spills_to(compiled, role)) {
                     find(

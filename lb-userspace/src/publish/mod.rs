@@ -261,8 +261,10 @@ impl Publisher {
         mtu: u32,
         itself: bool,
     ) -> Result<u16, PublishError> {
-        let index =
-            self.registry.device(&self.maps, ifindex).ok_or(PublishError::Devices(self.maps.devices.len()))?;
+        let index = self
+            .registry
+            .device(&self.maps, ifindex)
+            .ok_or(PublishError::Devices(self.maps.devices.len()))?;
         let mtu = mtu.min(u32::from(u16::MAX)) as u16;
         self.maps.devices.write(index.into(), &Device { ifindex, mtu, mac, pad: 0 });
         // Asked of the kernel, which takes out what leaves this network namespace, also if it comes back as what it was.

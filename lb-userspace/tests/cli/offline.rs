@@ -33,7 +33,9 @@ impl Offline for Maps {
     ) -> anyhow::Result<RolledBack> {
         anyhow::ensure!(!self.missing, "there is no data path pinned in {}", places.pin_dir.display());
         if self.nameless {
-            return Err(NoNames(format!("the journal in {} names no services", places.state_dir.display())).into());
+            return Err(
+                NoNames(format!("the journal in {} names no services", places.state_dir.display())).into()
+            );
         }
         if service != "checkout" {
             return Err(ApiError::no_service(service, ["checkout"]).into());

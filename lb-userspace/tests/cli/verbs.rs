@@ -139,7 +139,10 @@ fn every_answer_is_json_if_asked_for_and_says_its_version() {
     let lab = lab();
     let mut wrong = Vec::new();
     for (name, arguments) in SHOWN {
-        if name.ends_with("wide") || name.starts_with("usage") || ["help", "help_verb", "help_fault", "help_status"].contains(name) {
+        if name.ends_with("wide")
+            || name.starts_with("usage")
+            || ["help", "help_verb", "help_fault", "help_status"].contains(name)
+        {
             continue;
         }
         let ran = lab.run(&[*arguments, &["-o", "json"]].concat());

@@ -187,7 +187,8 @@ fn devices_fit() -> Result<()> {
     // All are gone but one: its element and the backend's stay.
     let there = FIRST + 7;
     publisher.forget_devices(|ifindex| ifindex == there);
-    let kept: Vec<u32> = (0..room).map(|index| maps.devices.read(index).ifindex).filter(|&it| it != 0).collect();
+    let kept: Vec<u32> =
+        (0..room).map(|index| maps.devices.read(index).ifindex).filter(|&it| it != 0).collect();
     ensure!(kept == [named, there], "{kept:?}");
     // Another agent finds the room.
     let mut publisher = Publisher::adopt(Arc::clone(&maps), 0)?;

@@ -23,7 +23,10 @@ pub fn claims() -> Vec<Trial> {
         claim("a backend whose page says 503 is taken out and comes back", bad_status),
         claim("with every stable backend down new flows are refused at once", all_down),
         claim("a backend whose certificate is for another name is taken out by an https check", certificate),
-        claim("a nat balancer that does not forward still reaches its backends itself, and says what is off", unforwarding),
+        claim(
+            "a nat balancer that does not forward still reaches its backends itself, and says what is off",
+            unforwarding,
+        ),
         claim("a backend's own words scale its weight and take it out, and a command is told of it", words),
     ]
 }

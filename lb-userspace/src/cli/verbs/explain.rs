@@ -32,7 +32,8 @@ pub(in crate::cli) struct Explain {
 
 /// An end of a flow.
 fn end(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_| "expected an address and a port, such as 198.51.100.7:40000 or [2001:db8::7]:40000")
+    text.parse()
+        .map_err(|_| "expected an address and a port, such as 198.51.100.7:40000 or [2001:db8::7]:40000")
 }
 
 impl Explain {

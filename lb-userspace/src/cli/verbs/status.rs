@@ -59,7 +59,6 @@ impl Status {
         }
         Ok(if status.degraded { Exit::Degraded } else { Exit::Done })
     }
-
 }
 
 /// The last status, and whether it is as it was wanted.
@@ -182,7 +181,11 @@ fn dataplane(dataplane: &DataplaneStatus, screen: &mut Screen) -> io::Result<()>
     screen.say("\n")?;
     screen.table(&room, "")?;
     if slots.unsettled > 0 {
-        screen.say(&format!("{} {} settling\n", count(slots.unsettled), either(slots.unsettled, "slot is", "slots are")))?;
+        screen.say(&format!(
+            "{} {} settling\n",
+            count(slots.unsettled),
+            either(slots.unsettled, "slot is", "slots are")
+        ))?;
     }
     let drops = dataplane.drops.iter().filter(|(_, packets)| **packets > 0);
     let drops: Vec<String> = drops.map(|(why, packets)| format!("{why} {}", count(*packets))).collect();

@@ -3,6 +3,7 @@
 use super::{Facts, Verdict, amiss_or, configured, configured_links, counted, error, warning};
 use crate::api::XdpMode;
 use crate::config;
+use crate::plural::either;
 
 pub(super) fn interfaces(facts: &Facts) -> Verdict {
     let config = match configured(facts) {
@@ -203,7 +204,11 @@ pub(super) fn queues(facts: &Facts) -> Verdict {
             if now < wanted {
                 found.push(warning(
                     name,
-                    format!("{now} of {most} receive queues are in use, for {} processors", facts.cpus),
+                    format!(
+                        "{now} of {most} receive queues {} in use, for {} processors",
+                        either(now.into(), "is", "are"),
+                        facts.cpus
+                    ),
                     format!("ethtool -L {name} combined {wanted}"),
                 ));
             }

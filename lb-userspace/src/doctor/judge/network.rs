@@ -328,7 +328,13 @@ fn unanswered(
         let (message, remedy) = words(probe, service);
         Some(error(format!("{}/{}", probe.service, probe.backend), message, remedy))
     });
-    amiss_or(found.collect(), || format!("{} {} as the VIP", counted(asked.len(), "backend"), either(asked.len() as u64, "answers", "answer")))
+    amiss_or(found.collect(), || {
+        format!(
+            "{} {} as the VIP",
+            counted(asked.len(), "backend"),
+            either(asked.len() as u64, "answers", "answer")
+        )
+    })
 }
 
 fn refusal(answer: Answer) -> Option<&'static str> {
@@ -372,5 +378,11 @@ pub(super) fn backends_answer(facts: &Facts) -> Verdict {
             ));
         }
     }
-    amiss_or(found, || format!("{} {} connections", counted(asked.len(), "backend"), either(asked.len() as u64, "takes", "take")))
+    amiss_or(found, || {
+        format!(
+            "{} {} connections",
+            counted(asked.len(), "backend"),
+            either(asked.len() as u64, "takes", "take")
+        )
+    })
 }

@@ -167,8 +167,7 @@ fn shown(n: u64, what: &str) -> String {
 
 fn telemetry(pool: &PoolTelemetry) -> String {
     let PoolTelemetry { pool: name, tried, repeated, tracked, bytes, reply_bytes, .. } = pool;
-    let mut parts =
-        vec![shown(*tried, "connection"), format!("{} repeated", shown(*repeated, "SYN"))];
+    let mut parts = vec![shown(*tried, "connection"), format!("{} repeated", shown(*repeated, "SYN"))];
     if pool.inferred {
         parts.push("answers go past the balancer".to_owned());
     } else {
