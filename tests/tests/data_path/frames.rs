@@ -57,8 +57,9 @@ impl Frames {
 
     fn damage(&self, frame: &mut Vec<u8>, rng: &mut Rng) {
         let at = Layout::of(frame);
-        match rng.below(17) {
+        match rng.below(18) {
             0..4 => go_on(frame, &at, rng),
+            17 => claim(frame, &at, rng),
             16 => Self::disown(frame, &at, rng),
             4 => flip(frame, rng),
             5 => frame.truncate(rng.below(frame.len() + 1)),
@@ -100,6 +101,25 @@ impl Frames {
             return put(frame, source, &octets);
         }
         put(frame, source, &[rng.pick(&[0, 1, 126, 127, 128, 223, 224, 240, 255])]);
+    }
+}
+
+/// Puts an option into a segment that says whose it is, as `toa` does: of either family, or another one with that number.
+fn claim(frame: &mut Vec<u8>, at: &Layout, rng: &mut Rng) {
+    const OPTIONS: usize = 20;
+    let length = rng.pick(&[8_u8, 8, 20, 4]);
+    let Some(&offset) = frame.get(at.l4 + 12) else { return };
+    let words = (offset >> 4) + length / 4;
+    if frame.get(at.protocol()) != Some(&6) || frame.len() < at.l4 + OPTIONS || words > 15 {
+        return;
+    }
+    let mut option = rng.bytes(length.into());
+    option[..2].copy_from_slice(&[254, length]);
+    frame.splice(at.l4 + OPTIONS..at.l4 + OPTIONS, option);
+    put(frame, at.l4 + 12, &[words << 4 | offset & 15]);
+    if let Some(whole) = frame.get(at.length()..).and_then(<[u8]>::first_chunk::<2>) {
+        let longer = u16::from_be_bytes(*whole).wrapping_add(length.into());
+        put(frame, at.length(), &longer.to_be_bytes());
     }
 }
 
