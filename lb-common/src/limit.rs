@@ -320,6 +320,7 @@ fn appears<T: Tables>(tables: &T, service: &Service, key: &FlowKey, backend: u16
         if nat || ticks(known.at) == now {
             return;
         }
+        awaited::ends(tables, service, key);
         tables.forget_handshake(key);
         Open::FOUND
     } else if !known.continues(segment.sequence) || nat && !known.is_proven(segment.acknowledged) {

@@ -332,19 +332,20 @@ impl<'a> Fork<'a> {
     /// What else must be looked at.
     #[inline(always)]
     fn choose<T: Tables, const ATTENDED: bool>(&self, tables: &T, kind: Kind) -> Result<Choice, Reason> {
+        // What the bare rule finds nobody for comes again where it is refused: it is counted. (First fragments come there only,
+        // and are not.)
+        if !ATTENDED || self.service.has(Service::ATTENDED) {
+            tables.event(Event::SlowPath);
+            if self.membership.lapsed {
+                tables.event(Event::LeaseExpired);
+            }
+        }
         let (backend, why) = match kind {
             Kind::Syn(sequence) => self.begin::<T, ATTENDED>(tables, sequence)?,
             Kind::Tcp(sequence) => self.go_on(tables, Some(sequence))?,
             Kind::Rst => self.go_on(tables, None)?,
             Kind::Udp => self.datagram(tables)?,
         };
-        // What the bare rule finds nobody for is asked for again where it is refused.
-        if ATTENDED || backend != 0 {
-            tables.event(Event::SlowPath);
-            if self.membership.lapsed {
-                tables.event(Event::LeaseExpired);
-            }
-        }
         Ok(Choice { backend, why, hash: self.hash })
     }
 

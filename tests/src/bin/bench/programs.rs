@@ -33,15 +33,15 @@ pub const BUDGETS: &[Budget] = &[
     Budget { program: "lb", verified_instructions: 70_300, translated_bytes: 37_300, jited_bytes: 22_000 },
     Budget {
         program: "lb_reply",
-        verified_instructions: 37_900,
-        translated_bytes: 28_900,
-        jited_bytes: 16_600,
+        verified_instructions: 38_700,
+        translated_bytes: 31_000,
+        jited_bytes: 17_800,
     },
     Budget {
         program: "lb_attend",
-        verified_instructions: 62_200,
-        translated_bytes: 76_000,
-        jited_bytes: 42_600,
+        verified_instructions: 71_000,
+        translated_bytes: 83_900,
+        jited_bytes: 47_100,
     },
     Budget {
         program: "lb_session",
@@ -63,9 +63,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_witness",
-        verified_instructions: 26_800,
-        translated_bytes: 49_700,
-        jited_bytes: 27_500,
+        verified_instructions: 34_300,
+        translated_bytes: 53_900,
+        jited_bytes: 29_900,
     },
     Budget {
         program: "lb_carry",
