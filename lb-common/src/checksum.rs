@@ -133,7 +133,9 @@ pub fn is_right<P: Packet>(packet: &P, start: usize, end: usize, mut sum: u64) -
         sum += u64::from(u16::from_ne_bytes(*word));
     }
     if length & 1 != 0 {
-        let Some(Word([_, last])) = packet.view(packet.bounded(start + length - Word::SIZE)) else { return true };
+        let Some(Word([_, last])) = packet.view(packet.bounded(start + length - Word::SIZE)) else {
+            return true;
+        };
         sum += u64::from(u16::from_ne_bytes([*last, 0]));
     }
     let mut at = 0;

@@ -100,13 +100,7 @@ pub fn first<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
 
 /// Its client asks again. Returns whether it may go elsewhere.
 #[inline(always)]
-pub fn repeats<T: Tables>(
-    tables: &T,
-    service: &Service,
-    key: &FlowKey,
-    sequence: u32,
-    backend: u16,
-) -> bool {
+pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, backend: u16) -> bool {
     let Some(known) = known(tables, key, sequence, backend) else { return false };
     let refused = known.state == Handshake::REFUSED;
     let soon = tables.clock().wrapping_sub(known.at) < SOONEST;

@@ -310,14 +310,15 @@ fn appears<T: Tables>(tables: &T, service: &Service, key: &FlowKey, backend: u16
     let now = tables.ticks();
     let nat = service.mode == Mode::Nat as u8;
     // Signed: the clock of handshakes is a little ahead.
-    let recent = |known: &Handshake| now.wrapping_sub(ticks(known.at)) as i32 <= HANDSHAKE_TICKS as i32;
+    let age = |known: &Handshake| now.wrapping_sub(ticks(known.at)) as i32;
+    let recent = |known: &Handshake| age(known) <= HANDSHAKE_TICKS as i32;
     let Some(known) = tables.handshake(key).filter(recent) else {
         return suspect(tables, service, key, backend);
     };
     let state = if known.backend != backend {
         return;
     } else if known.state == Handshake::UNSURE {
-        if nat || ticks(known.at) == now {
+        if nat || age(&known) <= 0 {
             return;
         }
         awaited::ends(tables, service, key);

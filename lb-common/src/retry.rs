@@ -68,12 +68,7 @@ fn spend<T: Tables>(tables: &T, service: u32) -> bool {
 
 /// Sends a flow elsewhere whose SYN comes again, if that is affordable.
 #[inline(always)]
-pub fn elsewhere<T: Tables>(
-    tables: &T,
-    service: &Service,
-    key: &FlowKey,
-    known: &Handshake,
-) -> Option<u16> {
+pub fn elsewhere<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> Option<u16> {
     let fits = |id| may_have(tables, service, id);
     let other = another(tables, service, key, known.backend, known.backend, known.retries, fits)?;
     // That of a refusal was spent when it was kept.

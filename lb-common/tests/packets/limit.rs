@@ -251,7 +251,8 @@ fn nobody_leaves_the_count_by_a_reset_that_his_backend_does_not_believe() {
     bench.send(1, "A").expect("established");
     assert_eq!(bench.count(), 1, "no byte of the backend has come: the client proves it again");
 
-    let packet = Packet::tcp(Three::at(bench.ids.iter().position(|id| *id == backend).unwrap() as u8), peer(1));
+    let packet =
+        Packet::tcp(Three::at(bench.ids.iter().position(|id| *id == backend).unwrap() as u8), peer(1));
     assert_eq!(packet.through(&bench.tables).0.reason, Reason::Replied, "the first byte");
     bench.send(1, "RA").expect("it goes to its backend");
     bench.send(1, "A").expect("established");
