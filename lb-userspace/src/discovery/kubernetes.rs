@@ -13,6 +13,9 @@
 //! | `ready` (or nothing said of it) | takes new flows |
 //! | not ready | drains: it is as good as gone, or may come back |
 //! | not ready, `terminating`, and not `serving` | is left out; it finishes the flows it has |
+//!
+//! While no endpoint is ready, those that are `terminating` and still `serving` take new flows, as kube-proxy has it: a service of one
+//! pod that is replaced would have nobody else.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -317,6 +320,7 @@ fn backends<'a>(
     families: Families,
 ) -> Result<Vec<Backend>, String> {
     let mut all: BTreeMap<SocketAddr, AdminState> = BTreeMap::new();
+    let mut last_resort = Vec::new();
     for slice in slices {
         let port = match port {
             // A service of every port keeps the client's.
@@ -328,12 +332,18 @@ fn backends<'a>(
             let address = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok());
             let Some(address) = address.filter(|address| families.include(*address)) else { continue };
             let Some(state) = endpoint.state() else { continue };
+            if endpoint.serves_to_the_end() {
+                last_resort.push((address, port).into());
+            }
             // It may be in two slices, while it moves from one to the other.
             let known = all.entry((address, port).into()).or_insert(state);
             if state == AdminState::Ready {
                 *known = state;
             }
         }
+    }
+    if all.values().all(|&state| state != AdminState::Ready) {
+        all.extend(last_resort.into_iter().map(|address| (address, AdminState::Ready)));
     }
     let backend = |(address, state)| Backend {
         address,
@@ -459,6 +469,11 @@ impl Endpoint {
             (false, false, true) => None,
             (false, ..) => Some(AdminState::Drain),
         }
+    }
+
+    /// It ends, and still answers.
+    fn serves_to_the_end(&self) -> bool {
+        self.conditions.terminating == Some(true) && self.conditions.serving == Some(true)
     }
 }
 
