@@ -25,7 +25,9 @@ fn main() -> ExitCode {
         claim("sessions of mode full-nat live through a new layout of the maps", || moves("full-nat")),
         claim("connections of mode dsr-l2 live through a new layout of the maps", || moves("dsr-l2")),
         claim("connections of mode dsr-ipip live through a new layout of the maps", || moves("dsr-ipip")),
-        claim("datagrams of mode nat find their backend through a new layout of the maps", || datagrams("nat")),
+        claim("datagrams of mode nat find their backend through a new layout of the maps", || {
+            datagrams("nat")
+        }),
         claim("datagrams of mode full-nat find their backend through a new layout of the maps", || {
             datagrams("full-nat")
         }),

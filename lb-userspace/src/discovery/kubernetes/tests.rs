@@ -70,7 +70,10 @@ fn who_ends_serves_while_nobody_is_ready() {
     let starting = endpoint("10.0.0.3", json!({ "ready": false, "serving": false, "terminating": false }));
     let mut endpoints = vec![leaving, left, starting];
     let all = |endpoints: &[Value]| of(&[slice("a", 1, endpoints)], None, 80, EVERYBODY);
-    assert_eq!(all(&endpoints), Ok(["1:8080 ready", "3:8080 drain"].map(|it| format!("10.0.0.{it}")).to_vec()));
+    assert_eq!(
+        all(&endpoints),
+        Ok(["1:8080 ready", "3:8080 drain"].map(|it| format!("10.0.0.{it}")).to_vec())
+    );
     endpoints.push(endpoint("10.0.0.4", json!({ "ready": true })));
     let expected = ["1:8080 drain", "3:8080 drain", "4:8080 ready"].map(|it| format!("10.0.0.{it}"));
     assert_eq!(all(&endpoints), Ok(expected.to_vec()));

@@ -118,7 +118,8 @@ struct Change {
 impl ApiServer {
     /// Starts one without any slice, for those who have this token.
     pub fn start(host: &Namespace, at: SocketAddr, identity: Identity, token: &str) -> Result<Self> {
-        let listener = host.run(|| TcpListener::bind(at)).with_context(|| format!("no API server at {at}"))?;
+        let listener =
+            host.run(|| TcpListener::bind(at)).with_context(|| format!("no API server at {at}"))?;
         let state = State {
             identity,
             token: token.to_owned(),
@@ -365,7 +366,9 @@ impl Shared {
     /// Tells of what happens to a service's slices, until watches end or the connection breaks.
     fn watch(&self, stream: &mut Stream, service: &str, watch: &Watch, mut since: u64) -> io::Result<()> {
         let stream = stream.get_mut();
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+        stream.write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+        )?;
         loop {
             match self.next(watch, service, since)? {
                 Next::Told(version, event, torn) => {

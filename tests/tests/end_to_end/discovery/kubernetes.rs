@@ -22,10 +22,16 @@ use super::{
 
 pub fn claims() -> Vec<Trial> {
     vec![
-        claim("backends come and go with the endpoints of a Kubernetes service, of both families", come_and_go),
+        claim(
+            "backends come and go with the endpoints of a Kubernetes service, of both families",
+            come_and_go,
+        ),
         claim("no change of an endpoint is missed, however a watch ends", interrupted),
         claim("a token that is not valid any more is read anew, and nothing goes meanwhile", renewed),
-        claim("an API server whose certificate is not the cluster's is told nothing and not believed", forged),
+        claim(
+            "an API server whose certificate is not the cluster's is told nothing and not believed",
+            forged,
+        ),
     ]
 }
 
