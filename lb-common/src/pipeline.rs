@@ -447,7 +447,7 @@ pub enum Route {
     Unresolved,
     /// It is longer than the route allows.
     TooBig,
-    /// This host does not forward what comes in by that interface.
+    /// This host does not forward what comes in by that interface; what is for itself looks the same.
     ForwardingOff,
     /// Nowhere.
     None,

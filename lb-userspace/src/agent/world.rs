@@ -362,6 +362,8 @@ impl Agent {
     /// Tells the kernel program about every interface that frames leave by: backends' and those of clients.
     pub(super) fn register_devices(&mut self) {
         let links = self.links.snapshot();
+        self.devices.retain(|ifindex, _| links.contains_key(ifindex));
+        self.publisher.forget_devices(|ifindex| links.contains_key(&ifindex));
         let mut needed: BTreeSet<u32> =
             self.kernel.attached.iter().map(|attached| attached.ifindex).collect();
         needed.extend(self.hops.values().flatten().map(|hop| hop.ifindex));
