@@ -625,6 +625,9 @@ impl Agent {
             tracing::warn!(ids = ?unused, "cannot free backends: {error}");
             return;
         }
+        if !unused.is_empty() {
+            self.forget_hops();
+        }
         for id in unused {
             self.log.push(Occurrence {
                 code: "backend_gone",

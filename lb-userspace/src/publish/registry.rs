@@ -382,6 +382,11 @@ impl Registry {
         self.backends.keys().copied()
     }
 
+    /// The addresses of those who have an id.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> + '_ {
+        self.backends.values().map(|&(_, address, _)| address)
+    }
+
     /// Every index of a pool.
     pub fn pools(&self) -> impl Iterator<Item = u16> + '_ {
         self.pools.keys().copied()
