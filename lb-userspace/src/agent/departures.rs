@@ -13,7 +13,8 @@ impl Agent {
         let mut warnings = Vec::new();
         let after = next.services();
         let after: HashMap<_, _> = after.iter().map(|service| (key_of(service), service)).collect();
-        for service in self.desired.services() {
+        for name in next.changed_since(&self.desired) {
+            let Some(service) = self.desired.effective(name.as_str()) else { continue };
             let key = key_of(&service);
             let Some(index) = self.publisher.registry.service_index(&key) else { continue };
             let Some(then) = after.get(&key) else {
@@ -24,9 +25,6 @@ impl Agent {
                 ));
                 continue;
             };
-            if ***then == *service {
-                continue;
-            }
             for pool in &service.pools {
                 for backend in &pool.backends {
                     let mut stay = then.pools.iter().flat_map(|pool| &pool.backends);
