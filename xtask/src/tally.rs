@@ -1,6 +1,10 @@
 //! Counts what test programs report.
 
-use std::{fmt, ops::AddAssign};
+use std::{
+    fmt, mem,
+    ops::AddAssign,
+    time::{Duration, Instant},
+};
 
 /// How many tests ended how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +17,8 @@ pub struct Tally {
     pub skipped: u32,
     /// What failed, in the words of its test program.
     pub failures: Vec<String>,
+    /// What took seconds, and how long.
+    pub slow: Vec<(Duration, String)>,
 }
 
 impl Tally {
@@ -30,7 +36,7 @@ impl Tally {
             passed: count("passed")?,
             failed: count("failed")?,
             skipped: count("ignored")?,
-            failures: Vec::new(),
+            ..Self::default()
         })
     }
 }
@@ -41,6 +47,7 @@ impl AddAssign for Tally {
         self.failed += other.failed;
         self.skipped += other.skipped;
         self.failures.extend(other.failures);
+        self.slow.extend(other.slow);
     }
 }
 
@@ -54,18 +61,75 @@ impl fmt::Display for Tally {
     }
 }
 
+/// Reads along while test programs run.
+#[derive(Debug)]
+pub struct Reader {
+    tally: Tally,
+    failures: Failures,
+    /// The test whose end was not told yet, and since when it may have run: programs of claims run one after the other.
+    test: String,
+    since: Instant,
+}
+
+impl Reader {
+    /// From how long on a test is slow.
+    const SLOW: Duration = Duration::from_secs(5);
+
+    pub fn new() -> Self {
+        Self {
+            tally: Tally::default(),
+            failures: Failures::default(),
+            test: String::new(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Takes the next line, which was printed now.
+    pub fn read(&mut self, line: &str) {
+        self.failures.read(line);
+        self.time(line.trim(), Instant::now());
+        if let Some(counts) = Tally::parse(line) {
+            self.tally += counts;
+        }
+    }
+
+    fn time(&mut self, line: &str, now: Instant) {
+        if let Some((name, end)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
+            name.trim_end().clone_into(&mut self.test);
+            // What it prints itself stands between its name and its end.
+            if !["ok", "FAILED", "ignored"].contains(&end) {
+                return;
+            }
+        } else if !["ok", "FAILED"].contains(&line) {
+            if line.starts_with("running ") {
+                self.since = now;
+            }
+            return;
+        }
+        let took = now - mem::replace(&mut self.since, now);
+        if took >= Self::SLOW {
+            self.tally.slow.push((took, mem::take(&mut self.test)));
+        }
+    }
+
+    /// What all of them said.
+    pub fn finish(mut self) -> Tally {
+        self.tally.failures = self.failures.found;
+        self.tally
+    }
+}
+
 /// Reads what a test program says of its failures: a block a test, headed `---- name stdout ----` by libtest, and
 /// `---- name ----` by libtest-mimic; the list of names that follows ends the last one.
 #[derive(Debug, Default)]
-pub struct Failures {
+struct Failures {
     /// Heading and text of each.
-    pub found: Vec<String>,
+    found: Vec<String>,
     inside: bool,
 }
 
 impl Failures {
-    /// Takes the next line.
-    pub fn read(&mut self, line: &str) {
+    fn read(&mut self, line: &str) {
         let plain = line.trim();
         if plain.starts_with("---- ") && plain.ends_with(" ----") {
             self.found.push(plain.to_owned());
@@ -86,7 +150,7 @@ mod tests {
     use super::*;
 
     const fn tally(passed: u32, failed: u32, skipped: u32) -> Tally {
-        Tally { passed, failed, skipped, failures: Vec::new() }
+        Tally { passed, failed, skipped, failures: Vec::new(), slow: Vec::new() }
     }
 
     #[test]
@@ -104,6 +168,23 @@ mod tests {
                 "---- a drain ends ----\nnot after 5 s"
             ]
         );
+    }
+
+    #[test]
+    fn slow_tests_are_named_with_their_time() {
+        let mut reader = Reader::new();
+        let begin = reader.since;
+        let mut say = |second, line| reader.time(line, begin + Duration::from_secs(second));
+        say(60, "running 4 tests");
+        say(61, "test a quick one                ... ok");
+        say(71, "test it says ... what it found  ... 30 frames in 9 s");
+        say(72, "ok");
+        say(80, "test a failure                  ... FAILED");
+        say(95, "test another ... ok");
+        let seconds: Vec<_> =
+            reader.finish().slow.into_iter().map(|(took, name)| (took.as_secs(), name)).collect();
+        let expected = [(11, "it says ... what it found"), (8, "a failure"), (15, "another")];
+        assert_eq!(seconds, expected.map(|(took, name)| (took, name.to_owned())));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     apt, host, setup,
-    tally::{Failures, Tally},
+    tally::{Reader, Tally},
     toolchain, vm,
 };
 
@@ -39,8 +39,9 @@ const PARTS: [Part; 5] =
 pub fn run(options: &Options) -> ExitCode {
     let mut sum = Tally::default();
     let mut report = Vec::new();
+    let start = Instant::now();
     for (name, run) in PARTS {
-        println!("== {name} ==");
+        println!("== {name}, after {:.0} min ==", start.elapsed().as_secs_f32() / 60.0);
         let begin = Instant::now();
         let outcome = run(options);
         let seconds = begin.elapsed().as_secs_f32();
@@ -75,6 +76,13 @@ pub fn run(options: &Options) -> ExitCode {
         println!("== failures ==");
         for line in &sum.failures {
             println!("{line}");
+        }
+    }
+    if !sum.slow.is_empty() {
+        println!("== slowest ==");
+        sum.slow.sort_by(|one, other| other.cmp(one));
+        for (took, name) in sum.slow.iter().take(10) {
+            println!("{:>6.1} s  {name}", took.as_secs_f32());
         }
     }
     println!("== summary ==");
@@ -238,22 +246,18 @@ fn count_all(options: &Options, cargo: impl Fn() -> Command) -> Result<Outcome> 
 
 fn count(command: &mut Command) -> Result<Tally> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| host::cannot_start(command))?;
-    let mut tally = Tally::default();
-    let mut failures = Failures::default();
+    let mut reader = Reader::new();
     let stdout = child.stdout.take().context("standard output is a pipe")?;
     for line in BufReader::new(stdout).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         println!("{line}");
-        failures.read(&line);
-        if let Some(counts) = Tally::parse(&line) {
-            tally += counts;
-        }
+        reader.read(&line);
     }
+    let mut tally = reader.finish();
     // Does not compile, or died before its closing line.
     if !child.wait()?.success() && tally.failed == 0 {
         tally.failed = 1;
         tally.failures.push("a test program ended before its closing line, or was not built".to_owned());
     }
-    tally.failures.append(&mut failures.found);
     Ok(tally)
 }

@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{apt, host, tally::Tally};
+use crate::{
+    apt, host,
+    tally::{Reader, Tally},
+};
 
 /// The kernels that every program must load on: the oldest that is supported, and the last before the verifier of today.
 pub const KERNELS: [&str; 2] = ["6.1", "6.12"];
@@ -204,7 +207,7 @@ fn boot(kernel: &Kernel, disk: &Path) -> Result<Tally> {
         .stdout(Stdio::piped());
     let mut child = qemu.spawn().with_context(|| host::cannot_start(&qemu))?;
     let console = BufReader::new(child.stdout.take().context("standard output is a pipe")?);
-    let mut tally = Tally::default();
+    let mut reader = Reader::new();
     let mut before = Vec::new();
     let (mut begun, mut ended) = (false, None);
     for line in console.split(b'\n') {
@@ -213,7 +216,7 @@ fn boot(kernel: &Kernel, disk: &Path) -> Result<Tally> {
             ended = Some(failed != "0");
         } else if begun {
             println!("{line}");
-            tally += Tally::parse(&line).unwrap_or_default();
+            reader.read(&line);
         } else if line.ends_with(BEGIN) {
             begun = true;
         } else {
@@ -221,6 +224,7 @@ fn boot(kernel: &Kernel, disk: &Path) -> Result<Tally> {
         }
     }
     child.wait()?;
+    let tally = reader.finish();
     match ended {
         Some(failed) => {
             ensure!(failed == (tally.failed > 0), "a test program did not get to its end");

@@ -53,7 +53,7 @@ pub struct Tables {
     /// `HANDSHAKES`.
     pub handshakes: RefCell<HashMap<FlowKey, Handshake>>,
     /// `AWAITED`.
-    pub awaited: Vec<Cell<u64>>,
+    pub awaited: RefCell<Vec<u64>>,
     /// `MEASURES`, word by word.
     pub measures: RefCell<Vec<u64>>,
     /// `WATCHES`, by backend id and word.
@@ -197,7 +197,7 @@ impl Tables {
             udp_flows: RefCell::new(Lru::new(1 << 20)),
             half_open: RefCell::new(Lru::new(1 << 20)),
             handshakes: RefCell::default(),
-            awaited: vec![Cell::new(0); awaited::PLACES as usize],
+            awaited: RefCell::new(vec![0; awaited::PLACES as usize]),
             watches: RefCell::default(),
             budgets: RefCell::default(),
             limits: RefCell::default(),
@@ -638,19 +638,21 @@ impl pipeline::Tables for Tables {
     }
 
     fn awaited(&self, place: u32) -> u64 {
-        self.awaited[place as usize].get()
+        self.awaited.borrow()[place as usize]
     }
 
     fn swap_awaited(&self, place: u32, old: u64, new: u64) -> bool {
-        let same = self.awaited(place) == old;
+        let word = &mut self.awaited.borrow_mut()[place as usize];
+        let same = *word == old;
         if same {
-            self.awaited[place as usize].set(new);
+            *word = new;
         }
         same
     }
 
     fn share_awaited(&self, place: u32) {
-        self.awaited[place as usize].set((self.awaited(place) | awaited::SHARED) + 1);
+        let word = &mut self.awaited.borrow_mut()[place as usize];
+        *word = (*word | awaited::SHARED) + 1;
     }
 
     fn count(&self, measure: u32, offset: usize) {

@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -140,7 +140,7 @@ pub enum Behaviour {
     /// Answers.
     Serve,
     /// Does not listen: the kernel answers a SYN by RST, and a datagram by ICMP. Established
-    /// connections are served.
+    /// connections are served, and those whose handshake was under way.
     Refuse,
     /// Takes the connection and says nothing, on established ones neither.
     Hang,
@@ -316,10 +316,44 @@ fn listen(port: u16, protocol: Protocol, state: Arc<State>) -> watch::Receiver<O
                     }
                 }
             }
+            last_calls(&listener, protocol, &state).await;
         }
     });
     receiver
 }
+
+/// Takes whoever has begun already: the kernel resets those whom a listener leaves behind when it closes.
+async fn last_calls(listener: &TcpListener, protocol: Protocol, state: &Arc<State>) {
+    /// No handshake in the lab takes that long.
+    const HANDSHAKE: Duration = Duration::from_millis(100);
+    if let Err(error) = SockRef::from(listener).attach_filter(&NO_SYN) {
+        eprintln!("a filter of SYNs: {error}");
+    }
+    let over = tokio::time::sleep(HANDSHAKE);
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                if let Ok((stream, client)) = accepted {
+                    state.met(client);
+                    tokio::spawn(serve(stream, protocol, Arc::clone(state)));
+                }
+            }
+            () = &mut over => return,
+        }
+    }
+}
+
+/// A filter of a TCP socket (classic BPF, which sees the TCP header first): no SYNs.
+const NO_SYN: [SockFilter; 5] = [
+    // The flags,
+    SockFilter::new((libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16, 0, 0, 13),
+    // SYN and ACK of them:
+    SockFilter::new((libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16, 0, 0, 0x12),
+    SockFilter::new((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, 0x02),
+    SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0),
+    SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, u32::MAX),
+];
 
 fn open_listener(port: u16) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM.nonblocking(), None)?;

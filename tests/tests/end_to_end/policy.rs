@@ -77,13 +77,15 @@ fn wait_for(what: &str, scene: &Scene, mut holds: impl FnMut() -> Result<bool>) 
     Ok(())
 }
 
+/// At a pace at which the balancer may reset all of them: fifty at once on each CPU, and then a thousand a second.
 fn clients(scene: &Scene, count: u32) -> Result<Tally> {
     let load = match scene.plan.lines {
         true => LoadSpec::lines(scene.target()),
         false => LoadSpec::http(scene.target(), "/"),
     };
     let sources = Sources::Crowd { first: 10_000, count };
-    Load::run(scene.lab.client(0), load.from(sources).flows(count.into()).timeout(Duration::from_secs(5)))
+    let load = load.from(sources).flows(count.into()).rate(400.0).timeout(Duration::from_secs(5));
+    Load::run(scene.lab.client(0), load)
 }
 
 fn spill_over() -> Result<()> {
