@@ -193,6 +193,7 @@ mod tests {
     fn a_family_is_written_as_the_format_says() {
         let of = |backend: &str| label(&label("", "frontend", "web"), "backend", backend);
         let (plain, odd, group) = (of("10.0.0.1:80"), of("a\"b\\c\nd"), label("", "group", "v1"));
+        let bounds = ["0.001".to_owned(), "2".to_owned()];
         let counter = Family {
             name: "lb_packets_total",
             kind: Kind::Counter,
@@ -209,7 +210,6 @@ mod tests {
             help: "Share.",
             series: vec![Series::One(String::new(), 0.125)],
         };
-        let bounds = ["0.001".to_owned(), "2".to_owned()];
         let histogram = Histogram { below: vec![3, 4], count: 5, sum: 7.5 };
         let histogram = Family {
             name: "lb_handshake_duration_seconds",
