@@ -110,8 +110,7 @@ mod tests {
         let held: Vec<_> = entries.iter().map(|&port| place(&service, &flow(port))).collect();
         meanwhile();
         for (index, seen) in seen {
-            let tags: Vec<u64> =
-                held.iter().filter(|(at, _)| *at == index).map(|&(_, tag)| tag).collect();
+            let tags: Vec<u64> = held.iter().filter(|(at, _)| *at == index).map(|&(_, tag)| tag).collect();
             if let Some(next) = cleared(seen, &tags) {
                 crate::pipeline::Tables::swap_awaited(tables, index, seen, next);
             }

@@ -11,8 +11,7 @@ impl Agent {
     /// A warning for each backend and each service that would go while it may have flows.
     pub(super) fn departures(&self, next: &Desired) -> Vec<String> {
         let mut warnings = Vec::new();
-        let after = next.services();
-        let after: HashMap<_, _> = after.iter().map(|service| (key_of(service), service)).collect();
+        let after: HashMap<_, _> = next.config.services.iter().map(|it| (key_of(it), it)).collect();
         for name in next.changed_since(&self.desired) {
             let Some(service) = self.desired.effective(name.as_str()) else { continue };
             let key = key_of(&service);
@@ -25,6 +24,7 @@ impl Agent {
                 ));
                 continue;
             };
+            let then = next.completed(then);
             for pool in &service.pools {
                 for backend in &pool.backends {
                     let mut stay = then.pools.iter().flat_map(|pool| &pool.backends);

@@ -45,8 +45,7 @@ impl Agent {
         let mut checks = std::mem::take(&mut self.checks);
         let meters = Meters::of_all(&self.publisher);
         let services = self.desired.services();
-        let services = services.iter().map(|service| self.service_figures(service, &meters, &mut checks));
-        let services = services.collect();
+        let services = services.map(|service| self.service_figures(&service, &meters, &mut checks)).collect();
         if checks.targets() > self.targets.ids.len() {
             let known: HashSet<_> = self.targets.ids.values().copied().collect();
             checks.forget_others(&known);

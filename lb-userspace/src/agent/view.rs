@@ -66,7 +66,7 @@ impl Agent {
     /// Every service.
     pub(super) fn all_services(&self) -> Vec<ServiceStatus> {
         let meters = Meters::of_all(&self.publisher);
-        self.desired.services().iter().map(|service| self.service_status(service, &meters)).collect()
+        self.desired.services().map(|service| self.service_status(&service, &meters)).collect()
     }
 
     /// One service, or a page of them.
@@ -161,7 +161,8 @@ impl Agent {
         let intent = self.desired.intents.get(&service.name);
         let compiled = self.compiled.get(&service.name);
         let gone = compiled.zip(index).map_or_else(Vec::new, |(_, index)| self.gone(service, index));
-        let each = compiled.into_iter().flat_map(|compiled| compiled.pools.iter().map(move |it| (compiled, it)));
+        let each =
+            compiled.into_iter().flat_map(|compiled| compiled.pools.iter().map(move |it| (compiled, it)));
         each.map(move |(compiled, it)| {
             let role = intent.map_or(PoolRole::Idle, |intent| role(intent, &it.name));
             let table = record.and_then(|record| match role {
@@ -209,7 +210,8 @@ impl Agent {
         self.placed_pools(service, index)
             .map(|placed| {
                 let Placed { it: pool, compiled, role, index: pool_index, .. } = placed;
-                let backends = pool.backends.iter().map(|view| self.backend(service, view, index, &placed, meters));
+                let backends =
+                    pool.backends.iter().map(|view| self.backend(service, view, index, &placed, meters));
                 let gone = placed.gone.iter().map(|&(id, backend)| {
                     let gone = "it is gone from the configuration, and finishes the flows that it has";
                     let why_not = Some(gone.to_owned());
@@ -317,13 +319,7 @@ impl Agent {
     }
 
     /// What the kernel's tables say of an id, and of one that nothing else is known of.
-    fn of_id(
-        &self,
-        id: u16,
-        address: SocketAddr,
-        placed: &Placed<'_>,
-        meters: &Meters<'_>,
-    ) -> BackendStatus {
+    fn of_id(&self, id: u16, address: SocketAddr, placed: &Placed<'_>, meters: &Meters<'_>) -> BackendStatus {
         BackendStatus {
             name: BackendPath::name_of(address),
             id,
@@ -461,7 +457,7 @@ impl Agent {
         };
         // Each asked once, however many services there are.
         let mut forwards = Forwarding::default();
-        for service in &self.desired.services() {
+        for service in self.desired.services() {
             let Some(intent) = self.desired.intents.get(&service.name) else { continue };
             let compiled = self.compiled.get(&service.name);
             let pools = compiled.into_iter().flat_map(|it| it.pools.iter().map(move |pool| (pool, it)));
@@ -535,7 +531,7 @@ impl Agent {
                     );
                 }
             }
-            for it in overrides(service, &intent.backends) {
+            for it in overrides(&service, &intent.backends) {
                 find(
                     Severity::Info,
                     "LB1005",

@@ -137,10 +137,8 @@ impl<'a> Subjects<'a> {
                 all.backends.extend(pool.backends.iter().map(|backend| OfBackend {
                     it: backend,
                     labels: label(&labels, "backend", &BackendPath::name_of(backend.address)),
-                    transitions: transitions
-                        .and_then(|of| of.get(&backend.address))
-                        .copied()
-                        .unwrap_or_default(),
+                    transitions:
+                        transitions.and_then(|of| of.get(&backend.address)).copied().unwrap_or_default(),
                 }));
                 let handshakes = handshakes.and_then(|of| of.get(&pool.name)).unwrap_or(&NONE);
                 all.pools.push(OfPool { service, it: pool, labels, handshakes });
@@ -161,10 +159,7 @@ fn each<'a, S: Subject>(
 }
 
 /// Series that are about nothing but the value of one label.
-fn only_by<'a, 'n>(
-    name: &str,
-    figures: impl IntoIterator<Item = (&'n str, f64)>,
-) -> Vec<Series<'a>> {
+fn only_by<'a, 'n>(name: &str, figures: impl IntoIterator<Item = (&'n str, f64)>) -> Vec<Series<'a>> {
     figures.into_iter().map(|(value, figure)| Series::One(label("", name, value), figure)).collect()
 }
 

@@ -83,7 +83,7 @@ pub(super) fn write<'a>(
 }
 
 /// As much as a few writes to a socket take.
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 64 << 10;
 
 fn piece() -> String {
     String::with_capacity(PIECE + PIECE / 8)

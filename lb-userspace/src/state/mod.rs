@@ -209,7 +209,7 @@ impl Desired {
         let (revisions, discovered) = (self.revisions.clone(), self.discovered.clone());
         let mut next = Self { revisions, discovered, ..Self::of(config) };
         next.forget_what_nobody_discovers();
-        let intents = next.services().into_iter().filter_map(|service| {
+        let intents = next.services().filter_map(|service| {
             let intent = self.intents.get(&service.name).cloned()?;
             Some((service.name.clone(), intent.under(&service)?))
         });
@@ -231,7 +231,8 @@ impl Desired {
     /// Services that count other changes than in `before`, which this came of: all that may be another one now, by name.
     #[must_use]
     pub fn changed_since(&self, before: &Self) -> Vec<ServiceName> {
-        let counts = self.revisions.iter().filter(|(name, count)| before.revisions.get(*name) != Some(*count));
+        let counts =
+            self.revisions.iter().filter(|(name, count)| before.revisions.get(*name) != Some(*count));
         counts.map(|(name, _)| name.clone()).collect()
     }
 

@@ -67,7 +67,8 @@ fn exhausted() -> Result<()> {
     let dataplane = "snat_ports = \"5000-5007\"".to_owned();
     let scene = Scene::start(Plan { canary: 0, dataplane, ..lines() })?;
     // Eight for each of two backends, and they stay taken while the backends may have them in TIME_WAIT.
-    let load = LoadSpec::lines(scene.target()).from(Sources::crowd(200)).flows(200).rate(400.0).concurrency(4);
+    let load =
+        LoadSpec::lines(scene.target()).from(Sources::crowd(200)).flows(200).rate(400.0).concurrency(4);
     let tally = Load::run(scene.lab.client(0), load)?;
     ensure!(tally.answered() == 16, "{tally:?}");
     ensure!(tally.failed.get("refused") == Some(&184), "they are told at once: {tally:?}");

@@ -71,7 +71,8 @@ fn load(scene: &Scene) -> Result<Load> {
 
 /// At a pace at which the balancer may reset all of them: fifty at once on each CPU, and then a thousand a second.
 fn some(scene: &Scene, flows: u32) -> Result<Tally> {
-    let spec = LoadSpec::http(scene.target(), "/").from(Sources::crowd(flows)).flows(flows.into()).rate(400.0);
+    let spec =
+        LoadSpec::http(scene.target(), "/").from(Sources::crowd(flows)).flows(flows.into()).rate(400.0);
     Load::run(scene.lab.client(0), spec)
 }
 

@@ -166,8 +166,7 @@ fn every_series_is_there_with_its_labels() {
     let mut scrape = scrape();
     scrape.analyses.push(analysed("errors", 3.0));
     let text = text(&scrape);
-    let build =
-        format!("lb_build_info{{version=\"{}\",layout=\"{LAYOUT}\"}} 1", env!("CARGO_PKG_VERSION"));
+    let build = format!("lb_build_info{{version=\"{}\",layout=\"{LAYOUT}\"}} 1", env!("CARGO_PKG_VERSION"));
     for line in [
         build.as_str(),
         "lb_config_last_success_timestamp_seconds 1790000000.5",
