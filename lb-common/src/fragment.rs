@@ -71,7 +71,9 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
         if !contains(&settings.vips, network.destination) {
             return Err(Reason::NotOurs);
         }
-        let transport = piece.transport(packet, &network)?;
+        let Ok(transport) = piece.transport(packet, &network) else {
+            return Ok(Step::Next(Stage::Host));
+        };
         let index = find_service(tables, &network, &transport).ok_or(Reason::NotOurs)?;
         let service = tables.service(index).ok_or(Reason::NoTable)?;
         if matches!(transport.kind, Kind::Syn(_)) && service.has(Service::HANDSHAKES | Service::FAULTS) {
@@ -105,8 +107,7 @@ fn to_backend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     let index = target.backend.service;
     let service = tables.service(index).ok_or(Reason::NoTable)?;
     if !piece.first && service.has(Service::GUARDED) {
-        let key = FlowKey { client: network.source, client_port: Port::ANY, port: Port::ANY, owner: index };
-        tables.admits(&key, Asked(Asked::LISTS | Asked::PACKET))?;
+        tables.admits(&FlowKey::of_piece(&network, index), Asked::PIECE)?;
     }
     if !target.fits(service, &network) {
         return Err(Reason::TooBig);
@@ -297,13 +298,20 @@ pub(crate) struct Piece {
 }
 
 /// What a packet is to the host that may have it: [`Reason::NotOurs`] or [`Reason::OtherProtocol`] if it is whole, else
-/// [`Reason::Fragment`] or, where a first one would have led it, [`Reason::FragmentUnknown`].
+/// [`Reason::Fragment`] or, where a first one would have led it, [`Reason::FragmentUnknown`]; [`Reason::Malformed`] if it is the
+/// first one, and hides its header.
 #[inline(always)]
 pub(crate) fn for_host<P: Packet>(packet: &P, network: &Network) -> Result<Reason, Reason> {
     Ok(match Piece::of(packet, network)? {
         None if matches!(network.protocol, IPPROTO_TCP | IPPROTO_UDP) => Reason::NotOurs,
         None => Reason::OtherProtocol,
-        Some(piece) if piece.has_ports() => Reason::FragmentUnknown,
+        Some(piece) if piece.has_ports() => {
+            if piece.first && piece.transport(packet, network).is_err() {
+                Reason::Malformed
+            } else {
+                Reason::FragmentUnknown
+            }
+        }
         Some(_) => Reason::Fragment,
     })
 }

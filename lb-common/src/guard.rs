@@ -207,6 +207,9 @@ impl Asked {
     /// It counts as a new connection.
     pub const BEGINS: u32 = 8;
 
+    /// Of a fragment that has no ports.
+    pub const PIECE: Self = Self(Self::LISTS | Self::PACKET);
+
     /// Of a client's own packet.
     #[must_use]
     #[inline(always)]
@@ -275,10 +278,14 @@ pub fn admits<T: Tables>(tables: &T, key: &FlowKey, asked: Asked) -> Result<(), 
     if begins && !has_room(tables, all, Word::Connections, &guard.connections, now) {
         return Err(Reason::ServiceConnections);
     }
-    // Its own rate first: who is beyond it takes nothing from the others.
+    // Its own rate first: who is beyond it takes nothing from the others, and what is not let through as a beginning takes
+    // nothing from what has begun.
     if guard.has_sources()
         && let Some(own) = tables.source(&guard.source(index, key.client))
     {
+        if begins && !has_room(tables, own, Word::Connections, &guard.source_connections, now) {
+            return Err(Reason::SourceConnections);
+        }
         if !take(tables, own, Word::Packets, &guard.source_packets, now) {
             return Err(Reason::SourcePackets);
         }
@@ -453,6 +460,9 @@ pub fn host<T: Tables>(packet: &T::Packet, tables: &T) -> Result<Step, Reason> {
     // The filter of addresses has let it come here, which errs on one side.
     let Some(owner) = tables.vip_rules(&network.destination) else { return Err(reason) };
     sender(&network)?;
+    if matches!(reason, Reason::Malformed) {
+        return Err(Reason::TinyFragment);
+    }
     if owner != 0
         && let Some(Rule::Denied | Rule::NotAllowed) = tables.rule(&GuestKey::client(owner, network.source))
     {

@@ -29,7 +29,9 @@ use crate::too_big::too_big;
 use crate::verdict::{Account, Action, Event, Reason, Verdict};
 use crate::vlan::{self, Vlan, leaving};
 use crate::watch::Word;
-use crate::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, Mac, Wire};
+use crate::wire::{
+    IPPROTO_AH, IPPROTO_DSTOPTS, IPPROTO_HOPOPTS, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_ROUTING, Mac, Wire,
+};
 
 /// A frame: in the kernel, or in memory.
 pub trait Packet {
@@ -76,11 +78,11 @@ pub trait Packet {
         rewrite::clamp(self, hops, l4, limit);
     }
     /// [`toa::is_claimed`](crate::session::toa::is_claimed), likewise.
-    fn is_claimed(&self, l4: usize) -> bool
+    fn is_claimed(&self, l4: usize, end: usize) -> bool
     where
         Self: Sized,
     {
-        crate::session::toa::is_claimed(self, l4)
+        crate::session::toa::is_claimed(self, l4, end)
     }
     /// The interface it came in by.
     fn ifindex(&self) -> u32;
@@ -604,6 +606,12 @@ pub(crate) const fn elsewhere(network: &Network, reason: Reason) -> Result<Step,
         (Family::V4, IPPROTO_ICMP) | (Family::V6, IPPROTO_ICMPV6) if !matches!(reason, Reason::Malformed) => {
             Ok(Step::Next(Stage::Icmp))
         }
+        // What ends elsewhere than in TCP or UDP: it may be an echo request, for which the host has a rate.
+        (Family::V6, IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS | IPPROTO_AH)
+            if matches!(reason, Reason::OtherProtocol) =>
+        {
+            Ok(Step::Next(Stage::Host))
+        }
         _ => Err(reason),
     }
 }
@@ -633,6 +641,13 @@ impl FlowKey {
             port: transport.destination,
             owner: service,
         }
+    }
+
+    /// The same of a fragment that has no ports.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_piece(network: &Network, service: u32) -> Self {
+        Self { client: network.source, client_port: Port::ANY, port: Port::ANY, owner: service }
     }
 }
 

@@ -264,11 +264,14 @@ pub fn is_over(
     slack: u32,
 ) -> bool {
     let patience = patience(settings, protocol, held, one, other).saturating_add(slack);
-    let silent = |session: &Session| {
-        // Signed: another CPU may have seen the next tick.
-        now.wrapping_sub(session.seen) as i32 > patience as i32
-    };
-    silent(one) && other.is_none_or(silent)
+    silent(one, now, patience) && other.is_none_or(|other| silent(other, now, patience))
+}
+
+/// Whether nothing has passed in this direction for longer than that.
+#[inline(always)]
+const fn silent(session: &Session, now: u32, patience: u32) -> bool {
+    // Signed: another CPU may have seen the next tick.
+    now.wrapping_sub(session.seen) as i32 > patience as i32
 }
 
 /// [`Stage::Session`]: to a service of mode `full-nat`, or to one of the ports that stand for its clients.
@@ -297,6 +300,13 @@ pub fn session<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
     let Some(mut entry) = tables.session_mut(Held::Established, &key) else {
         return Ok(Step::Next(Stage::Opening));
     };
+    // Who has been silent for so long is not known any more, whether the agent has swept or not.
+    if !entry.has(Session::REPLY)
+        && transport.protocol == IPPROTO_UDP
+        && silent(&entry, tables.ticks(), settings.udp_idle)
+    {
+        return Ok(Step::Next(Stage::Opening));
+    }
     if entry.has(Session::REPLY) && onward(tables, &entry)? == Stage::Witness {
         return Ok(Step::Next(Stage::Witness));
     }
@@ -419,8 +429,8 @@ fn forth<P: Packet>(
         return Err(Reason::TooBig);
     }
     let mut told = false;
-    if session.has(Session::TOA) && matches!(transport.kind, Kind::Tcp(_)) {
-        if packet.is_claimed(transport.l4) {
+    if session.has(Session::TOA) && transport.protocol == IPPROTO_TCP {
+        if packet.is_claimed(transport.l4, network.end) {
             return Err(Reason::ForgedAddress);
         }
         told = toa::belongs(transport.kind, session.sequence, held)

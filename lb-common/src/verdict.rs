@@ -173,6 +173,9 @@ reasons! {
     EchoSuppressed = Drop "echo_suppressed",
     /// A SYN in fragments, to a service that looks at how connections begin: no client of today sends one.
     FragmentedSyn = Drop "fragmented_syn",
+    /// To a VIP, the first of several fragments, but without a whole TCP or UDP header (RFC 1858): whoever puts it together would see what
+    /// nobody has looked at.
+    TinyFragment = Drop "tiny_fragment",
     /// A client's segment with the option that tells its backend whose it is (`full-nat` with `toa`): who would believe it?
     ForgedAddress = Drop "forged_address",
 }

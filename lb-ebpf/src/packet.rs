@@ -131,8 +131,8 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn is_claimed(&self, l4: usize) -> bool {
-        lb_is_claimed(self.ctx, l4 as u32) != 0
+    fn is_claimed(&self, l4: usize, end: usize) -> bool {
+        lb_is_claimed(self.ctx, l4 as u32, end as u32) != 0
     }
 
     #[inline(always)]
@@ -218,13 +218,13 @@ extern "C" fn lb_clamp(ctx: *mut xdp_md, hops: u32, l4: u32, limit: u32) -> u32 
 /// Whether options of TCP claim whose a segment is, likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_is_claimed(ctx: *mut xdp_md, l4: u32) -> u32 {
+extern "C" fn lb_is_claimed(ctx: *mut xdp_md, l4: u32, end: u32) -> u32 {
     let frame = Frame::new(&XdpContext::new(ctx));
     // For the verifier, which knows nothing of the caller.
     if l4 > 0x3fff {
         return 1;
     }
-    is_claimed(&frame, l4 as usize).into()
+    is_claimed(&frame, l4 as usize, end as usize).into()
 }
 
 /// IPv6's extension headers, as a function of its own in the kernel's eyes ("global"): verified once, for any start, so

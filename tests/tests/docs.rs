@@ -1,4 +1,4 @@
-//! Every command in `docs/` is run, and prints what stands below it.
+//! Every command in `docs/` that can be is run, and prints what stands below it.
 //!
 //! A document is run from its beginning to its end by one shell, in namespaces of its own: mounts (`/etc`, `/run` and
 //! `/var/lib` are the host's with an empty layer above them), processes and network, so that its commands can be what people

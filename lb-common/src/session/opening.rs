@@ -148,7 +148,7 @@ impl<'a> Client<'a> {
             return Ok(false);
         };
         if found.has(Session::TOA) && matches!(self.transport.kind, Kind::Tcp(_)) {
-            if packet.is_claimed(self.transport.l4) {
+            if packet.is_claimed(self.transport.l4, self.network.end) {
                 return Err(Reason::ForgedAddress);
             }
             // Whoever is yet to be accepted would be without.
@@ -214,12 +214,12 @@ impl<'a> Client<'a> {
         let goes_on = is_alive(tables, found)
             && match (self.transport.kind, &other) {
                 (_, None) => false,
-                (Kind::Syn(sequence), Some(other)) => {
+                (Kind::Syn(sequence), _) if sequence == found.sequence => true,
+                (Kind::Syn(_) | Kind::Udp, Some(other)) => {
                     let both = (found, Some(&**other));
                     let now = tables.ticks();
-                    sequence == found.sequence
-                        || !is_closed(found, other)
-                            && !is_over(self.settings, self.key.protocol, Held::Established, both, now, 0)
+                    !is_closed(found, other)
+                        && !is_over(self.settings, self.key.protocol, Held::Established, both, now, 0)
                 }
                 _ => true,
             };

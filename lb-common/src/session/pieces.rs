@@ -4,14 +4,16 @@
 //! its numbers; where two of them collide within a reassembly, the checksum finds it, and both are lost.
 
 use super::{Held, Session, SessionKey, has_way, held_mut, target, toa};
-use crate::abi::{FragmentEntry, Port};
+use crate::abi::{FlowKey, FragmentEntry, Port, Service};
 use crate::fragment::{Piece, follow, note};
+use crate::guard::Asked;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet as _, Step, Tables, ended};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
 use crate::vlan::leaving;
+use crate::wire::IPPROTO_TCP;
 
 /// Which stage takes a first fragment for a stand-in: what answers an established session has no more to say.
 #[inline(always)]
@@ -56,12 +58,17 @@ fn carry<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Verdict, Reaso
     if network.end - network.l3 > target.device.mtu as usize {
         return Err(Reason::TooBig);
     }
-    if session.has(Session::TOA) && matches!(transport.kind, Kind::Tcp(_)) {
+    if !piece.first {
+        let service = tables.service(session.service).ok_or(Reason::NoTable)?;
+        if service.has(Service::GUARDED) {
+            tables.admits(&FlowKey::of_piece(&network, session.service), Asked::PIECE)?;
+        }
+    } else if session.has(Session::TOA) && transport.protocol == IPPROTO_TCP {
         // What has to have the option cannot get it: those that follow have their places already.
         if toa::belongs(transport.kind, session.sequence, held) {
             return Err(Reason::TooBig);
         }
-        if packet.is_claimed(transport.l4) {
+        if packet.is_claimed(transport.l4, network.end) {
             return Err(Reason::ForgedAddress);
         }
     }

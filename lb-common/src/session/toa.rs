@@ -4,7 +4,7 @@
 //! goes into every segment that may be the one which ends the handshake on the backend.
 //!
 //! Which one does, nobody but the backend knows: what ended it here may be lost on the way, or was sent so that it would be. So no segment
-//! of a client's has an option of that kind ([`is_claimed`]), early or late.
+//! of a client's has such an option ([`is_claimed`]), early or late; nor has a SYN, which may be all that it takes (RFC 7413).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -97,43 +97,55 @@ pub(super) fn fits<P: Packet>(
 /// Most bytes of options in a TCP header.
 const MOST_OPTIONS: usize = LONGEST_HEADER * 4 - Tcp::SIZE;
 
-/// Whether the TCP header at `l4` has such an option already, or does not show all that it has: a fragment may have the rest.
+/// Whether the TCP header at `l4` has such an option already, or does not show all that it has: a fragment may have the rest, and
+/// what lies behind `end` is nobody's.
 ///
 /// Octet by octet, each at its own place: for the verifier, to which options of any length are as many places as octets.
 #[inline(always)]
-pub fn is_claimed<P: Packet>(packet: &P, l4: usize) -> bool {
+pub fn is_claimed<P: Packet>(packet: &P, l4: usize, end: usize) -> bool {
     let Some(header) = packet.view::<Tcp>(l4) else { return true };
-    let end = usize::from(header.data_offset >> 4) * 4;
+    let length = usize::from(header.data_offset >> 4) * 4;
+    if l4 + length > end {
+        return true;
+    }
     let mut within = Within::Nothing;
     for at in Tcp::SIZE..Tcp::SIZE + MOST_OPTIONS {
-        if at >= end {
+        if at >= length {
             return false;
         }
         let Some(&Octet(octet)) = packet.view(l4 + at) else { return true };
         within = match (within, octet) {
             (Within::Nothing, OPTION_END) => return false,
             (Within::Nothing, OPTION_NOTHING) => Within::Nothing,
-            (Within::Nothing, KIND) => return true,
-            (Within::Nothing, _) => Within::Kind,
+            (Within::Nothing, KIND) => Within::Ours,
+            (Within::Nothing, _) => Within::Other,
+            // Others try things with this number, too (RFC 6994): they are longer or shorter.
+            (Within::Ours, V4 | V6) => return true,
             // A receiver makes nothing of what follows.
-            (Within::Kind, 0 | 1) => return false,
-            (Within::Kind, 2) | (Within::Option(1), _) => Within::Nothing,
-            (Within::Kind, length) => Within::Option(length - 2),
-            (Within::Option(left), _) => Within::Option(left - 1),
+            (Within::Ours | Within::Other, 0 | 1) => return false,
+            (Within::Ours | Within::Other, 2) | (Within::Rest(1), _) => Within::Nothing,
+            (Within::Ours | Within::Other, length) => Within::Rest(length - 2),
+            (Within::Rest(left), _) => Within::Rest(left - 1),
         };
     }
     false
 }
+
+/// The option's length.
+const V4: u8 = Toa4::SIZE as u8;
+const V6: u8 = Toa6::SIZE as u8;
 
 /// What an octet of the options is part of.
 #[derive(Clone, Copy)]
 enum Within {
     /// It begins one.
     Nothing,
-    /// It is the length, behind the kind.
-    Kind,
+    /// It is the length of one whose kind is [`KIND`].
+    Ours,
+    /// It is the length of another one.
+    Other,
     /// It is one of so many that are left.
-    Option(u8),
+    Rest(u8),
 }
 
 /// Puts the option in, and sets the hardware addresses. `network` and `transport` are of the packet as it came.

@@ -146,12 +146,14 @@ fn fragments_do_not_walk_around_a_list() {
             assert_eq!(reason(&lab.tables, &frame), Reason::Denied, "{mode:?}: the first");
             fragment(&mut frame, 8, false);
             assert_eq!(reason(&lab.tables, &frame), Reason::Denied, "{mode:?}: one that follows no first");
-            if mode == Mode::FullNat {
-                continue;
-            }
             // Denied after the first was let through.
             let other = from("192.0.2.1", 4000);
-            let mut frame = first(udp, other).frame();
+            let whole = if udp { first(udp, other) } else { segment(other, false) };
+            if mode == Mode::FullNat {
+                // Its first fragment needs a session.
+                assert_eq!(pass(&lab.tables, &first(udp, other)), Reason::Forwarded);
+            }
+            let mut frame = whole.frame();
             fragment(&mut frame, 0, true);
             assert_eq!(reason(&lab.tables, &frame), Reason::FragmentForwarded);
             fragment(&mut frame, 8, true);
@@ -239,6 +241,15 @@ fn echo_requests_come_at_a_rate_in_pieces_or_whole_and_neighbours_are_found_all_
             assert_eq!(through(&piece), 10);
         }
         if v6 {
+            // Behind an extension header it is one all the same.
+            lab.tables.clock.set(lab.tables.clock.get() + (10 << 20));
+            let mut behind = echo(client(v6).ip());
+            behind[19] += 8;
+            behind[20] = 60;
+            behind.splice(54..54, [58, 0, 1, 4, 0, 0, 0, 0]);
+            assert_eq!(through(&behind), 10);
+        }
+        if v6 {
             let mut solicitation = echo(client(v6).ip());
             solicitation[54] = 135;
             assert_eq!(through(&solicitation), 1000, "without neighbour discovery there is no VIP");
@@ -292,6 +303,22 @@ fn new_connections_of_a_source_keep_to_their_rate_and_others_have_their_own() {
         assert_eq!(syns("198.51.100.2", 100), 5, "{mode:?}: another source");
         lab.tables.clock.set(lab.tables.clock.get() + SECOND / 10);
         assert_eq!(syns("198.51.100.1", 100), 1, "{mode:?}: a tenth of a second later");
+    }
+}
+
+#[test]
+fn what_a_source_may_not_begin_takes_nothing_from_what_it_has_begun() {
+    for mode in [Mode::Nat, Mode::DsrIpip] {
+        let mut lab = guarded(mode, false, false);
+        lab.rates().source_connections = Rate::per_second(1, 1);
+        lab.rates().source_packets = Rate::per_second(10, 10);
+        assert_eq!(pass(&lab.tables, &segment(client(false), true)), Reason::Forwarded);
+        for _ in 0..1000 {
+            assert_eq!(pass(&lab.tables, &segment(client(false), true)), Reason::SourceConnections);
+        }
+        for _ in 0..9 {
+            assert_eq!(pass(&lab.tables, &segment(client(false), false)), Reason::Forwarded, "{mode:?}");
+        }
     }
 }
 

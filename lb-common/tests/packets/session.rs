@@ -171,6 +171,35 @@ fn a_udp_flow_is_established_when_it_talks_again_after_an_answer() {
 }
 
 #[test]
+fn a_udp_flow_that_was_silent_for_long_begins_anew_whether_the_agent_lives_or_not() {
+    for v6 in [false, true] {
+        let mut lab = lab(true, v6);
+        let request = Packet::udp(client(v6), service(v6));
+        let (_, port) = port_of(&lab, &request);
+        let reply = Packet::udp(backend(v6, 8443), source(v6, port));
+        reply.through(&lab.tables);
+        request.through(&lab.tables);
+        assert_eq!(held(&lab), (0, 2));
+        let pool = lab.tables.services[0].stable_pool;
+        let address = (backend(v6, 0).ip(), 9443).into();
+        let other = lab.tables.add_backend(lab.service, pool, address);
+        for slot in &lab.tables.slots {
+            slot.set(lb_common::abi::Slot::of(other, other, 0));
+        }
+        // Who hears something is not silent.
+        let idle = lab.tables.settings.udp_idle;
+        for _ in 0..3 {
+            lab.tables.advance(idle);
+            reply.ends(&lab.tables, Reason::Replied);
+        }
+        assert_eq!(port_of(&lab, &request).0.account.backend, lab.id);
+        lab.tables.advance(idle + 1);
+        assert_eq!(port_of(&lab, &request).0.account.backend, other);
+        assert_eq!(held(&lab), (2, 0));
+    }
+}
+
+#[test]
 fn an_established_session_keeps_its_backend_whatever_the_tables_say() {
     let mut lab = lab(false, false);
     let port = connect(&lab, client(false));
@@ -612,15 +641,29 @@ fn a_client_cannot_tell_its_backend_of_anybody() {
         claim_nothing(&lab, &last);
         let later = segment(client(v6), service(v6), "A", ISN + 2, acknowledged);
         claim_nothing(&lab, &later);
-        // Bytes that only look like it: within another option, and behind the last one.
-        for options in [[30, 6, 254, 8, 1, 2, 1, 1], [1, 1, 1, 0, 254, 4, 1, 1]] {
+        // Bytes that only look like it: within another option, behind the last one, or another experiment with the number.
+        for options in
+            [[30, 6, 254, 8, 1, 2, 1, 1], [1, 1, 1, 0, 254, 8, 1, 1], [254, 4, 0xf9, 0x89, 1, 1, 1, 1]]
+        {
             with(&later, &options).ends(&lab.tables, Reason::Forwarded);
         }
+        // A SYN may be all that it takes (RFC 7413).
+        let mut another = client(v6);
+        another.set_port(9);
+        claim_nothing(&lab, &segment(another, service(v6), "S", ISN, 0));
         // A first fragment that does not show all of its header may have one in the next.
         let mut fragments = pieces(&with(&later, &[1; 40]), 7);
         assert_eq!(reason(&lab.tables, &fragments[0]), Reason::ForgedAddress);
         fragments = pieces(&Packet { payload: vec![7; 60], ..with(&later, &[1; 28]) }, 8);
         assert_eq!(reason(&lab.tables, &fragments[0]), Reason::FragmentForwarded);
+        // What pads a short frame is none of its options.
+        if !v6 {
+            let mut short = fragments.swap_remove(0);
+            short[16..18].copy_from_slice(&44_u16.to_be_bytes());
+            short.truncate(58);
+            short.extend([0, 0]);
+            assert_eq!(reason(&lab.tables, &short), Reason::ForgedAddress);
+        }
     }
 }
 

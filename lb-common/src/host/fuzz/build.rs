@@ -223,6 +223,12 @@ fn segment(choices: &mut Choices<'_>, protocol: u8, source: [u8; 2], destination
         segment[options_at] = 1;
         segment[at..at + 4].copy_from_slice(&[2, 4, 5, 0xb4]);
     }
+    if options > 1 && choices.below(4) == 0 {
+        // The one that would tell a backend of its client, behind others without a meaning.
+        let at = options_at + choices.below(options * 4 - 7);
+        segment[options_at..at].fill(1);
+        segment[at..at + 2].copy_from_slice(&[254, 8]);
+    }
     segment
 }
 
