@@ -149,15 +149,17 @@ impl Agent {
     }
 
     /// Backends that are gone are not counted any more.
-    fn forget_uncounted(&self, services: &[Service]) {
+    fn forget_uncounted(&mut self, services: &[Service]) {
         let pools = || services.iter().flat_map(|service| service.pools.iter().map(move |it| (service, it)));
         let backends: usize = pools().map(|(_, pool)| pool.backends.len()).sum();
-        if self.log.counted().backends() <= backends {
+        if self.log.counted().backends().max(self.checks.backends()) <= backends {
             return;
         }
         let each = pools().flat_map(|(service, pool)| pool.backends.iter().map(move |it| (service, it)));
         let known: HashSet<_> = each.map(|(service, it)| (service.name.as_str(), it.address)).collect();
-        self.log.tally(|tally| tally.forget_others(|service, backend| known.contains(&(service, backend))));
+        let is_known = |service: &str, backend: SocketAddr| known.contains(&(service, backend));
+        self.log.tally(|tally| tally.forget_others(is_known));
+        self.checks.forget_backends(is_known);
     }
 
     /// What the analysis of each rollout under way looks at.

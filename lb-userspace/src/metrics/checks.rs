@@ -44,6 +44,19 @@ impl Checks {
         self.seen.retain(|id, _| known.contains(id));
     }
 
+    /// Of how many backends it knows.
+    pub fn backends(&self) -> usize {
+        self.checks.values().map(HashMap::len).sum()
+    }
+
+    /// Forgets backends that are not there any more, as `known` says of service and backend.
+    pub fn forget_backends(&mut self, known: impl Fn(&str, SocketAddr) -> bool) {
+        for (service, backends) in &mut self.checks {
+            backends.retain(|backend, _| known(service, *backend));
+        }
+        self.checks.retain(|_, backends| !backends.is_empty());
+    }
+
     /// Checks of a backend that have ended.
     #[must_use]
     pub fn of_backend(&self, service: &str, backend: SocketAddr) -> u64 {
@@ -82,5 +95,21 @@ mod tests {
         checks.note("web", "v1", one, TargetId(2), &counted(1));
         assert_eq!((checks.of_backend("web", one), checks.of_backend("web", other)), (8, 0));
         assert_eq!(checks.of_pool("web", "v2"), Failures::default());
+    }
+
+    #[test]
+    fn backends_that_come_and_go_leave_no_names_behind() {
+        let mut checks = Checks::default();
+        let failed = Counters { checks: 1, failures: [1; FailureKind::ALL.len()], ..Counters::default() };
+        for last in 0..100 {
+            let it = SocketAddr::from(([10, 0, 0, last], 80));
+            checks.note("web", "v1", it, TargetId(last.into()), &failed);
+            checks.forget_others(&HashSet::from([TargetId(last.into())]));
+            checks.forget_backends(|service, backend| service == "web" && backend == it);
+            assert_eq!((checks.targets(), checks.backends()), (1, 1));
+        }
+        assert_eq!(checks.of_pool("web", "v1"), [100; FailureKind::ALL.len()], "the pool's count goes on");
+        checks.forget_backends(|_, _| false);
+        assert_eq!(checks.backends(), 0);
     }
 }
