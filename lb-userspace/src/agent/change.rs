@@ -608,7 +608,7 @@ impl Agent {
         let mut wanted = HashSet::new();
         let previews =
             super::preview::wanted(&self.desired).into_iter().map(|(preview, _)| Cow::Owned(preview));
-        for service in self.desired.services().into_iter().chain(previews) {
+        for service in self.desired.services().chain(previews) {
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
                 let port = if service.port == 0 {

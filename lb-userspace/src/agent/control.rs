@@ -353,7 +353,7 @@ impl Agent {
         let world = self.world();
         let mut moved = Vec::new();
         // Nobody moves in the others.
-        for name in self.desired.differing(next) {
+        for name in next.changed_since(&self.desired) {
             let Some(service) = next.effective(name.as_str()) else { continue };
             let Some(intent) = next.intents.get(&name) else { continue };
             let mut compiler = self.compiler.knowing([key_of(&service)]);

@@ -12,9 +12,9 @@ impl Agent {
     /// A warning for each backend and each service that would go while it may have flows.
     pub(super) fn departures(&self, next: &Desired) -> Vec<String> {
         let mut warnings = Vec::new();
-        let after = next.services();
-        let after: HashMap<_, _> = after.iter().map(|service| (key_of(service), service)).collect();
-        for service in self.desired.services() {
+        let after: HashMap<_, _> = next.config.services.iter().map(|it| (key_of(it), it)).collect();
+        for name in next.changed_since(&self.desired) {
+            let Some(service) = self.desired.effective(name.as_str()) else { continue };
             let key = key_of(&service);
             let Some(index) = self.publisher.registry.service_index(&key) else { continue };
             let Some(then) = after.get(&key) else {
@@ -25,9 +25,7 @@ impl Agent {
                 ));
                 continue;
             };
-            if ***then == *service {
-                continue;
-            }
+            let then = next.completed(then);
             for pool in &service.pools {
                 for backend in &pool.backends {
                     let mut stay = then.pools.iter().flat_map(|pool| &pool.backends);

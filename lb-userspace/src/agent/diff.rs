@@ -5,14 +5,14 @@ use crate::state::Desired;
 use crate::state::snapshot::{Difference, Values, configured, differences};
 use crate::web;
 
-/// Every value that differs, by its path. What is the same as a whole is not taken apart.
+/// Every value that differs from what was there before, by its path. What is the same as a whole is not taken apart.
 pub(super) fn changes(before: &Desired, after: &Desired) -> Vec<Change> {
     let mut changes = Vec::new();
     if before.config.dataplane != after.config.dataplane {
         let values = |desired: &Desired| under("dataplane", configured(&desired.config.dataplane));
         changes.extend(between(&values(before), &values(after)));
     }
-    for name in before.differing(after) {
+    for name in after.changed_since(before) {
         let owner = format!("service.{name}");
         let values = |desired: &Desired| under(&owner, desired.snapshot(name.as_str()).values());
         changes.extend(between(&values(before), &values(after)));

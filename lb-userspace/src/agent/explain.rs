@@ -306,7 +306,12 @@ impl Agent {
             read(service.canary_slots)
         });
         tables.services = vec![Service { stable_slots: 0, canary_slots: size, ..*service }];
-        tables.backends = (0..maps.backends.len()).map(|id| maps.backends.read(id)).collect();
+        // Its slots lead to its own.
+        let ids: Vec<u16> = self.publisher.registry.backends_of(flow.owner).collect();
+        tables.backends = bytemuck::zeroed_vec(ids.iter().max().map_or(1, |&last| usize::from(last) + 1));
+        for id in ids {
+            tables.backends[usize::from(id)] = maps.backends.read(id.into());
+        }
         tables.clock.set(clock::nanoseconds());
         *tables.settings = maps.settings.read(0);
         tables.vlans = maps.vlans.entries().unwrap_or_default().into_iter().collect();

@@ -101,7 +101,7 @@ pub struct Agent {
     /// Traces that were begun.
     traces: u64,
     measured: measured::Measured,
-    checks: Arc<crate::metrics::Checks>,
+    checks: crate::metrics::Checks,
     passive: outlier::Passive,
     /// How long the last rollback of a rollout took: from the look at what was counted, or an order, to the store.
     went_back: HashMap<ServiceName, std::time::Duration>,

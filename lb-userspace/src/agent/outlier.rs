@@ -207,12 +207,12 @@ impl Agent {
         services.into_iter().for_each(|service| self.forget_trials(service));
         let now = clock::nanoseconds();
         let mut adopted = Vec::new();
-        for service in self.desired.services().iter().filter(|service| service.outlier.is_some()) {
-            let Some(index) = self.publisher.registry.service_index(&key_of(service)) else { continue };
+        for service in self.desired.services().filter(|service| service.outlier.is_some()) {
+            let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             for (pool, backend) in
                 service.pools.iter().flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
             {
-                let id = compile::id_of(service, backend.address, index, &self.publisher.registry);
+                let id = compile::id_of(&service, backend.address, index, &self.publisher.registry);
                 let Some(watch) = id.map(|id| self.publisher.maps.watches.read(id.into())) else { continue };
                 if watch.ejected_until > now {
                     let until = Duration::from_nanos(watch.ejected_until);

@@ -40,8 +40,7 @@ impl Preview {
 
 /// Every preview that there should be, as services.
 pub(super) fn wanted(desired: &Desired) -> Vec<(Service, Intent)> {
-    let services = desired.services();
-    services.iter().filter_map(|service| preview_of(desired, service)).collect()
+    desired.services().filter_map(|service| preview_of(desired, &service)).collect()
 }
 
 /// The preview of a service, unless a configured one has its place by now.

@@ -101,19 +101,18 @@ fn ports_beside(taken: Option<PortRange>) -> RangeInclusive<u16> {
 impl Agent {
     /// Tells probes along the data path where backends are, and where their answers come to.
     pub(super) fn place_probed(&self) {
-        let services = self.desired.services();
         let wanted = |service: &crate::config::Service| {
             service.health.check.as_ref().is_some_and(|check| check.probe.via == Target::Vip)
         };
         let mut known = Known { taken: Some(self.desired.config.dataplane.snat_ports), ..Known::default() };
         let mut addresses = None;
-        for service in services.iter().filter(|service| wanted(service)) {
-            let Some(index) = self.publisher.registry.service_index(&crate::compile::key_of(service)) else {
+        for service in self.desired.services().filter(|service| wanted(service)) {
+            let Some(index) = self.publisher.registry.service_index(&crate::compile::key_of(&service)) else {
                 continue;
             };
             for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
                 let at = backend.address;
-                let Some(id) = crate::compile::id_of(service, at, index, &self.publisher.registry) else {
+                let Some(id) = crate::compile::id_of(&service, at, index, &self.publisher.registry) else {
                     continue;
                 };
                 let hop = self.hops.get(&at.ip()).and_then(|hop| hop.ok());

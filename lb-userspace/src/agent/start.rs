@@ -112,7 +112,7 @@ pub async fn start(
         traces: 0,
         log_level,
         measured: HashMap::new(),
-        checks: Arc::default(),
+        checks: crate::metrics::Checks::default(),
         passive: super::outlier::Passive::default(),
         went_back: HashMap::new(),
         faulted: std::collections::BTreeSet::new(),

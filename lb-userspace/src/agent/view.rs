@@ -1,6 +1,6 @@
 //! What the agent shows.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 
@@ -19,7 +19,7 @@ use crate::api::{
     SlotRoom, SplitStatus, Status, SteeringStatus, Traffic, XdpMode,
 };
 use crate::clock;
-use crate::compile::{BackendView, Compiled, Health, PoolView, WhyNot, key_of};
+use crate::compile::{BackendView, Compiled, Health, PoolView, WhyNot, id_of, key_of};
 use crate::config::{self, Protection, Service};
 use crate::dataplane::bpf::{Mapped, PerCpu};
 use crate::dataplane::{Maps, Native, maps};
@@ -32,23 +32,12 @@ use crate::state::{Author, Intent, Overrides};
 impl Agent {
     /// The whole at a glance, with every service.
     pub(super) fn status(&self) -> Status {
-        self.status_by(&Meters::of_all(&self.publisher))
-    }
-
-    /// The same without what only people read of each backend: where it is next to, and what its last check said.
-    pub(super) fn brief_status(&self) -> Status {
-        self.status_by(&Meters { brief: true, ..Meters::of_all(&self.publisher) })
+        self.status_with(Services { services: self.all_services(), ..Services::default() })
     }
 
     /// The whole at a glance, with some of the services.
     pub(super) fn status_page(&self, query: &ServiceQuery) -> Answer<Status> {
         self.services(query).map(|page| self.status_with(page))
-    }
-
-    fn status_by(&self, meters: &Meters<'_>) -> Status {
-        let services = self.desired.services();
-        let services = services.iter().map(|service| self.service_status(service, meters)).collect();
-        self.status_with(Services { services, ..Services::default() })
     }
 
     fn status_with(&self, page: Services) -> Status {
@@ -78,7 +67,7 @@ impl Agent {
     /// Every service.
     pub(super) fn all_services(&self) -> Vec<ServiceStatus> {
         let meters = Meters::of_all(&self.publisher);
-        self.desired.services().iter().map(|service| self.service_status(service, &meters)).collect()
+        self.desired.services().map(|service| self.service_status(&service, &meters)).collect()
     }
 
     /// One service, or a page of them.
@@ -138,12 +127,7 @@ impl Agent {
         let canary = intent.and_then(|intent| intent.canary.as_ref()).map(|name| name.as_str().to_owned());
         let percent = intent.map_or(0.0, |intent| intent.split);
         let now = in_kernel.split();
-        let role = |name: &str| intent.map_or(PoolRole::Idle, |intent| role(intent, name));
-        let mut pools: Vec<PoolStatus> = self
-            .compiled
-            .get(&service.name)
-            .map(|compiled| self.pools(service, compiled, index, &role, percent, meters))
-            .unwrap_or_default();
+        let mut pools = self.pools(service, index, percent, meters);
         pools.sort_by_key(|pool| pool.role != PoolRole::Stable);
         ServiceStatus {
             name: service.name.as_str().to_owned(),
@@ -167,46 +151,73 @@ impl Agent {
         }
     }
 
+    /// A service's pools as they were compiled, each with what the kernel's tables have of it.
+    pub(super) fn placed_pools<'a>(
+        &'a self,
+        service: &'a Service,
+        index: Option<u32>,
+    ) -> impl Iterator<Item = Placed<'a>> + 'a {
+        let registry = &self.publisher.registry;
+        let record = index.and_then(|index| registry.services.get(&index));
+        let intent = self.desired.intents.get(&service.name);
+        let compiled = self.compiled.get(&service.name);
+        let gone = compiled.zip(index).map_or_else(Vec::new, |(_, index)| self.gone(service, index));
+        let each =
+            compiled.into_iter().flat_map(|compiled| compiled.pools.iter().map(move |it| (compiled, it)));
+        each.map(move |(compiled, it)| {
+            let role = intent.map_or(PoolRole::Idle, |intent| role(intent, &it.name));
+            let table = record.and_then(|record| match role {
+                PoolRole::Stable => record.stable.as_ref(),
+                PoolRole::Canary => record.canary.as_ref(),
+                PoolRole::Idle => None,
+            });
+            let plans = [Some(&compiled.plan.stable), compiled.plan.canary.as_ref()];
+            let plan = plans.into_iter().flatten().find(|plan| plan.name == it.name);
+            let index = plan
+                .zip(index)
+                .and_then(|(plan, index)| registry.known_pool(&self.publisher.maps, index, plan));
+            Placed {
+                it,
+                compiled,
+                role,
+                index,
+                takers: table.map(|table| &table.takers),
+                gone: gone.iter().filter(|(_, it)| Some(it.pool) == index).copied().collect(),
+            }
+        })
+    }
+
+    /// Backends of a service that are gone from the configuration, and finish the flows that they have, by their ids.
+    fn gone(&self, service: &Service, index: u32) -> Vec<(u16, abi::Backend)> {
+        let registry = &self.publisher.registry;
+        let configured = service.pools.iter().flat_map(|pool| &pool.backends);
+        let known = configured.filter_map(|backend| id_of(service, backend.address, index, registry));
+        let mut known: Vec<u16> = known.collect();
+        known.sort_unstable();
+        let ids = registry.backends_of(index).filter(|id| known.binary_search(id).is_err());
+        ids.map(|id| (id, self.publisher.maps.backends.read(id.into()))).collect()
+    }
+
     fn pools(
         &self,
         service: &Service,
-        compiled: &Compiled,
         index: Option<u32>,
-        role: &dyn Fn(&str) -> PoolRole,
         percent: f64,
         meters: &Meters<'_>,
     ) -> Vec<PoolStatus> {
-        let registry = &self.publisher.registry;
-        let record = index.and_then(|index| registry.services.get(&index));
-        let nobody = Takers::new();
-        let slots_of = |role: PoolRole| {
-            let table = match role {
-                PoolRole::Stable => record.and_then(|record| record.stable.as_ref()),
-                PoolRole::Canary => record.and_then(|record| record.canary.as_ref()),
-                PoolRole::Idle => None,
-            };
-            table.map_or(&nobody, |table| &table.takers)
-        };
-        let plans = [Some(&compiled.plan.stable), compiled.plan.canary.as_ref()];
         // Of few services: to look for every one by its name would take longer than all the rest.
-        let is_measured = !meters.brief && !service.mode.is_dsr() && self.follows.contains_key(&service.name);
+        let is_measured = !service.mode.is_dsr() && self.follows.contains_key(&service.name);
         let measured = is_measured.then(|| self.pools_of(&service.name)).flatten();
-        compiled
-            .pools
-            .iter()
-            .map(|pool| {
-                let role = role(&pool.name);
-                let slots = slots_of(role);
-                let plan = plans.into_iter().flatten().find(|plan| plan.name == pool.name);
-                let pool_index = plan
-                    .zip(index)
-                    .and_then(|(plan, index)| registry.known_pool(&self.publisher.maps, index, plan));
-                let mut backends: Vec<BackendStatus> = pool
-                    .backends
-                    .iter()
-                    .map(|view| self.backend(service, view, index, slots, meters))
-                    .collect();
-                backends.extend(self.terminating(service, index, pool_index, slots, meters));
+        self.placed_pools(service, index)
+            .map(|placed| {
+                let Placed { it: pool, compiled, role, index: pool_index, .. } = placed;
+                let backends =
+                    pool.backends.iter().map(|view| self.backend(service, view, index, &placed, meters));
+                let gone = placed.gone.iter().map(|&(id, backend)| {
+                    let gone = "it is gone from the configuration, and finishes the flows that it has";
+                    let why_not = Some(gone.to_owned());
+                    BackendStatus { why_not, ..self.of_id(id, address_of(backend), &placed, meters) }
+                });
                 PoolStatus {
                     name: pool.name.clone(),
                     role,
@@ -231,7 +242,7 @@ impl Agent {
                             share_percent: level.share * 100.0,
                         })
                         .collect(),
-                    backends,
+                    backends: backends.chain(gone).collect(),
                     traffic: pool_index.map(|pool| traffic(meters.pool(pool))).unwrap_or_default(),
                     handshake: measured.filter(|_| role != PoolRole::Idle).and_then(|pools| {
                         let (_, answered, _) = self.measured(pools, role == PoolRole::Canary);
@@ -247,13 +258,11 @@ impl Agent {
         service: &Service,
         view: &BackendView,
         index: Option<u32>,
-        slots: &Takers,
+        placed: &Placed<'_>,
         meters: &Meters<'_>,
     ) -> BackendStatus {
-        let port = if service.port == 0 { abi::Port::ANY } else { abi::Port::new(view.address.port()) };
-        let id = index
-            .and_then(|index| self.publisher.registry.backend_id(index, view.address.ip().into(), port))
-            .unwrap_or(0);
+        let id = index.and_then(|index| id_of(service, view.address, index, &self.publisher.registry));
+        let id = id.unwrap_or(0);
         let configured =
             service.pools.iter().flat_map(|pool| &pool.backends).find(|b| b.address == view.address);
         BackendStatus {
@@ -277,12 +286,12 @@ impl Agent {
                 weight_percent: view.steer,
             }),
             connections: connections(service, &self.publisher.maps.limits, id),
-            health: self.health_status(service, view, meters.brief),
+            health: self.health_status(service, view),
             takes_new: view.why_not.is_none(),
-            why_not: view.why_not.filter(|_| !meters.brief).map(|why| why.words().to_owned()),
+            why_not: view.why_not.map(|why| why.words().to_owned()),
             standby: view.why_not == Some(WhyNot::Standby),
             terminating: false,
-            ..self.of_id(id, view.address, slots, meters)
+            ..self.of_id(id, view.address, placed, meters)
         }
     }
 
@@ -311,7 +320,7 @@ impl Agent {
     }
 
     /// What the kernel's tables say of an id, and of one that nothing else is known of.
-    fn of_id(&self, id: u16, address: SocketAddr, slots: &Takers, meters: &Meters<'_>) -> BackendStatus {
+    fn of_id(&self, id: u16, address: SocketAddr, placed: &Placed<'_>, meters: &Meters<'_>) -> BackendStatus {
         BackendStatus {
             name: BackendPath::name_of(address),
             id,
@@ -337,64 +346,17 @@ impl Agent {
             takes_new: false,
             why_not: None,
             standby: false,
-            slots: slots_of(id, slots),
+            slots: placed.slots(id),
             tracked_flows: self.swept.load(id).flows,
-            next_hop: self.next_hop(address.ip(), meters.brief),
+            next_hop: self.next_hop(address.ip()),
             terminating: true,
             traffic: traffic(meters.backend(id)),
             rate: self.rates.of(id),
         }
     }
 
-    /// Backends of a pool that are gone from the configuration.
-    fn terminating(
-        &self,
-        service: &Service,
-        index: Option<u32>,
-        pool: Option<u16>,
-        slots: &Takers,
-        meters: &Meters<'_>,
-    ) -> Vec<BackendStatus> {
-        let (Some(index), Some(pool)) = (index, pool) else { return Vec::new() };
-        let configured: HashSet<(abi::Address, abi::Port)> = service
-            .pools
-            .iter()
-            .flat_map(|pool| &pool.backends)
-            .map(|b| {
-                (
-                    b.address.ip().into(),
-                    if service.port == 0 { abi::Port::ANY } else { abi::Port::new(b.address.port()) },
-                )
-            })
-            .collect();
-        let ids = self.publisher.registry.backends_of(index);
-        ids.filter(|&id| {
-            let backend = self.publisher.maps.backends.read(id.into());
-            backend.pool == pool && !configured.contains(&(backend.address, backend.port))
-        })
-        .map(|id| {
-            let backend = self.publisher.maps.backends.read(id.into());
-            let address = (IpAddr::from(backend.address), backend.port.number()).into();
-            let gone = "it is gone from the configuration, and finishes the flows that it has";
-            BackendStatus { why_not: Some(gone.to_owned()), ..self.of_id(id, address, slots, meters) }
-        })
-        .collect()
-    }
-
-    fn health_status(&self, service: &Service, view: &BackendView, brief: bool) -> HealthStatus {
-        let status = match view.health {
-            Health::Unchecked => HealthState::Unchecked,
-            Health::Unknown => HealthState::Unknown,
-            Health::Up => HealthState::Up,
-            Health::Down => HealthState::Down,
-        };
+    fn health_status(&self, service: &Service, view: &BackendView) -> HealthStatus {
         let id = self.targets.ids.get(&(service.name.clone(), view.address));
-        if brief {
-            let last =
-                id.and_then(|&id| self.scheduler.look(id, |_, last| last.map(|result| result.duration)));
-            let last_duration_ms = last.flatten().map(|duration| duration.as_secs_f64() * 1e3);
-            return HealthStatus { status, reason: None, since_seconds: 0, last_duration_ms };
-        }
         let report = id.and_then(|&id| self.scheduler.report(id));
         let last = report.as_ref().and_then(|report| report.last.as_ref());
         let reason = last.and_then(|result| result.outcome.as_ref().err()).map(|miss| match miss {
@@ -402,7 +364,7 @@ impl Agent {
             Miss::NotRun(trouble) => trouble.to_string(),
         });
         HealthStatus {
-            status,
+            status: health_state(view.health),
             reason: match view.advice {
                 _ if view.health_is_forced => Some("set by hand".to_owned()),
                 Advice::NONE => reason,
@@ -419,10 +381,7 @@ impl Agent {
         }
     }
 
-    fn next_hop(&self, ip: IpAddr, brief: bool) -> NextHop {
-        if brief {
-            return NextHop::Unreachable { unreachable: String::new() };
-        }
+    fn next_hop(&self, ip: IpAddr) -> NextHop {
         let unreachable = |why: &str| NextHop::Unreachable { unreachable: why.to_owned() };
         match self.hops.get(&ip) {
             None => unreachable("not looked for yet"),
@@ -441,7 +400,7 @@ impl Agent {
         }
     }
 
-    fn dataplane_status(&self) -> DataplaneStatus {
+    pub(super) fn dataplane_status(&self) -> DataplaneStatus {
         let maps = &self.publisher.maps;
         let links = self.links.snapshot();
         let counters = maps.counters().unwrap_or_default();
@@ -486,7 +445,7 @@ impl Agent {
         }
     }
 
-    fn findings(&self, dataplane: &DataplaneStatus) -> Vec<Finding> {
+    pub(super) fn findings(&self, dataplane: &DataplaneStatus) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut find = |severity, code: &str, subject: &str, message: String, remedy: &str| {
             findings.push(Finding {
@@ -500,7 +459,7 @@ impl Agent {
         let of_all = |pool: &PoolView| counted(pool.backends.len() as u64, "backend");
         // Each asked once, however many services there are.
         let mut forwards = Forwarding::default();
-        for service in &self.desired.services() {
+        for service in self.desired.services() {
             let Some(intent) = self.desired.intents.get(&service.name) else { continue };
             let compiled = self.compiled.get(&service.name);
             let pools = compiled.into_iter().flat_map(|it| it.pools.iter().map(move |pool| (pool, it)));
@@ -583,7 +542,7 @@ impl Agent {
                     );
                 }
             }
-            for it in overrides(service, &intent.backends) {
+            for it in overrides(&service, &intent.backends) {
                 find(
                     Severity::Info,
                     "LB1005",
@@ -770,6 +729,29 @@ impl Agent {
 /// Findings of the host that explain those of backends.
 const CAUSES: [&str; 3] = ["LB1006", "LB1020", "LB1021"];
 
+/// A pool as it was compiled, and what the kernel's tables have of it.
+pub(super) struct Placed<'a> {
+    pub it: &'a PoolView,
+    compiled: &'a Compiled,
+    pub role: PoolRole,
+    index: Option<u16>,
+    takers: Option<&'a Takers>,
+    /// Its backends that are gone from the configuration, and finish the flows that they have, by their ids.
+    pub gone: Vec<(u16, abi::Backend)>,
+}
+
+impl Placed<'_> {
+    /// Slots that lead to an id; 0 is nobody's.
+    pub fn slots(&self, id: u16) -> u32 {
+        if id == 0 { 0 } else { self.takers.and_then(|takers| takers.get(&id)).copied().unwrap_or(0) }
+    }
+}
+
+/// Where a backend is, as the kernel has it.
+pub(super) fn address_of(backend: abi::Backend) -> SocketAddr {
+    (IpAddr::from(backend.address), backend.port.number()).into()
+}
+
 /// What a pool of a service is used for.
 fn role(intent: &Intent, pool: &str) -> PoolRole {
     match () {
@@ -846,9 +828,14 @@ fn protection(of: &Protection) -> ProtectionStatus {
     }
 }
 
-/// Slots that lead to an id; 0 is nobody's.
-fn slots_of(id: u16, slots: &Takers) -> u32 {
-    if id == 0 { 0 } else { slots.get(&id).copied().unwrap_or(0) }
+/// What the checks say, as it is told.
+pub(super) const fn health_state(health: Health) -> HealthState {
+    match health {
+        Health::Unchecked => HealthState::Unchecked,
+        Health::Unknown => HealthState::Unknown,
+        Health::Up => HealthState::Up,
+        Health::Down => HealthState::Down,
+    }
 }
 
 fn connections(service: &Service, map: &Mapped<Limit>, index: u16) -> Option<ConnectionCount> {
@@ -971,8 +958,6 @@ pub(super) struct Meters<'a> {
     maps: &'a Maps,
     pools: Piece,
     backends: Piece,
-    /// Whether figures are all that is asked for.
-    brief: bool,
 }
 
 /// The counters from an index on.
@@ -1011,7 +996,6 @@ impl<'a> Meters<'a> {
             maps,
             pools: Piece::of(&maps.pool_traffic, registry.pools()),
             backends: Piece::of(&maps.backend_traffic, registry.backend_ids()),
-            brief: false,
         }
     }
 
@@ -1025,7 +1009,6 @@ impl<'a> Meters<'a> {
             maps,
             pools: Piece::of(&maps.pool_traffic, pools),
             backends: Piece::of(&maps.backend_traffic, backends),
-            brief: false,
         }
     }
 

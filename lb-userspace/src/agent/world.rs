@@ -344,7 +344,6 @@ impl Agent {
         let touched: Vec<ServiceName> = self
             .desired
             .services()
-            .iter()
             .filter(|s| {
                 s.pools.iter().flat_map(|pool| &pool.backends).any(|b| moved.contains(&b.address.ip()))
             })
@@ -396,7 +395,7 @@ impl Agent {
 
     /// Has checks, neighbours, sources of backends and VIPs follow what is desired.
     pub(super) fn follow_config(&mut self) {
-        let services = self.desired.services();
+        let services: Vec<_> = self.desired.services().collect();
         let targets = self.targets.update(&services);
         if targets.iter().any(|target| target.via.is_some())
             && let Err(error) = PacketSocket::sending()

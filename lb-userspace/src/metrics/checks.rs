@@ -1,38 +1,32 @@
 //! What came of health checks.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 
 use crate::health::{Counters, FailureKind, TargetId};
 
 /// Failed checks, by [`FailureKind`].
-pub(super) type Failures = [u64; FailureKind::ALL.len()];
+pub type Failures = [u64; FailureKind::ALL.len()];
 
 /// Counts of checks. Those of a backend begin with its target; those of a pool go on while its backends come and go.
 #[derive(Clone, Debug, Default)]
 pub struct Checks {
     seen: HashMap<TargetId, Counters>,
-    /// By the names of service and backend.
-    checks: HashMap<String, HashMap<String, u64>>,
-    /// By the names of service and pool.
+    /// By service and backend.
+    checks: HashMap<String, HashMap<SocketAddr, u64>>,
+    /// By service and pool.
     failures: HashMap<String, HashMap<String, Failures>>,
 }
 
 impl Checks {
-    /// Takes in what a target has counted so far; `backend` makes its name.
-    pub fn note(
-        &mut self,
-        service: &str,
-        pool: &str,
-        backend: impl FnOnce() -> String,
-        id: TargetId,
-        now: &Counters,
-    ) {
+    /// Takes in what a target has counted so far.
+    pub fn note(&mut self, service: &str, pool: &str, backend: SocketAddr, id: TargetId, now: &Counters) {
         let before = self.seen.entry(id).or_default();
         if before == now {
             return;
         }
         let checks = now.checks.saturating_sub(before.checks);
-        *of(of(&mut self.checks, service), &backend()) += checks;
+        *of(&mut self.checks, service).entry(backend).or_default() += checks;
         let failures = of(of(&mut self.failures, service), pool);
         for (sum, kind) in failures.iter_mut().zip(FailureKind::ALL) {
             *sum += now.failures(kind).saturating_sub(before.failures(kind));
@@ -56,20 +50,22 @@ impl Checks {
     }
 
     /// Forgets backends that are not there any more, as `known` says of service and backend.
-    pub fn forget_backends(&mut self, known: impl Fn(&str, &str) -> bool) {
+    pub fn forget_backends(&mut self, known: impl Fn(&str, SocketAddr) -> bool) {
         for (service, backends) in &mut self.checks {
-            backends.retain(|backend, _| known(service, backend));
+            backends.retain(|backend, _| known(service, *backend));
         }
         self.checks.retain(|_, backends| !backends.is_empty());
     }
 
-    /// Checks that have ended, by the names of a service's backends.
-    pub(super) fn of_service(&self, service: &str) -> Option<&HashMap<String, u64>> {
-        self.checks.get(service)
+    /// Checks of a backend that have ended.
+    #[must_use]
+    pub fn of_backend(&self, service: &str, backend: SocketAddr) -> u64 {
+        self.checks.get(service).and_then(|backends| backends.get(&backend)).copied().unwrap_or_default()
     }
 
     /// Failed checks of a pool's backends.
-    pub(super) fn of_pool(&self, service: &str, pool: &str) -> Failures {
+    #[must_use]
+    pub fn of_pool(&self, service: &str, pool: &str) -> Failures {
         self.failures.get(service).and_then(|pools| pools.get(pool)).copied().unwrap_or_default()
     }
 }
@@ -90,17 +86,14 @@ mod tests {
     fn a_pools_failures_outlive_its_backends() {
         let mut checks = Checks::default();
         let counted = |checks| Counters { checks, ..Counters::default() };
-        let name = || "10.0.0.1:80".to_owned();
-        let of_backend =
-            |checks: &Checks, name: &str| checks.of_service("web").and_then(|of| of.get(name)).copied();
-        checks.note("web", "v1", name, TargetId(1), &counted(5));
-        checks.note("web", "v1", name, TargetId(1), &counted(7));
-        assert_eq!(of_backend(&checks, "10.0.0.1:80"), Some(7));
+        let [one, other] = ["10.0.0.1:80", "10.0.0.2:80"].map(|address| address.parse().unwrap());
+        checks.note("web", "v1", one, TargetId(1), &counted(5));
+        checks.note("web", "v1", one, TargetId(1), &counted(7));
+        assert_eq!(checks.of_backend("web", one), 7);
         // The same backend as another target.
         checks.forget_others(&HashSet::from([TargetId(2)]));
-        checks.note("web", "v1", name, TargetId(2), &counted(1));
-        assert_eq!(of_backend(&checks, "10.0.0.1:80"), Some(8));
-        assert_eq!(of_backend(&checks, "10.0.0.2:80"), None);
+        checks.note("web", "v1", one, TargetId(2), &counted(1));
+        assert_eq!((checks.of_backend("web", one), checks.of_backend("web", other)), (8, 0));
         assert_eq!(checks.of_pool("web", "v2"), Failures::default());
     }
 
@@ -109,14 +102,14 @@ mod tests {
         let mut checks = Checks::default();
         let failed = Counters { checks: 1, failures: [1; FailureKind::ALL.len()], ..Counters::default() };
         for last in 0..100 {
-            let name = format!("10.0.0.{last}:80");
-            checks.note("web", "v1", || name.clone(), TargetId(last), &failed);
-            checks.forget_others(&HashSet::from([TargetId(last)]));
-            checks.forget_backends(|service, backend| service == "web" && backend == name);
+            let it = SocketAddr::from(([10, 0, 0, last], 80));
+            checks.note("web", "v1", it, TargetId(last.into()), &failed);
+            checks.forget_others(&HashSet::from([TargetId(last.into())]));
+            checks.forget_backends(|service, backend| service == "web" && backend == it);
             assert_eq!((checks.targets(), checks.backends()), (1, 1));
         }
         assert_eq!(checks.of_pool("web", "v1"), [100; FailureKind::ALL.len()], "the pool's count goes on");
         checks.forget_backends(|_, _| false);
-        assert!(checks.backends() == 0 && checks.of_service("web").is_none());
+        assert_eq!(checks.backends(), 0);
     }
 }

@@ -1,12 +1,13 @@
 //! Which figures there are. `docs/metrics.md` is made of this.
 
+use lb_common::abi::{LAYOUT, Traffic};
+use lb_common::measure::BUCKETS;
 use lb_common::verdict::{Action, Event, Reason};
-use lb_common::watch::Watch;
 
-use super::handshakes::{Handshakes, histogram};
-use super::text::{Family, Kind, Labels, Sample, Value, labels};
-use super::{Analysed, Cause, Scrape};
-use crate::api::{BackendStatus, HealthState, PoolRole, PoolStatus, ServiceStatus, Severity};
+use super::handshakes::{Handshakes, WRITTEN, histogram};
+use super::text::{Family, Kind, Series, label};
+use super::{Analysed, Backend, Cause, Pool, Scrape, Service};
+use crate::api::{BackendPath, HealthState, PoolRole, Severity};
 use crate::config::AdminState;
 use crate::health::FailureKind;
 use crate::outlier::Detector;
@@ -15,8 +16,8 @@ use crate::rollout::engine::Phase;
 /// What a backend is, in one word: what the operator wants of it where that is not `ready`, else its health.
 const STATES: [&str; 6] = ["up", "down", "unknown", "unchecked", "drain", "maint"];
 
-const fn state_of(backend: &BackendStatus) -> &'static str {
-    match (backend.state, backend.health.status) {
+const fn state_of(backend: &Backend) -> &'static str {
+    match (backend.state, backend.health) {
         (AdminState::Maint, _) => "maint",
         (AdminState::Drain, _) => "drain",
         (AdminState::Ready, HealthState::Up) => "up",
@@ -52,14 +53,13 @@ const REJECTIONS: [Reason; 15] = [
 const RESETS: [Reason; 5] =
     [Reason::Reset, Reason::NoPortReset, Reason::NoSessionReset, Reason::LimitReset, Reason::FaultReset];
 
-/// The series are made as they are written down: there may be hundreds of thousands.
 pub(super) fn of<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> impl Iterator<Item = Family<'a>> {
     [
-        agent(scrape, all),
+        agent(scrape),
         traffic(all),
         handshakes(scrape, all),
         backends(all),
-        checks(scrape, all),
+        checks(all),
         pools(scrape, all),
         rollouts(scrape, all),
         kernel(scrape, all),
@@ -69,10 +69,8 @@ pub(super) fn of<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> impl Iterator
     .flatten()
 }
 
-/// Services, pools and backends with their labels, and what is found by their names. Removed backends that still finish flows are among
-/// them.
+/// Services, pools and backends with their labels, and what is found by their names.
 pub(super) struct Subjects<'a> {
-    build: String,
     interfaces: Vec<String>,
     services: Vec<OfService<'a>>,
     pools: Vec<OfPool<'a>>,
@@ -80,154 +78,108 @@ pub(super) struct Subjects<'a> {
 }
 
 struct OfService<'a> {
-    it: &'a ServiceStatus,
+    it: &'a Service,
     labels: String,
-    rollout: Option<(Phase, usize)>,
 }
 
 struct OfPool<'a> {
-    service: &'a ServiceStatus,
-    it: &'a PoolStatus,
+    service: &'a Service,
+    it: &'a Pool,
     labels: String,
     handshakes: &'a Handshakes,
 }
 
 struct OfBackend<'a> {
-    it: &'a BackendStatus,
+    it: &'a Backend,
     labels: String,
     /// How often it came up, and how often it went down.
     transitions: [u64; 2],
-    checks: u64,
-    /// What became of its connections.
-    watch: Watch,
 }
 
-type Samples<'a> = Box<dyn Iterator<Item = Sample<'a>> + 'a>;
+/// What many series are about.
+trait Subject {
+    fn labels(&self) -> &str;
+}
+
+impl Subject for OfService<'_> {
+    fn labels(&self) -> &str {
+        &self.labels
+    }
+}
+
+impl Subject for OfPool<'_> {
+    fn labels(&self) -> &str {
+        &self.labels
+    }
+}
+
+impl Subject for OfBackend<'_> {
+    fn labels(&self) -> &str {
+        &self.labels
+    }
+}
 
 impl<'a> Subjects<'a> {
     pub(super) fn of(scrape: &'a Scrape) -> Self {
         static NONE: Handshakes = Handshakes::NONE;
-        let layout = scrape.status.layout.to_string();
         let mut all = Self {
-            build: labels(&[("version", &scrape.status.version), ("layout", &layout)]),
-            interfaces: scrape.interfaces.iter().map(|(name, _)| labels(&[("interface", name)])).collect(),
+            interfaces: scrape.interfaces.iter().map(|(name, _)| label("", "interface", name)).collect(),
             services: Vec::new(),
             pools: Vec::new(),
             backends: Vec::new(),
         };
-        for service in &scrape.status.services {
-            let name = service.name.as_str();
-            let frontend = ("frontend", name);
-            all.services.push(OfService {
-                it: service,
-                labels: labels(&[frontend]),
-                rollout: scrape.rollouts.get(name).copied(),
-            });
-            let (transitions, checks) = (scrape.tally.of_service(name), scrape.checks.of_service(name));
+        for service in &scrape.services {
+            let labels = label("", "frontend", &service.name);
+            let handshakes = scrape.handshakes.get(&service.name);
+            let transitions = scrape.tally.of_service(&service.name);
             for pool in &service.pools {
-                let group = ("group", pool.name.as_str());
-                all.pools.push(OfPool {
-                    service,
-                    it: pool,
-                    labels: labels(&[frontend, group]),
-                    handshakes: scrape
-                        .handshakes
-                        .get(name)
-                        .and_then(|of| of.get(&pool.name))
-                        .unwrap_or(&NONE),
-                });
-                for backend in &pool.backends {
-                    all.backends.push(OfBackend {
-                        it: backend,
-                        labels: labels(&[frontend, group, ("backend", backend.name.as_str())]),
-                        transitions: transitions
-                            .and_then(|of| of.get(&backend.name))
-                            .copied()
-                            .unwrap_or_default(),
-                        checks: checks.and_then(|of| of.get(&backend.name)).copied().unwrap_or_default(),
-                        watch: scrape.watches.get(&backend.id).copied().unwrap_or_default(),
-                    });
-                }
+                let labels = label(&labels, "group", &pool.name);
+                all.backends.extend(pool.backends.iter().map(|backend| OfBackend {
+                    it: backend,
+                    labels: label(&labels, "backend", &BackendPath::name_of(backend.address)),
+                    transitions:
+                        transitions.and_then(|of| of.get(&backend.address)).copied().unwrap_or_default(),
+                }));
+                let handshakes = handshakes.and_then(|of| of.get(&pool.name)).unwrap_or(&NONE);
+                all.pools.push(OfPool { service, it: pool, labels, handshakes });
             }
+            all.services.push(OfService { it: service, labels });
         }
         all
     }
-
-    fn each_backend(&'a self, figure: impl Fn(&OfBackend<'a>) -> f64 + 'a) -> Samples<'a> {
-        let each = self.backends.iter();
-        Box::new(each.map(move |of| sample(shared(&of.labels), figure(of))))
-    }
-
-    /// With each of some values of one more label.
-    fn each_backend_by<const N: usize>(
-        &'a self,
-        name: &'static str,
-        figures: impl Fn(&OfBackend<'a>) -> [(&'static str, f64); N] + 'a,
-    ) -> Samples<'a> {
-        Box::new(self.backends.iter().flat_map(move |of| by(shared(&of.labels), name, figures(of))))
-    }
-
-    fn each_pool(&'a self, figure: impl Fn(&OfPool<'a>) -> f64 + 'a) -> Samples<'a> {
-        Box::new(self.pools.iter().map(move |of| sample(shared(&of.labels), figure(of))))
-    }
-
-    fn each_pool_by<const N: usize>(
-        &'a self,
-        name: &'static str,
-        figures: impl Fn(&OfPool<'a>) -> [(&'static str, f64); N] + 'a,
-    ) -> Samples<'a> {
-        Box::new(self.pools.iter().flat_map(move |of| by(shared(&of.labels), name, figures(of))))
-    }
-
-    fn each_service(&'a self, figure: impl Fn(&OfService<'a>) -> f64 + 'a) -> Samples<'a> {
-        Box::new(self.services.iter().map(move |of| sample(shared(&of.labels), figure(of))))
-    }
-
-    fn each_service_by<const N: usize>(
-        &'a self,
-        name: &'static str,
-        figures: impl Fn(&OfService<'a>) -> [(&'static str, f64); N] + 'a,
-    ) -> Samples<'a> {
-        Box::new(self.services.iter().flat_map(move |of| by(shared(&of.labels), name, figures(of))))
-    }
 }
 
-const fn shared(shared: &str) -> Labels<'_> {
-    Labels { shared, own: None }
+/// A series of each subject; `own` is one more label, or empty.
+fn each<'a, S: Subject>(
+    subjects: &'a [S],
+    own: impl Into<String>,
+    figure: impl Fn(&'a S) -> f64 + 'a,
+) -> Series<'a> {
+    Series::Each(own.into(), Box::new(subjects.iter().map(move |of| (of.labels(), figure(of)))))
 }
 
-/// The same labels with each of some values of one more.
-fn by<'a>(
-    labels: Labels<'a>,
+/// Series that are about nothing but the value of one label.
+fn only_by<'a, 'n>(name: &str, figures: impl IntoIterator<Item = (&'n str, f64)>) -> Vec<Series<'a>> {
+    figures.into_iter().map(|(value, figure)| Series::One(label("", name, value), figure)).collect()
+}
+
+fn family<'a>(
     name: &'static str,
-    figures: impl IntoIterator<Item = (&'static str, f64)>,
-) -> impl Iterator<Item = Sample<'a>> {
-    figures.into_iter().map(move |(word, value)| sample(labels.and(name, word), value))
-}
-
-/// Series that have no other label.
-fn only_by<'a>(
-    name: &'static str,
-    figures: impl IntoIterator<Item = (&'static str, f64)> + 'a,
-) -> Samples<'a> {
-    Box::new(by(Labels::default(), name, figures))
-}
-
-const fn sample(labels: Labels<'_>, value: f64) -> Sample<'_> {
-    Sample { labels, value: Value::Number(value) }
-}
-
-const fn family<'a>(name: &'static str, kind: Kind, help: &'static str, samples: Samples<'a>) -> Family<'a> {
-    Family { name, kind, help, samples }
+    kind: Kind,
+    help: &'static str,
+    series: impl Into<Vec<Series<'a>>>,
+) -> Family<'a> {
+    Family { name, kind, help, series: series.into() }
 }
 
 fn single<'a>(name: &'static str, kind: Kind, help: &'static str, value: f64) -> Family<'a> {
-    family(name, kind, help, Box::new(std::iter::once(sample(Labels::default(), value))))
+    family(name, kind, help, [Series::One(String::new(), value)])
 }
 
-fn agent<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
+fn agent<'a>(scrape: &Scrape) -> Vec<Family<'a>> {
+    let build = label(&label("", "version", env!("CARGO_PKG_VERSION")), "layout", &LAYOUT.to_string());
     let findings = [Severity::Error, Severity::Warning, Severity::Info].map(|severity| {
-        let of_it = scrape.status.findings.iter().filter(|finding| finding.severity == severity);
+        let of_it = scrape.findings.iter().filter(|finding| finding.severity == severity);
         (severity.as_str(), of_it.count() as f64)
     });
     vec![
@@ -235,7 +187,7 @@ fn agent<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
             "lb_build_info",
             Kind::Gauge,
             "The agent's version, and the layout of its pinned maps.",
-            Box::new(std::iter::once(sample(shared(&all.build), 1.0))),
+            [Series::One(build, 1.0)],
         ),
         family(
             "lb_findings",
@@ -265,10 +217,9 @@ fn agent<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
 }
 
 fn traffic<'a>(all: &'a Subjects<'a>) -> Vec<Family<'a>> {
-    let ways = |figures: fn(&BackendStatus) -> [u64; 2]| {
-        all.each_backend_by("direction", move |of| {
-            let [requests, replies] = figures(of.it);
-            [("request", requests as f64), ("reply", replies as f64)]
+    let ways = |requests: fn(&Traffic) -> u64, replies: fn(&Traffic) -> u64| {
+        [("request", requests), ("reply", replies)].map(|(way, figure)| {
+            each(&all.backends, label("", "direction", way), move |of| figure(&of.it.traffic) as f64)
         })
     };
     vec![
@@ -276,40 +227,44 @@ fn traffic<'a>(all: &'a Subjects<'a>) -> Vec<Family<'a>> {
             "lb_packets_total",
             Kind::Counter,
             "Packets to the backend, and replies that came back through the balancer (none do in the dsr modes).",
-            ways(|it| [it.traffic.packets, it.traffic.reply_packets]),
+            ways(|it| it.packets, |it| it.reply_packets),
         ),
         family(
             "lb_bytes_total",
             Kind::Counter,
             "The same in bytes of whole frames.",
-            ways(|it| [it.traffic.bytes, it.traffic.reply_bytes]),
+            ways(|it| it.bytes, |it| it.reply_bytes),
         ),
         family(
             "lb_connections_total",
             Kind::Counter,
             "Flows that began.",
-            all.each_backend(|of| of.it.traffic.connections as f64),
+            [each(&all.backends, "", |of| of.it.traffic.connections as f64)],
         ),
         family(
             "lb_connections_active",
             Kind::Gauge,
             "Flows of the backend that are tracked, as of the last sweep. Flows of settled slots are in no table, and not counted.",
-            all.each_backend(|of| of.it.tracked_flows as f64),
+            [each(&all.backends, "", |of| of.it.tracked_flows as f64)],
         ),
     ]
 }
 
 /// What becomes of connections, where that is looked at.
 fn handshakes<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
-    let failures = all.each_backend_by("reason", |of| {
-        [("refused", of.watch.refused as f64), ("timeout", of.watch.unanswered as f64)]
-    });
-    let resets = all.each_backend_by("origin", |of| [("backend", of.watch.reset_early as f64)]);
-    let ours: f64 = RESETS.into_iter().map(|reason| count_of(scrape, reason)).sum();
-    let resets = Box::new(resets.chain(only_by("origin", [("balancer", ours)])));
-    let times = |which: fn(&Handshakes) -> Value| -> Samples<'a> {
+    let failures = [
+        each(&all.backends, label("", "reason", "refused"), |of| of.it.watch.refused as f64),
+        each(&all.backends, label("", "reason", "timeout"), |of| of.it.watch.unanswered as f64),
+    ];
+    let ours = RESETS.into_iter().map(|reason| count_of(scrape, reason)).sum();
+    let resets = [
+        each(&all.backends, label("", "origin", "backend"), |of| of.it.watch.reset_early as f64),
+        Series::One(label("", "origin", "balancer"), ours),
+    ];
+    let times = |which: fn(&Handshakes) -> &[u64; BUCKETS]| {
         let each = all.pools.iter();
-        Box::new(each.map(move |of| Sample { labels: shared(&of.labels), value: which(of.handshakes) }))
+        let each = each.map(move |of| (of.labels.as_str(), histogram(which(of.handshakes))));
+        [Series::Histograms(&WRITTEN, Box::new(each))]
     };
     vec![
         family(
@@ -340,32 +295,31 @@ fn handshakes<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> 
             Kind::Histogram,
             "From a client's first SYN to the backend's answer, since the agent started: one for each client and step of a rollout. \
              The sum takes each for the middle of its bucket.",
-            times(|counts| Value::Histogram(histogram(&counts.answered))),
+            times(|counts| &counts.answered),
         ),
         family(
             "lb_first_byte_duration_seconds",
             Kind::Histogram,
             "From a client's first SYN to the backend's first byte, likewise since the agent started.",
-            times(|counts| Value::Histogram(histogram(&counts.first_byte))),
+            times(|counts| &counts.first_byte),
         ),
     ]
 }
 
 fn backends<'a>(all: &'a Subjects<'a>) -> Vec<Family<'a>> {
-    let states = all.each_backend_by("state", |of| {
-        let is = state_of(of.it);
-        STATES.map(|state| (state, truth(state == is)))
+    let states = STATES.map(|state| {
+        each(&all.backends, label("", "state", state), move |of| truth(state_of(of.it) == state))
     });
-    let transitions = all.each_backend_by("to", |of| {
-        let [up, down] = of.transitions;
-        [("up", up as f64), ("down", down as f64)]
-    });
+    let transitions = [
+        each(&all.backends, label("", "to", "up"), |of| of.transitions[0] as f64),
+        each(&all.backends, label("", "to", "down"), |of| of.transitions[1] as f64),
+    ];
     vec![
         family(
             "lb_backend_weight",
             Kind::Gauge,
             "The backend's weight, as it holds.",
-            all.each_backend(|of| f64::from(of.it.weight)),
+            [each(&all.backends, "", |of| f64::from(of.it.weight))],
         ),
         family(
             "lb_backend_state",
@@ -377,15 +331,13 @@ fn backends<'a>(all: &'a Subjects<'a>) -> Vec<Family<'a>> {
             "lb_backend_slots",
             Kind::Gauge,
             "Slots of its pool's table that lead to the backend.",
-            all.each_backend(|of| f64::from(of.it.slots)),
+            [each(&all.backends, "", |of| f64::from(of.it.slots))],
         ),
         family(
             "lb_breaker_open",
             Kind::Gauge,
             "What the backend's breaker keeps away, from 0 (closed) to 1 (open).",
-            all.each_backend(|of| {
-                of.it.breaker.as_ref().map_or(0.0, |breaker| 1.0 - breaker.passes_percent / 100.0)
-            }),
+            [each(&all.backends, "", |of| of.it.kept_away)],
         ),
         family(
             "lb_health_transitions_total",
@@ -396,17 +348,16 @@ fn backends<'a>(all: &'a Subjects<'a>) -> Vec<Family<'a>> {
     ]
 }
 
-fn checks<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
-    let failures = all.each_pool_by("reason", |of| {
-        let counts = scrape.checks.of_pool(&of.service.name, &of.it.name);
-        FailureKind::ALL.map(|kind| (kind.name(), counts[kind as usize] as f64))
+fn checks<'a>(all: &'a Subjects<'a>) -> Vec<Family<'a>> {
+    let failures = FailureKind::ALL.map(|kind| {
+        each(&all.pools, label("", "reason", kind.name()), move |of| of.it.failures[kind as usize] as f64)
     });
     vec![
         family(
             "lb_health_checks_total",
             Kind::Counter,
             "Health checks of the backend that have ended, since the agent started.",
-            all.each_backend(|of| of.checks as f64),
+            [each(&all.backends, "", |of| of.it.checks as f64)],
         ),
         family(
             "lb_health_check_failures_total",
@@ -418,49 +369,50 @@ fn checks<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
             "lb_health_check_duration_seconds",
             Kind::Gauge,
             "How long the backend's last check took; 0 before the first one.",
-            all.each_backend(|of| of.it.health.last_duration_ms.unwrap_or(0.0) / 1e3),
+            [each(&all.backends, "", |of| of.it.last_check)],
         ),
     ]
 }
 
 fn pools<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
-    let ejections = all.each_pool_by("detector", |of| {
-        let count = |detector| scrape.tally.ejections(&of.service.name, &of.it.name, detector) as f64;
-        Detector::ALL.map(|detector| (detector.name(), count(detector)))
+    let ejections = Detector::ALL.map(|detector| {
+        each(&all.pools, label("", "detector", detector.name()), move |of| {
+            scrape.tally.ejections(&of.service.name, &of.it.name, detector) as f64
+        })
     });
     vec![
         family(
             "lb_split_ratio",
             Kind::Gauge,
             "The pool's part of the clients, from 0 to 1, as the kernel has it.",
-            all.each_pool(|of| match of.it.role {
-                PoolRole::Stable => 1.0 - of.service.split.new,
-                PoolRole::Canary => of.service.split.new,
+            [each(&all.pools, "", |of| match of.it.role {
+                PoolRole::Stable => 1.0 - of.service.split,
+                PoolRole::Canary => of.service.split,
                 PoolRole::Idle => 0.0,
-            }),
+            })],
         ),
         family(
             "lb_backends",
             Kind::Gauge,
             "Backends of the pool.",
-            all.each_pool(|of| of.it.backends.iter().filter(|it| !it.terminating).count() as f64),
+            [each(&all.pools, "", |of| of.it.backends.iter().filter(|it| !it.terminating).count() as f64)],
         ),
         family(
             "lb_backends_healthy",
             Kind::Gauge,
             "Backends of the pool that are up or never checked.",
-            all.each_pool(|of| {
-                let healthy = |it: &&BackendStatus| {
-                    !it.terminating && matches!(it.health.status, HealthState::Up | HealthState::Unchecked)
+            [each(&all.pools, "", |of| {
+                let healthy = |it: &&Backend| {
+                    !it.terminating && matches!(it.health, HealthState::Up | HealthState::Unchecked)
                 };
                 of.it.backends.iter().filter(healthy).count() as f64
-            }),
+            })],
         ),
         family(
             "lb_panic_active",
             Kind::Gauge,
             "1 while so few backends of the pool are healthy that health is ignored.",
-            all.each_pool(|of| truth(of.it.panic)),
+            [each(&all.pools, "", |of| truth(of.it.panic))],
         ),
         family(
             "lb_ejections_total",
@@ -472,12 +424,15 @@ fn pools<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
 }
 
 fn rollouts<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
-    let phases = all.each_service_by("phase", |of| {
-        let now = of.rollout.map(|(phase, _)| phase);
-        Phase::ALL.map(|phase| (phase.name(), truth(now == Some(phase))))
+    let phases = Phase::ALL.map(|phase| {
+        each(&all.services, label("", "phase", phase.name()), move |of| {
+            truth(of.it.rollout.is_some_and(|(now, _)| now == phase))
+        })
     });
-    let rollbacks = all.each_service_by("cause", |of| {
-        Cause::ALL.map(|cause| (cause.name(), scrape.tally.rollbacks(&of.it.name, cause) as f64))
+    let rollbacks = Cause::ALL.map(|cause| {
+        each(&all.services, label("", "cause", cause.name()), move |of| {
+            scrape.tally.rollbacks(&of.it.name, cause) as f64
+        })
     });
     vec![
         family(
@@ -490,7 +445,7 @@ fn rollouts<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
             "lb_rollout_step",
             Kind::Gauge,
             "The step that the rollout is at, from 1; 0 before the first.",
-            all.each_service(|of| of.rollout.map_or(0.0, |(_, step)| step as f64)),
+            [each(&all.services, "", |of| of.it.rollout.map_or(0.0, |(_, step)| step as f64))],
         ),
         family(
             "lb_rollbacks_total",
@@ -503,26 +458,33 @@ fn rollouts<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
             Kind::Gauge,
             "How long the service's last rollback took, from the request (or a rollout's verdict) to the store in the kernel; 0 \
              where there was none since the agent started.",
-            all.each_service(|of| scrape.tally.rollback_seconds(&of.it.name)),
+            [each(&all.services, "", |of| scrape.tally.rollback_seconds(&of.it.name))],
         ),
         family(
             "lb_analysis_value",
             Kind::Gauge,
             "What the analysis of a rollout under way looks at: a part of the pool's clients, from 0 to 1 (0 where none is under \
              way), or a figure of Prometheus.",
-            Box::new(all.pools.iter().flat_map(|of| analysis(scrape, of))),
+            analysis(scrape, all),
         ),
     ]
 }
 
-fn analysis<'a>(scrape: &'a Scrape, of: &'a OfPool<'a>) -> impl Iterator<Item = Sample<'a>> {
-    let is_here = |it: &&Analysed| it.service == of.service.name && it.pool == of.it.name;
-    let here = move || scrape.analyses.iter().filter(is_here);
-    let always = ANALYSES.iter().filter(move |known| here().all(|it| it.metric != **known));
-    let always = always.map(|known| (*known, 0.0));
-    always
-        .chain(here().map(|it| (it.metric.as_str(), it.value)))
-        .map(|(metric, value)| sample(shared(&of.labels).and("metric", metric), value))
+fn analysis<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Series<'a>> {
+    let known = ANALYSES.map(|metric| {
+        each(&all.pools, label("", "metric", metric), move |of| {
+            let is_it = |it: &&Analysed| {
+                it.metric == metric && it.service == of.service.name && it.pool == of.it.name
+            };
+            scrape.analyses.iter().find(is_it).map_or(0.0, |it| it.value)
+        })
+    });
+    let others = scrape.analyses.iter().filter(|it| !ANALYSES.contains(&it.metric.as_str()));
+    let others = others.map(|it| {
+        let pool = label(&label("", "frontend", &it.service), "group", &it.pool);
+        Series::One(label(&pool, "metric", &it.metric), it.value)
+    });
+    known.into_iter().chain(others).collect()
 }
 
 fn count_of(scrape: &Scrape, reason: Reason) -> f64 {
@@ -534,12 +496,12 @@ fn kernel<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
     let counted = |action| ending(action).map(|reason| (reason.name(), count_of(scrape, *reason)));
     let events =
         Event::ALL.iter().map(|event| (event.name(), scrape.counters.events[*event as usize] as f64));
-    let actions = all.interfaces.iter().zip(&scrape.interfaces).flat_map(move |(labels, (_, counters))| {
-        let figures = [Action::Transmit, Action::Pass, Action::Drop].map(|action| {
+    let actions = [Action::Transmit, Action::Pass, Action::Drop].map(|action| {
+        let each = all.interfaces.iter().zip(&scrape.interfaces).map(move |(labels, (_, counters))| {
             let counts = ending(action).map(|reason| counters.reasons[*reason as usize] as f64);
-            (action.name(), counts.sum())
+            (labels.as_str(), counts.sum())
         });
-        by(shared(labels), "action", figures)
+        Series::Each(label("", "action", action.name()), Box::new(each))
     });
     vec![
         family(
@@ -547,7 +509,7 @@ fn kernel<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
             Kind::Counter,
             "What became of packets that came in by the interface. Those of interfaces whose numbers are the same modulo 64 are counted \
              together, which the label lists.",
-            Box::new(actions),
+            actions,
         ),
         family(
             "lb_drops_total",
@@ -570,8 +532,8 @@ fn kernel<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
     ]
 }
 
-fn tables<'a>(scrape: &'a Scrape) -> Vec<Family<'a>> {
-    let dataplane = &scrape.status.dataplane;
+fn tables<'a>(scrape: &Scrape) -> Vec<Family<'a>> {
+    let dataplane = &scrape.dataplane;
     let rooms = [
         ("tcp", dataplane.flows),
         ("udp", dataplane.udp_flows),

@@ -40,8 +40,8 @@ impl Handshakes {
 /// The kernel's buckets at which Prometheus' end: each twice as long as the one before, from 131 µs to 8.6 s.
 const BOUNDS: std::ops::RangeInclusive<usize> = 7..=23;
 
-/// As they are written: there are thousands of each.
-static WRITTEN: LazyLock<Vec<String>> =
+/// As they are written.
+pub(super) static WRITTEN: LazyLock<Vec<String>> =
     LazyLock::new(|| BOUNDS.map(|log| seconds(2 * log).to_string()).collect());
 
 fn seconds(bucket: usize) -> f64 {
@@ -50,17 +50,16 @@ fn seconds(bucket: usize) -> f64 {
 
 /// In Prometheus' buckets. The kernel adds up no times: the sum takes each for the middle of its bucket.
 pub(super) fn histogram(counts: &[u64; BUCKETS]) -> Histogram {
-    let (mut buckets, mut below) = (Vec::with_capacity(WRITTEN.len()), 0);
-    let mut done = 0;
-    for (log, written) in BOUNDS.zip(WRITTEN.iter()) {
-        below += counts[done..2 * log].iter().sum::<u64>();
+    let (mut sum, mut done) = (0, 0);
+    let below = BOUNDS.map(|log| {
+        sum += counts[done..2 * log].iter().sum::<u64>();
         done = 2 * log;
-        buckets.push((written.as_str(), below));
-    }
+        sum
+    });
     let middle = |bucket: usize| (seconds(bucket) + seconds((bucket + 1).min(BUCKETS - 1))) / 2.0;
     let some = counts.iter().enumerate().filter(|(_, count)| **count > 0);
     Histogram {
-        buckets,
+        below: below.collect(),
         count: counts.iter().sum(),
         sum: some.map(|(bucket, &count)| count as f64 * middle(bucket)).sum(),
     }
@@ -79,12 +78,12 @@ mod tests {
             counts[bucket(us * 1_000)] += 1;
         }
         let made = histogram(&counts);
-        assert_eq!(made.buckets.first(), Some(&("0.000131072", 2)));
-        let bounds: Vec<f64> = made.buckets.iter().map(|(le, _)| le.parse().unwrap()).collect();
-        let at = |bound: f64| Some(made.buckets[bounds.iter().position(|le| *le >= bound)?].1);
+        assert_eq!((WRITTEN[0].as_str(), made.below[0]), ("0.000131072", 2));
+        let bounds: Vec<f64> = WRITTEN.iter().map(|bound| bound.parse().unwrap()).collect();
+        let at = |bound: f64| Some(made.below[bounds.iter().position(|it| *it >= bound)?]);
         assert_eq!((at(0.0002), at(0.002), at(8.0)), (Some(3), Some(4), Some(4)));
         assert_eq!(made.count, 5);
         assert!((made.sum - 10.0).abs() < 2.5, "each within half of its bucket: {}", made.sum);
-        assert!(bounds.is_sorted_by(|a, b| a < b) && made.buckets.is_sorted_by_key(|(_, count)| *count));
+        assert!(bounds.is_sorted_by(|a, b| a < b) && made.below.is_sorted());
     }
 }

@@ -162,7 +162,7 @@ async fn metrics(State(app): State<App>) -> Result<Response, Response> {
     let _turn = app.turn.lock().await;
     let scrape = app.ask(|agent| agent.scrape()).await?;
     // Made while it is sent, and never there as a whole: that of ten thousand backends has 24 MB.
-    let (sender, mut receiver) = mpsc::channel(4);
+    let (sender, mut receiver) = mpsc::channel(16);
     tokio::task::spawn_blocking(move || scrape.write(|piece| sender.blocking_send(piece).is_ok()));
     let first = receiver.recv().await.ok_or_else(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
     let head = [(header::CONTENT_TYPE, text::MEDIA_TYPE)];

@@ -1,9 +1,9 @@
 //! What the agent counts itself, since it has started.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 
 use super::checks::of;
-use crate::api::BackendPath;
 use crate::events::Occurrence;
 use crate::outlier::Detector;
 use crate::state::Author;
@@ -35,7 +35,7 @@ impl Cause {
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// By service and backend: how often it came up, and how often it went down.
-    transitions: HashMap<String, HashMap<String, [u64; 2]>>,
+    transitions: HashMap<String, HashMap<SocketAddr, [u64; 2]>>,
     rollbacks: BTreeMap<(String, Cause), u64>,
     /// By service: how long its last rollback took, in seconds.
     applied: BTreeMap<String, f64>,
@@ -55,9 +55,10 @@ impl Tally {
             "agent_started" | "applied" => self.configured = now(),
             "backend_up" | "backend_down" => {
                 let backend = what.backend.as_deref().and_then(|backend| backend.parse().ok());
-                let backend = backend.map(BackendPath::name_of).unwrap_or_default();
-                let both = of(of(&mut self.transitions, &service), &backend);
-                both[usize::from(what.code == "backend_down")] += 1;
+                if let Some(backend) = backend {
+                    let both = of(&mut self.transitions, &service).entry(backend).or_default();
+                    both[usize::from(what.code == "backend_down")] += 1;
+                }
             }
             "rollout_rolled_back" => {
                 let by_itself = what.actor.as_ref() == Some(&Author::agent("rollout").name);
@@ -78,7 +79,7 @@ impl Tally {
     }
 
     /// How often each of a service's backends came up, and how often it went down.
-    pub(super) fn of_service(&self, service: &str) -> Option<&HashMap<String, [u64; 2]>> {
+    pub(super) fn of_service(&self, service: &str) -> Option<&HashMap<SocketAddr, [u64; 2]>> {
         self.transitions.get(service)
     }
 
@@ -117,9 +118,9 @@ impl Tally {
     }
 
     /// Forgets backends that are not there any more, as `known` says of service and backend.
-    pub fn forget_others(&mut self, known: impl Fn(&str, &str) -> bool) {
+    pub fn forget_others(&mut self, known: impl Fn(&str, SocketAddr) -> bool) {
         for (service, backends) in &mut self.transitions {
-            backends.retain(|backend, _| known(service, backend));
+            backends.retain(|backend, _| known(service, *backend));
         }
         self.transitions.retain(|_, backends| !backends.is_empty());
     }
@@ -147,8 +148,8 @@ mod tests {
     #[test]
     fn events_are_counted_where_they_belong() {
         let mut tally = Tally::default();
-        let transitions =
-            |tally: &Tally| tally.of_service("web").and_then(|of| of.get("10.0.0.1:80")).copied();
+        let [one, other] = ["10.0.0.1:80", "10.0.0.2:80"].map(|address| address.parse().unwrap());
+        let transitions = |tally: &Tally| tally.of_service("web").and_then(|of| of.get(&one)).copied();
         assert_eq!((transitions(&tally), tally.rollbacks("web", Cause::Manual)), (None, 0));
         let engine = Author::agent("rollout").name;
         for event in [
@@ -172,7 +173,7 @@ mod tests {
         assert_eq!(tally.configured, 0.0);
         tally.note(&what("applied", None, None));
         assert!(tally.configured > 1.7e9);
-        tally.forget_others(|_, backend| backend == "10.0.0.2:80");
+        tally.forget_others(|_, backend| backend == other);
         assert_eq!((transitions(&tally), tally.backends()), (None, 0));
     }
 }

@@ -1,6 +1,7 @@
 //! Prometheus' text format, version 0.0.4.
 
 use std::fmt::Write;
+use std::ops::ControlFlow;
 
 /// What a family's figures are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,90 +30,41 @@ pub(super) struct Family<'a> {
     pub name: &'static str,
     pub kind: Kind,
     pub help: &'static str,
-    pub samples: Box<dyn Iterator<Item = Sample<'a>> + 'a>,
+    pub series: Vec<Series<'a>>,
 }
 
-/// A series, and its figure. (A histogram counts as one.)
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Sample<'a> {
-    pub labels: Labels<'a>,
-    pub value: Value,
-}
-
-/// A figure.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
-    /// Of a counter or a gauge.
-    Number(f64),
-    /// Of a histogram.
-    Histogram(Histogram),
+/// Series of a family. Labels stand there as they are written ([`label`]): there are hundreds of thousands of lines, and most of
+/// what a line says is said in others, too.
+pub(super) enum Series<'a> {
+    /// A single one: its labels, which may be none, and its figure.
+    One(String, f64),
+    /// One for each of many subjects: a label that they all have, which may be none, and the subjects' labels with their figures.
+    Each(String, Box<dyn Iterator<Item = (&'a str, f64)> + 'a>),
+    /// The same with histograms, which have these bounds.
+    Histograms(&'a [String], Box<dyn Iterator<Item = (&'a str, Histogram)> + 'a>),
 }
 
 /// What was counted in buckets.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Histogram {
-    /// Upper bounds as they are written, and how many lie at or below each.
-    pub buckets: Vec<(&'static str, u64)>,
+    /// How many lie at or below each bound.
+    pub below: Vec<u64>,
     pub count: u64,
     pub sum: f64,
 }
 
-/// Labels. Those of a backend are the same in a dozen families, and are written down once ([`labels`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Labels<'a> {
-    /// As in the text: `frontend="web",group="v1"`.
-    pub shared: &'a str,
-    pub own: Option<(&'static str, &'a str)>,
-}
-
-/// Labels as they are written.
-pub(super) fn labels(labels: &[(&str, &str)]) -> String {
-    let mut text = String::with_capacity(64);
-    for (number, (name, value)) in labels.iter().enumerate() {
-        if number > 0 {
-            text.push(',');
-        }
-        text.push_str(name);
-        text.push_str("=\"");
-        escape(&mut text, value);
-        text.push('"');
+/// A label as it is written, behind those that are written already.
+pub(super) fn label(before: &str, name: &str, value: &str) -> String {
+    let mut text = String::with_capacity(before.len() + name.len() + value.len() + 4);
+    if !before.is_empty() {
+        text.push_str(before);
+        text.push(',');
     }
+    text.push_str(name);
+    text.push_str("=\"");
+    escape(&mut text, value);
+    text.push('"');
     text
-}
-
-impl<'a> Labels<'a> {
-    /// And another one.
-    pub(super) const fn and(self, name: &'static str, value: &'a str) -> Self {
-        debug_assert!(self.own.is_none(), "one label of a series is its own");
-        Self { own: Some((name, value)), ..self }
-    }
-
-    /// The labels' names, in order.
-    #[cfg(test)]
-    pub(super) fn names(self) -> Vec<&'a str> {
-        let shared = self.shared.split("\",").filter_map(|label| Some(label.split_once('=')?.0));
-        shared.chain(self.own.map(|(name, _)| name)).collect()
-    }
-
-    fn write(self, text: &mut String, le: Option<&str>) {
-        let mut before = '{';
-        if !self.shared.is_empty() {
-            text.push(before);
-            text.push_str(self.shared);
-            before = ',';
-        }
-        for (name, value) in self.own.into_iter().chain(le.map(|le| ("le", le))) {
-            text.push(before);
-            text.push_str(name);
-            text.push_str("=\"");
-            escape(text, value);
-            text.push('"');
-            before = ',';
-        }
-        if before == ',' {
-            text.push('}');
-        }
-    }
 }
 
 /// Media type of the text.
@@ -122,59 +74,83 @@ pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// more.
 pub(super) fn write<'a>(
     families: impl IntoIterator<Item = Family<'a>>,
-    mut hand_over: impl FnMut(String) -> bool,
+    hand_over: impl FnMut(String) -> bool,
 ) {
-    let piece = || String::with_capacity(PIECE + PIECE / 8);
-    let mut text = piece();
-    for family in families {
-        // Writing into a string cannot fail.
-        _ = writeln!(text, "# HELP {} {}", family.name, family.help);
-        _ = writeln!(text, "# TYPE {} {}", family.name, family.kind.name());
-        for sample in family.samples {
-            line(&mut text, family.name, &sample);
-            if text.len() >= PIECE && !hand_over(std::mem::replace(&mut text, piece())) {
-                return;
-            }
-        }
+    let mut pieces = Pieces { text: piece(), hand_over };
+    if families.into_iter().try_for_each(|family| pieces.family(family)).is_continue() {
+        (pieces.hand_over)(pieces.text);
     }
-    hand_over(text);
 }
 
 /// As much as a few writes to a socket take.
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 64 << 10;
 
-/// The lines of a series.
-fn line(text: &mut String, name: &str, Sample { labels, value }: &Sample<'_>) {
-    let mut line = |suffix: &str, le: Option<&str>, value: f64| {
-        text.push_str(name);
-        text.push_str(suffix);
-        labels.write(text, le);
-        text.push(' ');
-        number(text, value);
-        text.push('\n');
-    };
-    match value {
-        Value::Number(value) => line("", None, *value),
-        Value::Histogram(histogram) => {
-            for (bound, count) in &histogram.buckets {
-                line("_bucket", Some(bound), *count as f64);
+fn piece() -> String {
+    String::with_capacity(PIECE + PIECE / 8)
+}
+
+/// The text as far as it is written, and who takes it; `Break`: nobody does any more.
+struct Pieces<F> {
+    text: String,
+    hand_over: F,
+}
+
+impl<F: FnMut(String) -> bool> Pieces<F> {
+    fn family(&mut self, Family { name, kind, help, series }: Family<'_>) -> ControlFlow<()> {
+        // Writing into a string cannot fail.
+        _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {}", kind.name());
+        series.into_iter().try_for_each(|series| self.series(name, series))
+    }
+
+    fn series(&mut self, name: &str, series: Series<'_>) -> ControlFlow<()> {
+        match series {
+            Series::One(labels, value) if labels.is_empty() => self.line([name, " ", ""], value),
+            Series::One(labels, value) => self.line([&format!("{name}{{"), &labels, "} "], value),
+            Series::Each(own, mut each) => {
+                let (head, tail) = (format!("{name}{{"), tail(&own));
+                each.try_for_each(|(labels, value)| self.line([&head, labels, &tail], value))
             }
-            line("_bucket", Some("+Inf"), histogram.count as f64);
-            line("_sum", None, histogram.sum);
-            line("_count", None, histogram.count as f64);
+            Series::Histograms(bounds, mut each) => {
+                let [bucket, sum, count] = ["bucket", "sum", "count"].map(|what| format!("{name}_{what}{{"));
+                let bounds = bounds.iter().map(String::as_str).chain(["+Inf"]);
+                let tails: Vec<String> = bounds.map(|bound| tail(&label("", "le", bound))).collect();
+                each.try_for_each(|(labels, it)| {
+                    for (tail, below) in tails.iter().zip(it.below.iter().chain([&it.count])) {
+                        self.line([&bucket, labels, tail], *below as f64)?;
+                    }
+                    self.line([&sum, labels, "} "], it.sum)?;
+                    self.line([&count, labels, "} "], it.count as f64)
+                })
+            }
         }
     }
+
+    fn line(&mut self, words: [&str; 3], value: f64) -> ControlFlow<()> {
+        words.into_iter().for_each(|word| self.text.push_str(word));
+        number(&mut self.text, value);
+        self.text.push('\n');
+        let full = self.text.len() >= PIECE;
+        if full && !(self.hand_over)(std::mem::replace(&mut self.text, piece())) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// What stands between a subject's labels and the figure.
+fn tail(own: &str) -> String {
+    if own.is_empty() { "} ".to_owned() } else { format!(",{own}}} ") }
 }
 
 /// Without exponent, and a whole number without a point: exact up to 2^53.
 fn number(text: &mut String, value: f64) {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    if value == 0.0 {
+    let whole = value as i64;
+    if whole == 0 && value == 0.0 {
         // Most of all figures.
         text.push('0');
-    } else if value.fract() == 0.0 && value.abs() < EXACT {
+    } else if whole as f64 == value {
         // Several times faster.
-        text.push_str(itoa::Buffer::new().format(value as i64));
+        text.push_str(itoa::Buffer::new().format(whole));
     } else {
         // Writing into a string cannot fail.
         _ = write!(text, "{value}");
@@ -209,44 +185,46 @@ mod tests {
         text
     }
 
-    fn family<'a>(
-        name: &'static str,
-        kind: Kind,
-        help: &'static str,
-        samples: Vec<Sample<'a>>,
-    ) -> Family<'a> {
-        Family { name, kind, help, samples: Box::new(samples.into_iter()) }
+    fn each<'a, T: 'a>(each: Vec<(&'a str, T)>) -> Box<dyn Iterator<Item = (&'a str, T)> + 'a> {
+        Box::new(each.into_iter())
     }
 
     #[test]
     fn a_family_is_written_as_the_format_says() {
-        let of = |backend: &str| labels(&[("frontend", "web"), ("backend", backend)]);
-        let (plain, odd, group) = (of("10.0.0.1:80"), of("a\"b\\c\nd"), labels(&[("group", "v1")]));
-        let shared = |shared| Labels { shared, own: None };
-        let sample = |labels, value| Sample { labels, value: Value::Number(value) };
-        let counter = family(
-            "lb_packets_total",
-            Kind::Counter,
-            "Packets.",
-            vec![
-                sample(shared(&plain), 9_007_199_254_740_991.0),
-                sample(shared(&odd).and("direction", "re\"ply"), 0.0),
+        let of = |backend: &str| label(&label("", "frontend", "web"), "backend", backend);
+        let (plain, odd, group) = (of("10.0.0.1:80"), of("a\"b\\c\nd"), label("", "group", "v1"));
+        let bounds = ["0.001".to_owned(), "2".to_owned()];
+        let counter = Family {
+            name: "lb_packets_total",
+            kind: Kind::Counter,
+            help: "Packets.",
+            series: vec![
+                Series::Each(String::new(), each(vec![(&plain, 9_007_199_254_740_991.0)])),
+                Series::Each(label("", "direction", "re\"ply"), each(vec![(&odd, 0.0), (&plain, -1.0)])),
+                Series::One(label("", "direction", "none"), 1e21),
             ],
-        );
-        let gauge = family("lb_split_ratio", Kind::Gauge, "Share.", vec![sample(Labels::default(), 0.125)]);
-        let histogram = Histogram { buckets: vec![("0.001", 3), ("2", 4)], count: 5, sum: 7.5 };
-        let histogram = family(
-            "lb_handshake_duration_seconds",
-            Kind::Histogram,
-            "Time.",
-            vec![Sample { labels: shared(&group), value: Value::Histogram(histogram) }],
-        );
+        };
+        let gauge = Family {
+            name: "lb_split_ratio",
+            kind: Kind::Gauge,
+            help: "Share.",
+            series: vec![Series::One(String::new(), 0.125)],
+        };
+        let histogram = Histogram { below: vec![3, 4], count: 5, sum: 7.5 };
+        let histogram = Family {
+            name: "lb_handshake_duration_seconds",
+            kind: Kind::Histogram,
+            help: "Time.",
+            series: vec![Series::Histograms(&bounds, each(vec![(&group, histogram)]))],
+        };
         assert_eq!(
             text(vec![counter, gauge, histogram]),
             "# HELP lb_packets_total Packets.\n\
              # TYPE lb_packets_total counter\n\
              lb_packets_total{frontend=\"web\",backend=\"10.0.0.1:80\"} 9007199254740991\n\
              lb_packets_total{frontend=\"web\",backend=\"a\\\"b\\\\c\\nd\",direction=\"re\\\"ply\"} 0\n\
+             lb_packets_total{frontend=\"web\",backend=\"10.0.0.1:80\",direction=\"re\\\"ply\"} -1\n\
+             lb_packets_total{direction=\"none\"} 1000000000000000000000\n\
              # HELP lb_split_ratio Share.\n\
              # TYPE lb_split_ratio gauge\n\
              lb_split_ratio 0.125\n\
@@ -263,10 +241,9 @@ mod tests {
     #[test]
     fn what_is_long_comes_in_pieces_of_whole_lines() {
         let many = || {
-            let sample =
-                |_| Sample { labels: Labels::default().and("name", "value"), value: Value::Number(1.5) };
-            let samples = Box::new((0..50_000).map(sample));
-            [Family { name: "lb_much", kind: Kind::Gauge, help: "Much.", samples }]
+            let each = Box::new(std::iter::repeat_n(("name=\"value\"", 1.5), 50_000));
+            let series = vec![Series::Each(String::new(), each)];
+            [Family { name: "lb_much", kind: Kind::Gauge, help: "Much.", series }]
         };
         let mut pieces = Vec::new();
         write(many(), |piece| {

@@ -14,10 +14,9 @@ use crate::config::{Backend, Config, PoolName, Service, ServiceName};
 pub type Discovered = BTreeMap<ServiceName, BTreeMap<PoolName, Vec<Backend>>>;
 
 impl Desired {
-    /// Every service, as configured and with what was discovered.
-    #[must_use]
-    pub fn services(&self) -> Vec<Cow<'_, Service>> {
-        self.config.services.iter().map(|service| self.completed(service)).collect()
+    /// Every service, as configured and with what was discovered. (One after the other: a list of a thousand has megabytes.)
+    pub fn services(&self) -> impl Iterator<Item = Cow<'_, Service>> {
+        self.config.services.iter().map(|service| self.completed(service))
     }
 
     /// A service by name, as configured and with what was discovered.
@@ -55,7 +54,7 @@ impl Desired {
     ///
     /// The first mistakes, as the configuration's reader words them.
     pub fn goes_together(&self) -> Result<(), String> {
-        let services = self.services().into_iter().map(Cow::into_owned).collect();
+        let services = self.services().map(Cow::into_owned).collect();
         let config =
             Config { schema: self.config.schema, dataplane: self.config.dataplane.clone(), services };
         // The JSON form of a configuration is checked like a file.

@@ -209,7 +209,7 @@ impl Desired {
         let (revisions, discovered) = (self.revisions.clone(), self.discovered.clone());
         let mut next = Self { revisions, discovered, ..Self::of(config) };
         next.forget_what_nobody_discovers();
-        let intents = next.services().into_iter().filter_map(|service| {
+        let intents = next.services().filter_map(|service| {
             let intent = self.intents.get(&service.name).cloned()?;
             Some((service.name.clone(), intent.under(&service)?))
         });
@@ -228,9 +228,16 @@ impl Desired {
         services.map(|service| (&service.name, (service, self.intents.get(&service.name)))).collect()
     }
 
-    /// The services that are not the same in `other`: new there, gone, changed, or decided about in another way; by name.
+    /// Services that count other changes than in `before`, which this came of: all that may be another one now, by name.
     #[must_use]
-    pub fn differing(&self, other: &Self) -> Vec<ServiceName> {
+    pub fn changed_since(&self, before: &Self) -> Vec<ServiceName> {
+        let counts =
+            self.revisions.iter().filter(|(name, count)| before.revisions.get(*name) != Some(*count));
+        counts.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The services that are not the same in `other`: new there, gone, changed, or decided about in another way; by name.
+    fn differing(&self, other: &Self) -> Vec<ServiceName> {
         let (before, after) = (self.by_name(), other.by_name());
         let gone = before.keys().filter(|name| !after.contains_key(**name));
         let mut names: Vec<ServiceName> = after
@@ -378,6 +385,7 @@ mod tests {
         let name = &after.config.services[0].name;
         assert!(after.intents[name].backends.is_empty());
         assert_eq!(after.revisions[name], 2);
+        assert_eq!(after.changed_since(&desired), [name.clone()]);
     }
 
     #[test]

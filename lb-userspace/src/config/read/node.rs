@@ -116,10 +116,9 @@ impl Node {
             .into_iter()
             .map(|(key, value)| {
                 let key_span = key.span();
-                let name = key.into_inner().into_owned();
-                let value_at = at.key(&name, value.span());
-                let node = Self::value(value.into_inner(), value_at);
-                Entry { key_at: at.key(&name, key_span), key: name, node }
+                let key = key.into_inner().into_owned();
+                let at = at.key(&key, value.span());
+                Entry { key_at: at.spanning(key_span), key, node: Self::value(value.into_inner(), at) }
             })
             .collect();
         entries.sort_by_key(|entry| entry.key_at.span.start);

@@ -40,6 +40,11 @@ impl Place {
         self.step(Name::Index(index), span)
     }
 
+    /// What has the same path, elsewhere in the text.
+    pub fn spanning(&self, span: Range<usize>) -> Self {
+        Self { span, step: self.step.clone() }
+    }
+
     /// Keys from the root, such as `service[0].pool[1].name`.
     pub fn path(&self) -> String {
         let mut out = String::new();

@@ -166,8 +166,11 @@ impl<K: Kind<Draft: Table>> Kind for Tables<K> {
             node.mistyped(&format!("a list of tables `{name}`"), Some(help), findings);
             return None;
         };
-        // What is left of the list is still checked; the mistake that is noted keeps it from being used.
-        Some(nodes.iter().filter_map(|node| K::read(node, findings)).collect())
+        // What is left of the list is still checked; the mistake that is noted keeps it from being used. (Drafts are large: a list
+        // that grew would be copied.)
+        let mut drafts = Vec::with_capacity(nodes.len());
+        drafts.extend(nodes.iter().filter_map(|node| K::read(node, findings)));
+        Some(drafts)
     }
 
     fn finish(draft: Self::Draft) -> Option<Self::Value> {

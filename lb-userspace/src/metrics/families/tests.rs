@@ -1,88 +1,60 @@
 //! The whole text of an agent that is made up.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use lb_common::measure::bucket;
 use lb_common::verdict::Counters;
+use lb_common::watch::Watch;
 
 use super::*;
-use crate::api::{
-    Api, DataplaneStatus, HealthStatus, NextHop, Rate, Room, SlotRoom, SplitStatus, Status, Traffic,
-};
-use crate::config::{Mode, Protocol};
+use crate::api::{DataplaneStatus, Room, SlotRoom};
 use crate::events::Occurrence;
-use crate::health::TargetId;
-use crate::metrics::{Checks, Tally};
+use crate::metrics::Tally;
 
-fn backend(name: &str, health: HealthState) -> BackendStatus {
-    BackendStatus {
-        name: name.to_owned(),
-        source: None,
-        id: 1,
-        weight: 100,
-        configured_weight: 100,
-        priority: 0,
+fn backend(address: &str, health: HealthState) -> Backend {
+    Backend {
+        address: address.parse().unwrap(),
+        terminating: false,
         state: AdminState::Ready,
-        drain: None,
-        health: HealthStatus { status: health, reason: None, since_seconds: 0, last_duration_ms: Some(3.0) },
-        slow_start_percent: None,
-        ejection: None,
-        breaker: None,
-        outcomes: None,
-        server_ids: Vec::new(),
-        steering: None,
-        connections: None,
-        takes_new: true,
-        why_not: None,
-        standby: false,
+        health,
+        weight: 100,
         slots: 101,
         tracked_flows: 0,
-        next_hop: NextHop::Unreachable { unreachable: String::new() },
-        terminating: false,
+        kept_away: 0.0,
+        checks: 11,
+        last_check: 0.003,
         traffic: Traffic { packets: 7, bytes: 700, connections: 3, reply_packets: 5, reply_bytes: 500 },
-        rate: Rate::default(),
+        watch: Watch::default(),
     }
 }
 
-fn pool(name: &str, role: PoolRole, backends: Vec<BackendStatus>) -> PoolStatus {
-    PoolStatus {
-        name: name.to_owned(),
-        role,
-        share_percent: 0.0,
-        panic: false,
-        failed: false,
-        connections: None,
-        breaker: None,
-        spills_to: None,
-        priorities: Vec::new(),
-        backends,
-        traffic: Traffic::default(),
-        handshake: None,
-    }
+fn pool(name: &str, role: PoolRole, backends: Vec<Backend>) -> Pool {
+    Pool { name: name.to_owned(), role, panic: false, failures: Default::default(), backends }
+}
+
+fn analysed(metric: &str, value: f64) -> Analysed {
+    Analysed { service: "web".to_owned(), pool: "v2".to_owned(), metric: metric.to_owned(), value }
 }
 
 fn scrape() -> Scrape {
     let up_and_down =
         vec![backend("10.0.0.1:80", HealthState::Up), backend("10.0.0.2:80", HealthState::Down)];
-    let draining = BackendStatus {
-        id: 2,
+    let draining = Backend {
         state: AdminState::Drain,
+        kept_away: 0.25,
+        watch: Watch { refused: 6, unanswered: 1, reset_early: 4, ..Watch::default() },
         ..backend("[2001:db8::3]:80", HealthState::Unchecked)
     };
-    let service = ServiceStatus {
+    let gone = Backend { terminating: true, ..backend("10.0.0.4:0", HealthState::Unchecked) };
+    let service = Service {
         name: "web".to_owned(),
-        vip: "203.0.113.10".parse().unwrap(),
-        port: 80,
-        protocol: Protocol::Tcp,
-        mode: Mode::Nat,
-        revision: 1,
-        split: SplitStatus { percent: 12.5, new: 0.125, ..SplitStatus::default() },
-        stable: "v1".to_owned(),
-        canary: Some("v2".to_owned()),
-        pools: vec![pool("v1", PoolRole::Stable, up_and_down), pool("v2", PoolRole::Canary, vec![draining])],
-        overrides: Vec::new(),
-        protection: None,
+        split: 0.125,
+        rollout: Some((Phase::Holding, 2)),
+        pools: vec![
+            pool("v1", PoolRole::Stable, up_and_down),
+            pool("v2", PoolRole::Canary, vec![draining, gone]),
+        ],
     };
     let dataplane = DataplaneStatus {
         program: None,
@@ -118,66 +90,86 @@ fn scrape() -> Scrape {
     tally.ejected("web", "v1", Detector::FailureRatio);
     let mut handshakes = Handshakes::default();
     handshakes.answered[bucket(1_500_000)] = 5;
-    let mut checks = Checks::default();
-    let counted = crate::health::Counters { checks: 11, ..Default::default() };
-    checks.note("web", "v1", || "10.0.0.1:80".to_owned(), TargetId(1), &counted);
     Scrape {
-        status: Status {
-            api: Api::V1,
-            version: "1.2.3".to_owned(),
-            layout: 1,
-            started_at: String::new(),
-            uptime_seconds: 0,
-            revision: 1,
-            degraded: false,
-            findings: Vec::new(),
-            dataplane,
-            services: vec![service],
-            next: None,
-        },
+        findings: Vec::new(),
+        dataplane,
+        services: vec![service],
         interfaces: vec![("eth0".to_owned(), of_eth0), ("eth1".to_owned(), of_eth1)],
         counters,
-        rollouts: HashMap::from([("web".to_owned(), (Phase::Holding, 2))]),
         handshakes: HashMap::from([("web".to_owned(), HashMap::from([("v2".to_owned(), handshakes)]))]),
-        watches: HashMap::from([(
-            2,
-            Watch { refused: 6, unanswered: 1, reset_early: 4, ..Watch::default() },
-        )]),
-        analyses: vec![Analysed {
-            service: "web".to_owned(),
-            pool: "v2".to_owned(),
-            metric: "clients_that_fared_badly".to_owned(),
-            value: 0.25,
-        }],
-        checks: Arc::new(checks),
+        analyses: vec![analysed("clients_that_fared_badly", 0.25)],
         forgotten: 3,
         tally: Arc::new(tally),
         heartbeat: 1_790_000_001.0,
     }
 }
 
-/// A family with all of its series.
-struct Listed<'a> {
-    name: &'static str,
-    kind: Kind,
-    help: &'static str,
-    samples: Vec<Sample<'a>>,
+/// The whole text.
+fn text(scrape: &Scrape) -> String {
+    let mut text = String::new();
+    scrape.write(|piece| {
+        text += &piece;
+        true
+    });
+    text
 }
 
-fn listed<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Listed<'a>> {
-    let list = |Family { name, kind, help, samples }| Listed { name, kind, help, samples: samples.collect() };
-    of(scrape, all).map(list).collect()
+/// A family as it is read.
+struct Listed<'a> {
+    name: &'a str,
+    kind: &'a str,
+    help: &'a str,
+    lines: Vec<Line<'a>>,
+}
+
+/// A line of it.
+struct Line<'a> {
+    /// The family's name, with what stands behind it in histograms.
+    name: &'a str,
+    /// As they are written.
+    labels: &'a str,
+    value: f64,
+}
+
+impl<'a> Line<'a> {
+    fn of(line: &'a str) -> Self {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = series.strip_suffix('}').map_or((series, ""), |it| it.split_once('{').unwrap());
+        Self { name, labels, value: value.parse().unwrap() }
+    }
+
+    /// The labels' names, in order, but for a histogram's bounds.
+    fn names(&self) -> impl Iterator<Item = &'a str> {
+        let names = self.labels.split("\",").filter_map(|label| Some(label.split_once('=')?.0));
+        names.filter(|name| *name != "le")
+    }
+}
+
+fn listed(text: &str) -> Vec<Listed<'_>> {
+    let mut families: Vec<Listed<'_>> = Vec::new();
+    for line in text.lines() {
+        if let Some(head) = line.strip_prefix("# HELP ") {
+            let (name, help) = head.split_once(' ').unwrap();
+            families.push(Listed { name, kind: "", help, lines: Vec::new() });
+            continue;
+        }
+        let family = families.last_mut().unwrap();
+        match line.strip_prefix("# TYPE ") {
+            Some(head) => family.kind = head.strip_prefix(family.name).unwrap().trim_start(),
+            None => family.lines.push(Line::of(line)),
+        }
+    }
+    families
 }
 
 #[test]
 fn every_series_is_there_with_its_labels() {
-    let mut text = String::new();
-    scrape().write(|piece| {
-        text += &piece;
-        true
-    });
+    let mut scrape = scrape();
+    scrape.analyses.push(analysed("errors", 3.0));
+    let text = text(&scrape);
+    let build = format!("lb_build_info{{version=\"{}\",layout=\"{LAYOUT}\"}} 1", env!("CARGO_PKG_VERSION"));
     for line in [
-        "lb_build_info{version=\"1.2.3\",layout=\"1\"} 1",
+        build.as_str(),
         "lb_config_last_success_timestamp_seconds 1790000000.5",
         "lb_agent_heartbeat_timestamp_seconds 1790000001",
         "lb_map_update_errors_total 0",
@@ -195,6 +187,9 @@ fn every_series_is_there_with_its_labels() {
         "lb_split_ratio{frontend=\"web\",group=\"v1\"} 0.875",
         "lb_split_ratio{frontend=\"web\",group=\"v2\"} 0.125",
         "lb_backends{frontend=\"web\",group=\"v1\"} 2",
+        "lb_backends{frontend=\"web\",group=\"v2\"} 1",
+        "lb_packets_total{frontend=\"web\",group=\"v2\",backend=\"10.0.0.4\",direction=\"request\"} 7",
+        "lb_breaker_open{frontend=\"web\",group=\"v2\",backend=\"[2001:db8::3]:80\"} 0.25",
         "lb_backends_healthy{frontend=\"web\",group=\"v1\"} 1",
         "lb_backends_healthy{frontend=\"web\",group=\"v2\"} 1",
         "lb_panic_active{frontend=\"web\",group=\"v1\"} 0",
@@ -230,6 +225,7 @@ fn every_series_is_there_with_its_labels() {
         "lb_rollback_apply_seconds{frontend=\"web\"} 0.000025",
         "lb_analysis_value{frontend=\"web\",group=\"v2\",metric=\"clients_that_fared_badly\"} 0.25",
         "lb_analysis_value{frontend=\"web\",group=\"v2\",metric=\"clients_that_waited_long\"} 0",
+        "lb_analysis_value{frontend=\"web\",group=\"v2\",metric=\"errors\"} 3",
         "lb_passed_total{reason=\"not_ip\"} 8",
         "lb_data_path_events_total{event=\"flow_tracked\"} 12",
         "lb_flows_forgotten_total 3",
@@ -241,22 +237,23 @@ fn every_series_is_there_with_its_labels() {
 /// What `promtool check metrics` would say, and the rules of the format.
 #[test]
 fn names_and_types_are_as_prometheus_wants_them() {
-    let scrape = scrape();
-    let all = Subjects::of(&scrape);
-    let families = listed(&scrape, &all);
-    for (i, family) in families.iter().enumerate() {
-        assert!(families[..i].iter().all(|other| other.name != family.name), "{} twice", family.name);
-        assert_eq!(family.name.ends_with("_total"), family.kind == Kind::Counter, "{}", family.name);
+    let text = text(&scrape());
+    let (mut families, mut series) = (HashSet::new(), HashSet::new());
+    for family in listed(&text) {
+        assert!(families.insert(family.name), "{} twice", family.name);
+        assert_eq!(family.name.ends_with("_total"), family.kind == "counter", "{}", family.name);
         assert!(family.name.starts_with("lb_") && family.help.ends_with('.'), "{}", family.name);
-        assert!(!family.samples.is_empty(), "{} has no series", family.name);
-        for (j, Sample { labels, value }) in family.samples.iter().enumerate() {
-            assert!(family.samples[..j].iter().all(|other| other.labels != *labels), "{labels:?} twice");
-            assert!(labels.names().iter().all(|name| !["le", "quantile", "job", "instance"].contains(name)));
-            let fits = match value {
-                Value::Number(number) => number.is_finite() && family.kind != Kind::Histogram,
-                Value::Histogram(_) => family.kind == Kind::Histogram,
+        assert!(!family.lines.is_empty(), "{} has no series", family.name);
+        for line in &family.lines {
+            assert!(series.insert((line.name, line.labels)), "{}{{{}}} twice", line.name, line.labels);
+            assert!(line.names().all(|name| !["quantile", "job", "instance"].contains(&name)));
+            assert!(line.value.is_finite(), "{}{{{}}}", line.name, line.labels);
+            let more = line.name.strip_prefix(family.name).unwrap();
+            let fits = match family.kind {
+                "histogram" => ["_bucket", "_sum", "_count"].contains(&more),
+                _ => more.is_empty(),
             };
-            assert!(fits, "{} {labels:?} {value:?}", family.name);
+            assert!(fits && line.labels.contains("le=\"") == (more == "_bucket"), "{}", line.name);
         }
     }
 }
@@ -264,9 +261,8 @@ fn names_and_types_are_as_prometheus_wants_them() {
 /// Everything that CONTRACT names is there: dashboards and alerts depend on it.
 #[test]
 fn what_others_depend_on_is_there() {
-    let scrape = scrape();
-    let all = Subjects::of(&scrape);
-    let families = listed(&scrape, &all);
+    let text = text(&scrape());
+    let families = listed(&text);
     for name in [
         "lb_build_info",
         "lb_packets_total",
@@ -322,13 +318,10 @@ fn the_document_lists_every_metric_and_its_cardinality() {
 fn document(scrape: &Scrape) -> String {
     const HEAD: &str = include_str!("head.md");
     let all = Subjects::of(scrape);
-    let mut text = HEAD.to_owned();
-    for family in listed(scrape, &all) {
-        let of = |name: &str| family.samples.iter().filter(|it| it.labels.names().contains(&name)).count();
-        let lines = match family.kind {
-            Kind::Histogram => histogram(&Handshakes::default().answered).buckets.len() + 3,
-            Kind::Counter | Kind::Gauge => 1,
-        };
+    let text = text(scrape);
+    let mut document = HEAD.to_owned();
+    for family in listed(&text) {
+        let of = |name: &str| family.lines.iter().filter(|it| it.names().any(|other| other == name)).count();
         let (backend, group, frontend) = (of("backend"), of("group"), of("frontend"));
         let interface = of("interface");
         let each = [
@@ -336,26 +329,26 @@ fn document(scrape: &Scrape) -> String {
             (group - backend, all.pools.len(), "a pool"),
             (frontend - group, all.services.len(), "a service"),
             (interface, all.interfaces.len(), "an interface"),
-            (family.samples.len() - frontend - interface, 1, ""),
+            (family.lines.len() - frontend - interface, 1, ""),
         ];
         let each = each.into_iter().filter(|(series, ..)| *series > 0).map(|(series, subjects, subject)| {
             assert_eq!(series % subjects, 0, "{}: as many for {subject}", family.name);
-            let count = series / subjects * lines;
+            let count = series / subjects;
             if subject.is_empty() { count.to_string() } else { format!("{count} {subject}") }
         });
         let each: Vec<_> = each.collect();
-        let mut labels: Vec<_> = family.samples.iter().flat_map(|it| it.labels.names()).collect();
-        let mut seen = std::collections::HashSet::new();
+        let mut labels: Vec<_> = family.lines.iter().flat_map(Line::names).collect();
+        let mut seen = HashSet::new();
         labels.retain(|label| seen.insert(*label));
         let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
-        text += &format!(
+        document += &format!(
             "| `{}` | {} | {} | {} | {} |\n",
             family.name,
-            family.kind.name(),
+            family.kind,
             labels.join(", "),
             each.join(" + "),
             family.help
         );
     }
-    text
+    document
 }
