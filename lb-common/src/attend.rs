@@ -5,12 +5,13 @@
 use crate::abi::{FlowKey, OnEmpty, Service};
 use crate::fault;
 use crate::handshake;
+use crate::limit::Segment;
 use crate::parse::{self, Kind, Network};
 use crate::pipeline::{Packet, Step, Tables, Target, empty, ended, find_service};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
-use crate::wire::{TCP_FIN, TCP_RST, Tcp};
+use crate::wire::Tcp;
 
 /// [`Stage::Attend`](crate::stage::Stage::Attend): from a client to a service with a flag of [`Service::ATTENDED`].
 ///
@@ -40,6 +41,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     }
     if service.has(Service::HANDSHAKES)
         && let Kind::Syn(sequence) = transport.kind
+        && handshake::is_sound(packet, service, &network, &transport)
     {
         place = handshake::begins(tables, service, &key, sequence, place);
         if place.backend == 0 {
@@ -49,8 +51,7 @@ pub fn attend<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Rea
     let target = Target::of(tables, &place)?;
     if service.has(Service::COUNTED) && !matches!(transport.kind, Kind::Syn(_)) {
         let header: &Tcp = packet.view(transport.l4).ok_or(Reason::Malformed)?;
-        let ends = header.flags & (TCP_FIN | TCP_RST) != 0;
-        tables.passes(&key, place.backend, target.backend.pool, ends);
+        tables.passes(service, &key, place.backend, Segment::of(header));
     }
     if service.has(Service::FAULTS)
         && matches!(transport.kind, Kind::Syn(_))

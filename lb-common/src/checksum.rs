@@ -14,7 +14,8 @@
 //! (RFC 768).
 
 use crate::abi::Address;
-use crate::wire::Ipv4;
+use crate::pipeline::Packet;
+use crate::wire::{Chunk, Ipv4, Tcp, Wire, Word};
 
 /// The change of a one's complement sum, not folded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +108,45 @@ pub fn of_words<const N: usize>(words: &[[u8; 4]; N], mut sum: u64) -> [u8; 2] {
         sum = sum.wrapping_add(u32::from_ne_bytes(*word) as u64);
     }
     (!fold(sum)).to_ne_bytes()
+}
+
+/// The longest segment that is summed: what fits into a packet of 1500 bytes.
+const LONGEST: usize = 1480;
+
+/// Whether the sum of a segment from `start` to `end` is right, as far as it can be told: one that is longer than [`LONGEST`], or not
+/// all in reach, counts as right. `sum` is its pseudo header's.
+#[must_use]
+#[inline(always)]
+pub fn is_right<P: Packet>(packet: &P, start: usize, end: usize, mut sum: u64) -> bool {
+    let length = end.wrapping_sub(start);
+    if !(Tcp::SIZE..=LONGEST).contains(&length) {
+        return true;
+    }
+    // What is left beside whole chunks comes first: the verifier takes the end of each round of a loop for another road.
+    let chunks = length & !(Chunk::SIZE - 1);
+    for round in 0..Chunk::SIZE / Word::SIZE - 1 {
+        let at = chunks + round * Word::SIZE;
+        if at + Word::SIZE > length {
+            break;
+        }
+        let Some(Word(word)) = packet.view(start + at) else { return true };
+        sum += u64::from(u16::from_ne_bytes(*word));
+    }
+    if length & 1 != 0 {
+        let Some(Word([_, last])) = packet.view(packet.bounded(start + length - Word::SIZE)) else {
+            return true;
+        };
+        sum += u64::from(u16::from_ne_bytes([*last, 0]));
+    }
+    let mut at = 0;
+    while at < chunks {
+        let Some(Chunk(words)) = packet.view(start + at) else { return true };
+        for word in words {
+            sum += u64::from(u32::from_ne_bytes(*word));
+        }
+        at += Chunk::SIZE;
+    }
+    fold(sum) == 0xffff
 }
 
 #[cfg(test)]

@@ -76,7 +76,8 @@ pub fn strike<T: Tables>(
     }
     if service.has(Service::HANDSHAKES) {
         // As if the backend had said so: where refusals are kept from clients, so is this one.
-        let reply = Reply { backend, answers: false, resets: true, data: false, acknowledged: 0 };
+        let reply =
+            Reply { backend, answers: false, resets: true, data: false, sequence: 0, acknowledged: 0 };
         tables.replies(service, key, reply)?;
     }
     let ifindex = packet.ifindex();

@@ -9,21 +9,39 @@ use crate::abi::{FlowKey, Mode, Service};
 use crate::awaited;
 use crate::limit;
 use crate::measure::{self, Handshake, Reply};
-use crate::pipeline::Tables;
+use crate::parse::{Network, Transport};
+use crate::pipeline::{Packet, Tables};
 use crate::retry;
 use crate::select::Place;
 use crate::verdict::Reason;
 use crate::watch;
+use crate::wire::{TCP_FIN, Tcp, Word};
 
 /// Nanoseconds before which no client repeats a SYN: its timer begins with a second (RFC 6298, 2.1). What comes sooner was
 /// duplicated on its way, or wants somebody to look bad.
 const SOONEST: u64 = 1 << 28;
 
+/// Whether a SYN may begin anything. Where answers come back by here, one that is not answered says something of its backend. So
+/// nothing is noted of what the backend never gets, or drops without a word: anybody can send that in any name.
+#[must_use]
+#[inline(always)]
+pub fn is_sound<P: Packet>(packet: &P, service: &Service, network: &Network, transport: &Transport) -> bool {
+    if service.mode != Mode::Nat as u8 && !service.has(Service::SESSIONS) {
+        return true;
+    }
+    let hops = packet.view::<Word>(network.hops()).map_or(0, |word| word.0[0]);
+    let flags = packet.view::<Tcp>(transport.l4).map_or(TCP_FIN, |header| header.flags);
+    // As rewriting does it. And Linux takes no SYN that is a FIN as well.
+    hops > 1 && flags & TCP_FIN == 0 && packet.is_summed(transport.l4, network.end, network.pseudo(transport))
+}
+
 /// A SYN that would go to `place`. Returns where it goes.
+///
+/// A handshake is one with one backend: where the rule has moved the flow meanwhile, another one begins.
 #[inline(always)]
 pub fn begins<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
-    if tables.is_known(key, sequence) {
-        return match tables.repeats(service, key, sequence) {
+    if tables.is_known(key, sequence, place.backend) {
+        return match tables.repeats(service, key, sequence, place.backend) {
             true => tables.moves(service, key, sequence, place),
             false => place,
         };
@@ -38,16 +56,18 @@ pub fn begins<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence:
     tables.first(service, key, sequence, place)
 }
 
-/// Whether a handshake began with this SYN before.
+/// Whether a handshake with this backend began with this SYN before.
 #[inline(always)]
-pub fn is_known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32) -> bool {
-    known(tables, key, sequence).is_some()
+pub fn is_known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32, backend: u16) -> bool {
+    known(tables, key, sequence, backend).is_some()
 }
 
-/// The handshake that began with this SYN before.
+/// The handshake with this backend that began with this SYN before.
 #[inline(always)]
-fn known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32) -> Option<Handshake> {
-    tables.handshake(key).filter(|known| known.sequence == sequence)
+fn known<T: Tables>(tables: &T, key: &FlowKey, sequence: u32, backend: u16) -> Option<Handshake> {
+    let known = tables.handshake(key)?;
+    let same = known.sequence == sequence && known.backend == backend && known.state != Handshake::UNSURE;
+    same.then_some(known)
 }
 
 /// A connection begins.
@@ -70,7 +90,8 @@ pub fn first<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
         canary: canary.into(),
         sample: sample.into(),
         retries: 0,
-        pad: [0; 6],
+        generation: backend.life().generation() as u16,
+        drawn: 0,
     };
     tables.keep_handshake(key, &handshake);
     awaited::begins(tables, service, key);
@@ -79,8 +100,8 @@ pub fn first<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
 
 /// Its client asks again. Returns whether it may go elsewhere.
 #[inline(always)]
-pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32) -> bool {
-    let Some(known) = known(tables, key, sequence) else { return false };
+pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, backend: u16) -> bool {
+    let Some(known) = known(tables, key, sequence, backend) else { return false };
     let refused = known.state == Handshake::REFUSED;
     let soon = tables.clock().wrapping_sub(known.at) < SOONEST;
     if known.is_answered() || soon && !refused {
@@ -104,14 +125,19 @@ pub fn repeats<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence
 /// It goes elsewhere, if there is somebody and the budget allows it.
 #[inline(always)]
 pub fn moves<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
-    let Some(known) = known(tables, key, sequence) else { return place };
-    if let Some(backend) = retry::elsewhere(tables, service, key, &known, place.backend) {
+    let Some(known) = known(tables, key, sequence, place.backend) else { return place };
+    if let Some(backend) = retry::elsewhere(tables, service, key, &known) {
         if service.has(Service::WATCHED) {
             watch::begins(tables, backend);
         }
-        let retries = known.retries.wrapping_add(1);
-        let handshake =
-            Handshake { at: tables.clock(), backend, state: Handshake::WAITING, retries, ..known };
+        let handshake = Handshake {
+            at: tables.clock(),
+            backend,
+            state: Handshake::WAITING,
+            retries: known.retries.wrapping_add(1),
+            generation: generation(tables, backend).unwrap_or_default(),
+            ..known
+        };
         tables.keep_handshake(key, &handshake);
         // It was counted as a connection when it began; but for this backend it begins now.
         forget_direct(tables, service, key, backend);
@@ -122,6 +148,13 @@ pub fn moves<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
         tables.note_state(key, Handshake::REPEATED);
     }
     place
+}
+
+/// What a handshake remembers of the generation of a backend that packets may go to.
+#[inline(always)]
+fn generation<T: Tables>(tables: &T, backend: u16) -> Option<u16> {
+    let life = tables.backend(backend)?.life();
+    life.is_usable().then_some(life.generation() as u16)
 }
 
 /// The client had the same ports in use with a `nat` backend past the VIP before: replies of that backend to them are ours
@@ -155,15 +188,33 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
     }
     let Some(known) = tables.handshake(key) else { return Ok(()) };
     if known.backend != reply.backend {
-        // Its client was sent elsewhere meanwhile, and would take an answer for that of the other one.
+        // Its client was sent elsewhere meanwhile, and would take an answer for that of the other one; unless that one has lost all
+        // of its flows, and it is this one that speaks for what has become of them.
         let speaks = reply.answers || reply.resets;
-        return if service.has(Service::RETRIED) && speaks { Err(Reason::Superseded) } else { Ok(()) };
+        let supersedes = generation(tables, known.backend) == Some(known.generation);
+        let kept = service.has(Service::RETRIED) && speaks && supersedes;
+        return if kept { Err(Reason::Superseded) } else { Ok(()) };
+    }
+    if known.state == Handshake::UNSURE {
+        if !reply.answers {
+            forget(tables, service, key);
+        }
+        if !reply.answers && !reply.resets {
+            limit::is_found(tables, key, reply.backend);
+        }
+        return Ok(());
     }
     if reply.resets {
         return ends(tables, service, key, &known);
     }
     if reply.answers {
-        if !known.is_answered() && reply.acknowledged == known.sequence.wrapping_add(1) {
+        // What came with the SYN may be accepted with it (RFC 7413).
+        if !known.continues(reply.acknowledged) {
+            return Ok(());
+        }
+        // First: whoever finds it answered asks for it.
+        tables.note_drawn(key, reply.sequence);
+        if !known.is_answered() {
             if service.has(Service::MEASURED) {
                 measure::answers(tables, service, &known);
             }

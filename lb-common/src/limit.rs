@@ -5,12 +5,30 @@
 //! two CPUs that read it at once may let one more through.
 //!
 //! **Connections** are counted in `OPEN`, which is asked for every packet of such a service, and of no other. A connection is
-//! there from the first segment after its SYN on (so that a flood of SYNs fills nothing), and is over with the first FIN or RST
-//! that passes, or when it was silent for longer than a TCP flow may be. So the count is exact, but for
+//! there from the segment on that ends its handshake, and is over with the first FIN or RST that passes, or when it was silent
+//! for longer than a TCP flow may be.
+//!
+//! Anybody can send segments in any name, and backends drop some of them without a word. So a segment counts if it *proves*
+//! something:
+//!
+//! - it continues a handshake that is known, and in `nat` acknowledges the number that the backend has drawn, which nobody can who
+//!   does not get the backend's packets;
+//! - any other is noted in `HANDSHAKES` as [unsure](Handshake::UNSURE): of a connection that is older than the limit, that was
+//!   forgotten, or that nobody has. In `nat` the backend decides, which answers what belongs to no connection with a RST or not
+//!   at all: as soon as it says anything else, the connection is *found*. In the `dsr` modes it is once it has talked in two ticks.
+//!
+//! In the `dsr` modes nothing is proven by that, since only one direction is seen: whoever sends a SYN, and what follows it, in
+//! a made-up name is counted. But not for long, unless he goes on: until a connection has talked in a second tick it is *young*,
+//! and forgotten after the time of a handshake. So are those that were found: if they talk, they are found again.
+//!
+//! A RST that passes may be one that the backend does not believe; then what follows finds the connection again. A FIN likewise,
+//! after the time of a handshake: until then what passes may be the end of what the FIN has ended.
+//!
+//! So the count is exact, but for
 //!
 //! - handshakes under way: a limit may be overshot by so many;
-//! - in the `dsr` modes, connections that the *backend* resets: nobody tells, and they count until they were silent for long;
-//! - what a full table has forgotten.
+//! - connections that are older than the limit, or were forgotten by a full table, while they are silent;
+//! - in the `dsr` modes, connections that the *backend* resets: nobody tells, and they count until they were silent for long.
 //!
 //! The agent counts the table anew with each sweep, so that no error lasts.
 //!
@@ -24,10 +42,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::abi::{FlowKey, Service};
+use crate::abi::{FlowKey, HANDSHAKE_TICKS, Mode, Service, ticks};
+use crate::awaited;
+use crate::measure::Handshake;
 use crate::pipeline::Tables;
 use crate::retry;
 use crate::select::Place;
+use crate::wire::{TCP_FIN, TCP_RST, Tcp};
 
 /// One element of `LIMITS` (by backend id) and of `POOL_LIMITS` (by pool index).
 #[repr(C)]
@@ -75,12 +96,65 @@ const _: () = assert!(size_of::<Limit>() == 64, "one cache line");
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Open {
-    /// Whose it is; 0: it is over.
+    /// Whose it is.
     pub backend: u16,
-    /// Its pool.
-    pub pool: u16,
-    /// When it last talked, in [`ticks`](crate::abi::ticks).
+    /// [`Open::STANDS`] and the following.
+    pub state: u16,
+    /// When it last talked, or has ended, in [`ticks`](crate::abi::ticks).
     pub seen: u32,
+}
+
+impl Open {
+    /// It has proven itself.
+    pub const STANDS: u16 = 1;
+    /// It follows a handshake, but has talked in one tick only, and nobody knows what its backend says.
+    pub const YOUNG: u16 = 2;
+    /// It was there before anybody has counted it.
+    pub const FOUND: u16 = 3;
+    /// It has ended.
+    pub const OVER: u16 = 4;
+
+    /// Whether it is one of its backend's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_counted(&self) -> bool {
+        self.state != Self::OVER
+    }
+
+    /// [`ticks`](crate::abi::ticks) that it may be silent, if that is `idle` for a connection.
+    #[must_use]
+    pub const fn patience(&self, idle: u32) -> u32 {
+        if self.state == Self::STANDS { idle } else { HANDSHAKE_TICKS }
+    }
+}
+
+/// A segment that a client sends after its SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its sequence number.
+    pub sequence: u32,
+    /// What it acknowledges.
+    pub acknowledged: u32,
+    /// Its flags.
+    pub flags: u8,
+}
+
+impl Segment {
+    /// That of a header.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(header: &Tcp) -> Self {
+        Self {
+            sequence: u32::from_be_bytes(header.sequence),
+            acknowledged: u32::from_be_bytes(header.acknowledgement),
+            flags: header.flags,
+        }
+    }
+
+    #[inline(always)]
+    const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
 }
 
 /// Who is limited.
@@ -213,18 +287,70 @@ pub fn take<T: Tables>(tables: &T, whose: Whose, now: u64) {
     }
 }
 
-/// A segment after the SYN goes to `backend` of `pool`; `ends` if it is a FIN or a RST.
+/// A segment after the SYN goes to `backend`.
 #[inline(always)]
-pub fn passes<T: Tables>(tables: &T, key: &FlowKey, backend: u16, pool: u16, ends: bool) {
+pub fn passes<T: Tables>(tables: &T, service: &Service, key: &FlowKey, backend: u16, segment: Segment) {
     match tables.open(key) {
-        _ if ends => end(tables, key),
-        // It is over, or counted.
-        Some(_) => {}
-        None => {
-            tables.keep_open(key, &Open { backend, pool, seen: tables.ticks() });
-            tables.count_open(Whose::Backend(backend), 1);
-            tables.count_open(Whose::Pool(pool), 1);
+        Some(_) if segment.has(TCP_RST) => {
+            end(tables, key);
+            tables.forget_open(key);
         }
+        Some(_) if segment.has(TCP_FIN) => end(tables, key),
+        Some(open) if open.state == Open::YOUNG && open.seen != tables.ticks() => {
+            tables.keep_open(key, &Open { state: Open::STANDS, seen: tables.ticks(), ..open });
+        }
+        None if !segment.has(TCP_RST) => appears(tables, service, key, backend, segment),
+        _ => {}
+    }
+}
+
+/// A segment of a flow that is not counted.
+#[inline(always)]
+fn appears<T: Tables>(tables: &T, service: &Service, key: &FlowKey, backend: u16, segment: Segment) {
+    let now = tables.ticks();
+    let nat = service.mode == Mode::Nat as u8;
+    // Signed: the clock of handshakes is a little ahead.
+    let age = |known: &Handshake| now.wrapping_sub(ticks(known.at)) as i32;
+    let recent = |known: &Handshake| age(known) <= HANDSHAKE_TICKS as i32;
+    let Some(known) = tables.handshake(key).filter(recent) else {
+        return suspect(tables, service, key, backend);
+    };
+    let state = if known.backend != backend {
+        return;
+    } else if known.state == Handshake::UNSURE {
+        if nat || age(&known) <= 0 {
+            return;
+        }
+        awaited::ends(tables, service, key);
+        tables.forget_handshake(key);
+        Open::FOUND
+    } else if !known.continues(segment.sequence) || nat && !known.is_proven(segment.acknowledged) {
+        return;
+    } else if nat {
+        Open::STANDS
+    } else {
+        Open::YOUNG
+    };
+    if segment.has(TCP_FIN) {
+        return tables.keep_open(key, &Open { backend, state: Open::OVER, seen: now });
+    }
+    begin(tables, key, backend, state);
+}
+
+/// A segment of a flow of which nothing is known.
+#[inline(always)]
+fn suspect<T: Tables>(tables: &T, service: &Service, key: &FlowKey, backend: u16) {
+    let handshake =
+        Handshake { at: tables.clock(), backend, state: Handshake::UNSURE, ..Handshake::zeroed() };
+    tables.keep_handshake(key, &handshake);
+    awaited::begins(tables, service, key);
+}
+
+/// A backend speaks within a connection that nobody was sure of.
+#[inline(always)]
+pub fn is_found<T: Tables>(tables: &T, key: &FlowKey, backend: u16) {
+    if tables.open(key).is_none() {
+        begin(tables, key, backend, Open::FOUND);
     }
 }
 
@@ -237,15 +363,27 @@ pub fn end_of<T: Tables>(tables: &T, key: &FlowKey, backend: u16) {
     }
 }
 
+/// A connection is counted.
+#[inline(always)]
+fn begin<T: Tables>(tables: &T, key: &FlowKey, backend: u16, state: u16) {
+    tables.keep_open(key, &Open { backend, state, seen: tables.ticks() });
+    count(tables, backend, 1);
+}
+
 /// A connection is over, whoever says so.
 #[inline(always)]
 pub fn end<T: Tables>(tables: &T, key: &FlowKey) {
-    let Some(open) = tables.open(key) else { return };
-    if open.backend == 0 {
-        return;
-    }
+    let Some(open) = tables.open(key).filter(Open::is_counted) else { return };
     // It is remembered: what is still under way does not begin it again.
-    tables.keep_open(key, &Open { backend: 0, pool: 0, seen: tables.ticks() });
-    tables.count_open(Whose::Backend(open.backend), 1u64.wrapping_neg());
-    tables.count_open(Whose::Pool(open.pool), 1u64.wrapping_neg());
+    tables.keep_open(key, &Open { state: Open::OVER, seen: tables.ticks(), ..open });
+    count(tables, open.backend, 1u64.wrapping_neg());
+}
+
+/// Adds to the open connections of a backend and of its pool.
+#[inline(always)]
+fn count<T: Tables>(tables: &T, id: u16, by: u64) {
+    tables.count_open(Whose::Backend(id), by);
+    if let Some(backend) = tables.backend(id) {
+        tables.count_open(Whose::Pool(backend.pool), by);
+    }
 }

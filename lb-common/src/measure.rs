@@ -13,7 +13,7 @@
 use bytemuck::{Pod, Zeroable};
 use core::mem::offset_of;
 
-use crate::abi::{FlowKey, Service};
+use crate::abi::{FlowKey, HANDSHAKE_WINDOW, Service};
 use crate::pipeline::Tables;
 
 /// Bits of a set of clients.
@@ -92,8 +92,8 @@ pub struct Handshake {
     pub sequence: u32,
     /// Who has the SYN.
     pub backend: u16,
-    /// [`Handshake::WAITING`], [`Handshake::REPEATED`], [`Handshake::ANSWERED`], [`Handshake::LATE`] or
-    /// [`Handshake::REFUSED`].
+    /// [`Handshake::WAITING`], [`Handshake::REPEATED`], [`Handshake::ANSWERED`], [`Handshake::LATE`],
+    /// [`Handshake::REFUSED`] or [`Handshake::UNSURE`].
     pub state: u8,
     /// Whether the canary has it.
     pub canary: u8,
@@ -101,8 +101,10 @@ pub struct Handshake {
     pub sample: u8,
     /// How often it was sent elsewhere.
     pub retries: u8,
-    /// Zero.
-    pub pad: [u8; 6],
+    /// The backend's generation when it got the SYN: the lower half, which is enough to tell it from the next one.
+    pub generation: u16,
+    /// Initial sequence number of the backend, once it has answered.
+    pub drawn: u32,
 }
 
 impl Handshake {
@@ -116,12 +118,28 @@ impl Handshake {
     pub const LATE: u8 = 4;
     /// The backend has refused it, and the client was not told.
     pub const REFUSED: u8 = 5;
+    /// There was none: the first segment that was seen of the flow may be of a connection, or made up ([`limit`](crate::limit)).
+    pub const UNSURE: u8 = 6;
 
     /// Whether the backend has answered.
     #[must_use]
     #[inline(always)]
     pub const fn is_answered(&self) -> bool {
         self.state == Self::ANSWERED || self.state == Self::LATE
+    }
+
+    /// Whether a client's segment with this sequence number is one of the first after its SYN.
+    #[must_use]
+    #[inline(always)]
+    pub const fn continues(&self, sequence: u32) -> bool {
+        sequence.wrapping_sub(self.sequence).wrapping_sub(1) < HANDSHAKE_WINDOW
+    }
+
+    /// Whether a client that acknowledges this has got what its backend sent.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_proven(&self, acknowledged: u32) -> bool {
+        self.is_answered() && acknowledged.wrapping_sub(self.drawn).wrapping_sub(1) < HANDSHAKE_WINDOW
     }
 }
 
@@ -136,6 +154,8 @@ pub struct Reply {
     pub resets: bool,
     /// It carries data.
     pub data: bool,
+    /// Its sequence number.
+    pub sequence: u32,
     /// What it acknowledges.
     pub acknowledged: u32,
 }

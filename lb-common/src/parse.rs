@@ -1,6 +1,9 @@
 //! From a frame to a flow: addresses first, since most packets that are not ours are told by them alone; ports after.
 
+use core::mem::offset_of;
+
 use crate::abi::{Address, Port};
+use crate::checksum;
 use crate::pipeline::Packet;
 use crate::verdict::Reason;
 use crate::wire::{
@@ -36,6 +39,31 @@ pub struct Network {
     pub source: Address,
     /// Receiver.
     pub destination: Address,
+}
+
+impl Network {
+    /// Where the hops that it has left stand.
+    #[must_use]
+    #[inline(always)]
+    pub const fn hops(&self) -> usize {
+        self.l3
+            + match self.family {
+                Family::V4 => offset_of!(Ipv4, ttl),
+                Family::V6 => offset_of!(Ipv6, hop_limit),
+            }
+    }
+
+    /// The sum of the pseudo header that stands for it before its transport header (RFC 9293, section 3.1; RFC 8200, section 8.1).
+    /// (Beside an IPv4 address there are ones in it, which are nothing in this arithmetic.)
+    #[must_use]
+    #[inline(always)]
+    pub const fn pseudo(&self, transport: &Transport) -> u64 {
+        let length = self.end.wrapping_sub(transport.l4) as u16;
+        checksum::of_address(self.source)
+            + checksum::of_address(self.destination)
+            + (transport.protocol as u16).to_be() as u64
+            + length.to_be() as u64
+    }
 }
 
 /// What the transport header says.

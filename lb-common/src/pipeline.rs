@@ -12,7 +12,7 @@ use crate::fragment::{fragment, fragment_reply};
 use crate::guard::{self, Asked, Guard, Message, Rule, SourceKey, guard};
 use crate::handshake;
 use crate::icmp::icmp;
-use crate::limit::{self, Admission, Limit, Open, Whose};
+use crate::limit::{self, Admission, Limit, Open, Segment, Whose};
 use crate::measure::{Handshake, Reply};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::quic::{self, quic};
@@ -76,6 +76,13 @@ pub trait Packet {
         Self: Sized,
     {
         rewrite::clamp(self, hops, l4, limit);
+    }
+    /// [`checksum::is_right`](crate::checksum::is_right), likewise.
+    fn is_summed(&self, start: usize, end: usize, pseudo: u64) -> bool
+    where
+        Self: Sized,
+    {
+        crate::checksum::is_right(self, start, end, pseudo)
     }
     /// [`toa::is_claimed`](crate::session::toa::is_claimed), likewise.
     fn is_claimed(&self, l4: usize, end: usize) -> bool
@@ -300,11 +307,11 @@ pub trait Tables {
         fault::injected(self, service, key, pool, backend)
     }
     /// [`handshake::is_known`], likewise; so are the following, which are a part of [`handshake::begins`] each.
-    fn is_known(&self, key: &FlowKey, sequence: u32) -> bool
+    fn is_known(&self, key: &FlowKey, sequence: u32, backend: u16) -> bool
     where
         Self: Sized,
     {
-        handshake::is_known(self, key, sequence)
+        handshake::is_known(self, key, sequence, backend)
     }
     /// [`handshake::first`].
     fn first(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
@@ -314,11 +321,11 @@ pub trait Tables {
         handshake::first(self, service, key, sequence, place)
     }
     /// [`handshake::repeats`].
-    fn repeats(&self, service: &Service, key: &FlowKey, sequence: u32) -> bool
+    fn repeats(&self, service: &Service, key: &FlowKey, sequence: u32, backend: u16) -> bool
     where
         Self: Sized,
     {
-        handshake::repeats(self, service, key, sequence)
+        handshake::repeats(self, service, key, sequence, backend)
     }
     /// [`handshake::moves`].
     fn moves(&self, service: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place
@@ -358,6 +365,8 @@ pub trait Tables {
     fn keep_handshake(&self, key: &FlowKey, handshake: &Handshake);
     /// Sets the state of a handshake, if it is remembered.
     fn note_state(&self, key: &FlowKey, state: u8);
+    /// Sets the number that the backend of a handshake has drawn, if it is remembered.
+    fn note_drawn(&self, key: &FlowKey, drawn: u32);
     /// Forgets a handshake.
     fn forget_handshake(&self, key: &FlowKey);
     /// A place of `AWAITED` ([`awaited`](crate::awaited)).
@@ -383,11 +392,11 @@ pub trait Tables {
     /// Adds to what is left of a service's budget.
     fn pay(&self, service: u32, amount: u64);
     /// [`limit::passes`], likewise.
-    fn passes(&self, key: &FlowKey, backend: u16, pool: u16, ends: bool)
+    fn passes(&self, service: &Service, key: &FlowKey, backend: u16, segment: Segment)
     where
         Self: Sized,
     {
-        limit::passes(self, key, backend, pool, ends);
+        limit::passes(self, service, key, backend, segment);
     }
     /// A limit.
     fn limit(&self, whose: Whose) -> Option<Limit>;
@@ -399,7 +408,7 @@ pub trait Tables {
     fn count_open(&self, whose: Whose, by: u64);
     /// Counts a new connection that was kept away.
     fn keep_away(&self, whose: Whose);
-    /// A counted connection; being asked for keeps it young.
+    /// A counted connection, as it was; being asked for keeps it young, unless it is over.
     fn open(&self, key: &FlowKey) -> Option<Open>;
     /// Remembers a counted connection.
     fn keep_open(&self, key: &FlowKey, open: &Open);
@@ -438,7 +447,7 @@ pub enum Route {
     Unresolved,
     /// It is longer than the route allows.
     TooBig,
-    /// This host does not forward what comes in by that interface.
+    /// This host does not forward what comes in by that interface; what is for itself looks the same.
     ForwardingOff,
     /// Nowhere.
     None,

@@ -85,6 +85,7 @@ fn measured<T: Tables>(
         answers: header.flags & TCP_SYN != 0,
         resets: header.flags & TCP_RST != 0,
         data: transport.l4 + usize::from(header.data_offset >> 4) * 4 < network.end,
+        sequence: u32::from_be_bytes(header.sequence),
         acknowledged: u32::from_be_bytes(header.acknowledgement),
     };
     let port = if service.port == Port::ANY { transport.source } else { service.port };

@@ -66,17 +66,11 @@ fn spend<T: Tables>(tables: &T, service: u32) -> bool {
     enough
 }
 
-/// Sends a flow elsewhere whose SYN comes again, if that is affordable. `now` is the backend that it would go to.
+/// Sends a flow elsewhere whose SYN comes again, if that is affordable.
 #[inline(always)]
-pub fn elsewhere<T: Tables>(
-    tables: &T,
-    service: &Service,
-    key: &FlowKey,
-    known: &Handshake,
-    now: u16,
-) -> Option<u16> {
+pub fn elsewhere<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> Option<u16> {
     let fits = |id| may_have(tables, service, id);
-    let other = another(tables, service, key, known.backend, now, known.retries, fits)?;
+    let other = another(tables, service, key, known.backend, known.backend, known.retries, fits)?;
     // That of a refusal was spent when it was kept.
     if known.state != Handshake::REFUSED && !spend(tables, key.owner) {
         return None;

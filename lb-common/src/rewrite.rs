@@ -409,11 +409,7 @@ const MAX_OPTIONS: usize = 8;
 /// Where it says nothing it takes 536 bytes, and that is left so.
 #[inline(always)]
 pub fn clamp_mss<P: Packet>(packet: &mut P, network: &Network, transport: &Transport, limit: u16) {
-    let hops = match network.family {
-        Family::V4 => core::mem::offset_of!(Ipv4, ttl),
-        Family::V6 => core::mem::offset_of!(Ipv6, hop_limit),
-    };
-    packet.clamp(network.l3 + hops, transport.l4, limit);
+    packet.clamp(network.hops(), transport.l4, limit);
 }
 
 /// The same for the TCP header at `l4`, which is whole, in a packet that has its hops at `hops`.

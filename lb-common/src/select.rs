@@ -332,9 +332,13 @@ impl<'a> Fork<'a> {
     /// What else must be looked at.
     #[inline(always)]
     fn choose<T: Tables, const ATTENDED: bool>(&self, tables: &T, kind: Kind) -> Result<Choice, Reason> {
-        tables.event(Event::SlowPath);
-        if self.membership.lapsed {
-            tables.event(Event::LeaseExpired);
+        // What the bare rule finds nobody for comes again where it is refused: it is counted. (First fragments come there only,
+        // and are not.)
+        if !ATTENDED || self.service.has(Service::ATTENDED) {
+            tables.event(Event::SlowPath);
+            if self.membership.lapsed {
+                tables.event(Event::LeaseExpired);
+            }
         }
         let (backend, why) = match kind {
             Kind::Syn(sequence) => self.begin::<T, ATTENDED>(tables, sequence)?,

@@ -43,7 +43,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::abi::{Address, HANDSHAKE_TICKS, Port, Service, Settings};
 use crate::parse::{self, Kind, Network, Transport};
-use crate::pipeline::{Exit, Packet, Step, Tables, Target, contains, elsewhere, ended, is_nats};
+use crate::pipeline::{Exit, Packet, Route, Step, Tables, Target, contains, elsewhere, ended, is_nats};
 use crate::rewrite;
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
@@ -465,7 +465,12 @@ pub fn find_way<T: Tables>(
     session: &mut Session,
 ) -> Result<bool, Reason> {
     let towards = Network { source: session.source, destination: session.destination, ..*network };
-    let Some(Exit { ifindex, source, destination }) = tables.route(packet, &towards).exit()? else {
+    let exit = match tables.route(packet, &towards) {
+        // Whatever is of a session is not the host's own, which would answer it with a RST.
+        Route::ForwardingOff => return Err(Reason::NoRoute),
+        route => route.exit()?,
+    };
+    let Some(Exit { ifindex, source, destination }) = exit else {
         return Ok(false);
     };
     let longest = (network.end - network.l3) as u32;

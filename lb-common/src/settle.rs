@@ -257,7 +257,9 @@ pub fn sweep<A: Access>(
         swept.insert(clock.service, service);
     }
     let mut marks = sweep.forget(&swept)?;
-    sweep.spare_retries(&swept, &mut marks)?;
+    if !unsettled.is_empty() {
+        sweep.spare_handshakes(&swept, &mut marks)?;
+    }
     sweep.mark(&marks);
     sweep.lower(&unsettled, &marks);
     for clock in services {
@@ -408,20 +410,16 @@ impl<A: Access> Sweep<'_, A> {
         Ok(marks)
     }
 
-    /// Slots of handshakes that were sent elsewhere ([`retry`](crate::retry)), and may still end: nobody has changed these
-    /// slots, so that nobody waits for handshakes there.
-    fn spare_retries(
+    /// Slots of handshakes that were sent elsewhere (tried again, spilled by a limit, kept from the canary by its cap), and may still
+    /// end: nobody has changed these slots, so that nobody waits for handshakes there. Also of services that send nobody
+    /// elsewhere any more.
+    fn spare_handshakes(
         &self,
         services: &HashMap<u32, Service>,
         marks: &mut HashSet<u32>,
     ) -> Result<(), A::Error> {
-        if !services.values().any(|service| service.has(Service::DIVERTS)) {
-            return Ok(());
-        }
         self.access.half_open(&mut |key, note| {
-            let Some(service) = services.get(&key.owner).filter(|it| it.has(Service::DIVERTS)) else {
-                return;
-            };
+            let Some(service) = services.get(&key.owner) else { return };
             if self.age(note.at) > HANDSHAKE_TICKS
                 || self.access.life(note.backend) != Life::of(note.generation, true)
             {

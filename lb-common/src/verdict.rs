@@ -131,10 +131,10 @@ reasons! {
     BackendGone = Drop "backend_gone",
     /// The next hop's hardware address is not known yet.
     NoNeighbour = Drop "no_neighbour",
-    /// No route to the client.
+    /// No route to the client; in `full-nat` also if this host's `forwarding` sysctl is off on that interface.
     NoRoute = Drop "no_route",
-    /// A backend's reply, but this host's `forwarding` sysctl is off on that interface.
-    ForwardingOff = Drop "forwarding_off",
+    /// From a backend, where this host's `forwarding` sysctl is off: the host takes what is for itself, and drops the rest.
+    ForwardingOff = Pass "forwarding_off",
     /// Longer than the interface that it would leave by allows, and the sender was not told: it had no address to be told at, or
     /// too many were told already.
     TooBig = Drop "too_big",

@@ -4,6 +4,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::Address;
+use lb_common::checksum::is_right;
 use lb_common::fragment::leads;
 use lb_common::guard::may_reset;
 use lb_common::parse::{self, Family, Network, extensions};
@@ -131,6 +132,11 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn is_summed(&self, start: usize, end: usize, pseudo: u64) -> bool {
+        lb_is_summed(self.ctx, start as u32, end as u32, pseudo) != 0
+    }
+
+    #[inline(always)]
     fn is_claimed(&self, l4: usize, end: usize) -> bool {
         lb_is_claimed(self.ctx, l4 as u32, end as u32) != 0
     }
@@ -200,6 +206,18 @@ extern "C" fn lb_sum(ctx: *mut xdp_md, start: u32, length: u32) -> u64 {
         return NO_SUM;
     }
     sum(&frame, start as usize, length as usize).unwrap_or(NO_SUM)
+}
+
+/// Whether the sum of a segment is right, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_is_summed(ctx: *mut xdp_md, start: u32, end: u32, pseudo: u64) -> u32 {
+    let frame = Frame::new(&XdpContext::new(ctx));
+    // For the verifier, which knows nothing of the caller.
+    if start > 0x3fff {
+        return 1;
+    }
+    is_right(&frame, start as usize, end as usize, pseudo).into()
 }
 
 /// TCP's options, likewise: each may be as long as it likes. (A function that returns nothing would not be global.)

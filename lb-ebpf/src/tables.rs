@@ -19,7 +19,7 @@ use lb_common::awaited::SHARED;
 use lb_common::fault;
 use lb_common::guard::{self, Asked, Guard, Message, Rule, Source, SourceKey};
 use lb_common::handshake;
-use lb_common::limit::{self, Admission, Limit, Open, Whose};
+use lb_common::limit::{self, Admission, Limit, Open, Segment, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
@@ -227,9 +227,9 @@ extern "C" fn lb_peek(key: *const FlowKey) -> u64 {
 /// Whether a SYN was there before.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_known(key: *const FlowKey, sequence: u32) -> u32 {
+extern "C" fn lb_known(key: *const FlowKey, sequence: u32, backend: u32) -> u32 {
     let Some(key) = copied(key) else { return 0 };
-    handshake::is_known(&Kernel, &key, sequence).into()
+    handshake::is_known(&Kernel, &key, sequence, backend as u16).into()
 }
 
 /// [`handshake::first`]; it takes and returns a packed [`Place`], and so do those below.
@@ -244,10 +244,10 @@ extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
 /// [`handshake::repeats`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32) -> u32 {
+extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32, backend: u32) -> u32 {
     let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    handshake::repeats(&Kernel, service, &key, sequence).into()
+    handshake::repeats(&Kernel, service, &key, sequence, backend as u16).into()
 }
 
 /// [`handshake::moves`], of a packed [`Place`].
@@ -281,7 +281,7 @@ extern "C" fn lb_spill(key: *const FlowKey, sequence: u32, backend: u32) -> u32 
 /// the client must not see it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_replies(key: *const FlowKey, reply: u32, acknowledged: u32) -> u32 {
+extern "C" fn lb_replies(key: *const FlowKey, reply: u32, sequence: u32, acknowledged: u32) -> u32 {
     let Some(key) = copied(key) else { return 0 };
     let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
     let (backend, flags) = (reply as u16, reply >> 16);
@@ -290,6 +290,7 @@ extern "C" fn lb_replies(key: *const FlowKey, reply: u32, acknowledged: u32) -> 
         answers: flags & 1 != 0,
         resets: flags & 2 != 0,
         data: flags & 4 != 0,
+        sequence,
         acknowledged,
     };
     match handshake::replies(&Kernel, service, &key, reply) {
@@ -299,12 +300,14 @@ extern "C" fn lb_replies(key: *const FlowKey, reply: u32, acknowledged: u32) -> 
     }
 }
 
-/// [`limit::passes`], likewise. `place`: the pool above the backend; above both whether it ends.
+/// [`limit::passes`], likewise. `what`: the backend's id in the lower half; above it the segment's flags.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_passes(key: *const FlowKey, place: u64) -> u32 {
+extern "C" fn lb_passes(key: *const FlowKey, what: u32, sequence: u32, acknowledged: u32) -> u32 {
     let Some(key) = copied(key) else { return 0 };
-    limit::passes(&Kernel, &key, place as u16, (place >> 16) as u16, place >> 32 != 0);
+    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
+    let segment = Segment { sequence, acknowledged, flags: (what >> 16) as u8 };
+    limit::passes(&Kernel, service, &key, what as u16, segment);
     0
 }
 
@@ -870,8 +873,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn is_known(&self, key: &FlowKey, sequence: u32) -> bool {
-        lb_known(key, sequence) != 0
+    fn is_known(&self, key: &FlowKey, sequence: u32, backend: u16) -> bool {
+        lb_known(key, sequence, backend.into()) != 0
     }
 
     #[inline(always)]
@@ -880,8 +883,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn repeats(&self, _: &Service, key: &FlowKey, sequence: u32) -> bool {
-        lb_repeats(key, sequence) != 0
+    fn repeats(&self, _: &Service, key: &FlowKey, sequence: u32, backend: u16) -> bool {
+        lb_repeats(key, sequence, backend.into()) != 0
     }
 
     #[inline(always)]
@@ -902,7 +905,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn replies(&self, _: &Service, key: &FlowKey, reply: Reply) -> Result<(), Reason> {
         let flags = u32::from(reply.answers) | u32::from(reply.resets) << 1 | u32::from(reply.data) << 2;
-        match lb_replies(key, flags << 16 | u32::from(reply.backend), reply.acknowledged) {
+        match lb_replies(key, flags << 16 | u32::from(reply.backend), reply.sequence, reply.acknowledged) {
             0 => Ok(()),
             1 => Err(Reason::RefusalKept),
             _ => Err(Reason::Superseded),
@@ -927,6 +930,13 @@ impl Tables for Kernel {
         let Some(handshake) = maps::HANDSHAKES.get_ptr_mut(key) else { return };
         // SAFETY: a byte of a living element.
         unsafe { (&raw mut (*handshake).state).write_volatile(state) };
+    }
+
+    #[inline(always)]
+    fn note_drawn(&self, key: &FlowKey, drawn: u32) {
+        let Some(handshake) = maps::HANDSHAKES.get_ptr_mut(key) else { return };
+        // SAFETY: a word of a living element.
+        unsafe { (&raw mut (*handshake).drawn).write_volatile(drawn) };
     }
 
     #[inline(always)]
@@ -1034,8 +1044,9 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn passes(&self, key: &FlowKey, backend: u16, pool: u16, ends: bool) {
-        lb_passes(key, u64::from(backend) | u64::from(pool) << 16 | u64::from(ends) << 32);
+    fn passes(&self, _: &Service, key: &FlowKey, backend: u16, segment: Segment) {
+        let what = u32::from(backend) | u32::from(segment.flags) << 16;
+        lb_passes(key, what, segment.sequence, segment.acknowledged);
     }
 
     #[inline(always)]
@@ -1095,7 +1106,7 @@ impl Tables for Kernel {
         // SAFETY: as for flows.
         unsafe {
             let found = *open;
-            if found.seen != now {
+            if found.seen != now && found.is_counted() {
                 (*open).seen = now;
             }
             Some(found)

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::broadcast;
 
-use crate::api::{Event, Severity};
+use crate::api::{Api, Event, Severity};
 use crate::clock;
 use crate::metrics::Tally;
+use crate::plural::{counted, either};
 
 /// How many events are remembered.
 const MEMORY: usize = 10_000;
@@ -137,6 +138,7 @@ impl EventLog {
         let severity = if what.severe { Severity::Warning } else { Severity::Info };
         let mut inner = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let event = Event {
+            api: Api::V1,
             seq: inner.next,
             time: clock::timestamp(),
             code: what.code.to_owned(),
@@ -196,11 +198,14 @@ impl EventLog {
 impl Inner {
     fn marker(&self, after: u64, oldest: u64) -> Event {
         let message = if (self.first..self.next).contains(&after) {
-            format!("{} events after number {after} are not remembered any more", oldest - after - 1)
+            let missing = oldest - after - 1;
+            let are = either(missing, "is", "are");
+            format!("{} after number {after} {are} not remembered any more", counted(missing, "event"))
         } else {
             format!("number {after} is another agent's: what happened after it is not known")
         };
         Event {
+            api: Api::V1,
             seq: oldest - 1,
             time: clock::timestamp(),
             code: MISSED.to_owned(),
@@ -251,7 +256,7 @@ mod tests {
         assert_eq!(seen(&log, oldest - 1)[0], (oldest, "split".to_owned()), "there is no gap before it");
         let late = log.follow(100).0;
         assert_eq!((late[0].seq, late[0].code.as_str(), late.len()), (oldest - 1, MISSED, MEMORY + 1));
-        assert!(late[0].message.starts_with("1 events after number 100"), "{}", late[0].message);
+        assert!(late[0].message.starts_with("1 event after number 100 is not"), "{}", late[0].message);
         let newest = seen(&log, 0)[MEMORY - 1].0;
         assert_eq!(seen(&log, newest), [], "whoever has seen all of it gets nothing again");
     }

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod api;
+mod chain;
 pub mod cli;
 pub mod clock;
 pub mod codes;
@@ -22,6 +23,7 @@ pub mod netlink;
 pub mod offline;
 pub mod outlier;
 mod packet_socket;
+mod plural;
 pub mod publish;
 pub mod rollout;
 pub mod sessions;
@@ -31,3 +33,5 @@ pub mod sysdump;
 pub mod version;
 mod wanted;
 mod web;
+
+pub use chain::chain;

@@ -1,12 +1,14 @@
 //! What `lbctl` does itself when there is no agent: roll back, and take everything off.
 
+use std::io;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
 use lb_common::abi::{Backend, LAYOUT, Service, VipKey};
+use thiserror::Error;
 
-use crate::api::{KeepOrReset, RolledBack};
+use crate::api::{Actor, ApiError, KeepOrReset, RolledBack};
 use crate::clock;
 use crate::compile::key_of;
 use crate::config::ServiceName;
@@ -16,11 +18,16 @@ use crate::netlink;
 use crate::publish::split::{self, Flows};
 use crate::state::{Author, Change, Desired, Intent, Journal, JournalError};
 
+/// There is no journal that would tell services by name.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct NoNames(pub String);
+
 /// Rolls back through the pinned maps. The agent that comes next finds it done, and written down where that was possible.
 ///
 /// # Errors
 ///
-/// If there is no such service, or no data path.
+/// If there is no such service ([`ApiError`]), nothing that names services ([`NoNames`]), or no data path.
 pub fn rollback(
     pin_dir: &Path,
     state_dir: &Path,
@@ -30,14 +37,19 @@ pub fn rollback(
 ) -> anyhow::Result<RolledBack> {
     let start = Instant::now();
     // A journal that is corrupt further on still tells services by name.
-    let (entries, _) =
-        Journal::survey(state_dir).context("without an agent, its journal tells services by name")?;
+    let (entries, _) = Journal::survey(state_dir).map_err(|error| match error {
+        // Not a matter of where it is.
+        JournalError::Io { ref source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            error.into()
+        }
+        error => anyhow::Error::new(NoNames(error.to_string())),
+    })?;
     let desired = Desired::replayed(&entries)
-        .with_context(|| format!("the journal in {} names no services", state_dir.display()))?;
+        .ok_or_else(|| NoNames(format!("the journal in {} names no services", state_dir.display())))?;
     let found = desired.service(service).map(|found| (found.name.clone(), key_of(found)));
-    let (name, key): (ServiceName, _) = found.with_context(|| {
-        let known: Vec<&str> = desired.config.services.iter().map(|service| service.name.as_str()).collect();
-        format!("there is no service {service}; there are {}", known.join(", "))
+    let (name, key): (ServiceName, _) = found.ok_or_else(|| {
+        let known = desired.config.services.iter().map(|service| service.name.as_str());
+        ApiError::no_service(service, known)
     })?;
 
     let mut places = dataplane::live(pin_dir);
@@ -53,7 +65,10 @@ pub fn rollback(
     let done = match (done, failed.into_iter().find_map(Result::err)) {
         (Some(done), None) => done,
         (Some(done), Some(error)) => {
-            warnings.push(format!("not where an agent has moved some of the packets to, or from: {error:#}"));
+            warnings.push(format!(
+                "not where an agent has moved some of the packets to, or from: {}",
+                crate::chain(&error)
+            ));
             done
         }
         (None, error) => return Err(error.unwrap_or_else(|| anyhow::anyhow!("there is no data path"))),
@@ -137,16 +152,14 @@ fn record(
     let intent = desired.as_ref().and_then(|desired| desired.intents.get(name));
     let Some(intent) = intent else { return Ok((journal.last(), None)) };
     let change = Change::Service { name: name.clone(), intent: Intent { split: 0.0, ..intent.clone() } };
-    let author = Author { name: format!("uid {}", user()), pid: Some(std::process::id() as i32) };
+    let pid = Some(std::process::id() as i32);
+    // SAFETY: neither takes an argument or can fail.
+    let actor = unsafe { Actor { uid: libc::geteuid(), gid: libc::getegid(), pid } };
+    let author = Author { name: actor.name(), pid };
     let entry = journal.append(clock::timestamp(), author, reason, summary, change)?;
     desired = Desired::after(desired, &entry.change);
     let service_revision = desired.and_then(|desired| desired.revisions.get(name).copied());
     Ok((entry.sequence, service_revision))
-}
-
-fn user() -> u32 {
-    // SAFETY: no arguments, cannot fail.
-    unsafe { libc::getuid() }
 }
 
 /// Takes programs, maps and addresses off this host. Returns what was removed, in words.
@@ -157,11 +170,13 @@ fn user() -> u32 {
 pub fn detach(pin_dir: &Path) -> anyhow::Result<Vec<String>> {
     let pins = dataplane::detach(pin_dir)?;
     let mut removed: Vec<String> = pins.iter().map(|pin| pin.display().to_string()).collect();
-    for (count, what) in
-        [(netlink::remove_vips()?, "VIP addresses"), (netlink::release_neighbours()?, "managed neighbours")]
+    let vips = netlink::remove_vips()?;
+    let neighbours = netlink::release_neighbours()?;
+    for (count, one, many) in
+        [(vips, "VIP address", "VIP addresses"), (neighbours, "managed neighbour", "managed neighbours")]
     {
         if count > 0 {
-            removed.push(format!("{count} {what}"));
+            removed.push(format!("{count} {}", if count == 1 { one } else { many }));
         }
     }
     Ok(removed)

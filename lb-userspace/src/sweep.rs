@@ -152,16 +152,16 @@ pub fn recount(maps: &Maps, services: impl Iterator<Item = u32>, patience: &Pati
     let (now, mut old) = (clock::ticks(), Vec::new());
     let mut counts = [vec![0u64; before[0].len()], vec![0u64; before[1].len()]];
     maps.open.for_each(|key, open| {
-        let idle = now.saturating_sub(open.seen);
-        if idle > if open.backend == 0 { HANDSHAKE_TICKS } else { patience.tcp_idle } {
+        if now.saturating_sub(open.seen) > open.patience(patience.tcp_idle) {
             return old.push(*key);
         }
-        for (counts, index) in counts.iter_mut().zip([open.backend, open.pool]) {
-            if open.backend != 0
-                && let Some(count) = counts.get_mut(usize::from(index))
-            {
-                *count += 1;
-            }
+        let Some(own) = counts[0].get_mut(usize::from(open.backend)).filter(|_| open.is_counted()) else {
+            return;
+        };
+        *own += 1;
+        let pool = maps.backends.read(open.backend.into()).pool;
+        if let Some(pool) = counts[1].get_mut(usize::from(pool)) {
+            *pool += 1;
         }
     })?;
     for key in old {

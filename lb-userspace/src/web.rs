@@ -2,6 +2,7 @@
 //! not followed: who is asked is who was configured.
 
 use std::error::Error;
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, CertificateError};
 
 use crate::health::{Alpn, Tls, Trust};
 
@@ -152,7 +154,23 @@ async fn within_tls(
     // Files are read each time: certificates are renewed.
     let tls = Tls::new(trust, Some(name), Alpn::Http1);
     let (connector, name) = tls.towards(address).map_err(|trouble| trouble.to_string())?;
-    connector.connect(name, stream).await.map_err(|error| format!("no TLS: {error}"))
+    connector.connect(name, stream).await.map_err(|error| no_tls(&error, ca_file))
+}
+
+/// Why there is no TLS. (Where authorities have the same name, as those of Kubernetes have, the wrong one is a wrong signature.)
+fn no_tls(error: &io::Error, ca_file: Option<&Path>) -> String {
+    use CertificateError::{BadSignature, UnknownIssuer};
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let whose = match (inner, ca_file) {
+        (Some(rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature)), Some(file)) => {
+            format!("no authority in {} has signed its certificate: ", file.display())
+        }
+        (Some(rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature)), None) => {
+            "no authority that this host trusts has signed its certificate: ".to_owned()
+        }
+        _ => String::new(),
+    };
+    format!("no TLS: {whose}{error}")
 }
 
 async fn exchange(

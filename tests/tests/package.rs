@@ -88,6 +88,7 @@ bash -c 'source /usr/share/bash-completion/completions/lbctl && complete -p lbct
 test -s /usr/share/zsh/vendor-completions/_lbctl -a -s /usr/share/fish/vendor_completions.d/lbctl.fish
 systemd-analyze verify --man=no /usr/lib/systemd/system/lbd.service
 ! grep -q /usr/local /usr/lib/systemd/system/lbd.service
+grep -qx Restart=on-failure /usr/lib/systemd/system/lbd.service
 test "$(stat -c '%a %U %G' /etc/lb /var/lib/lb)" = "$(printf '750 root lb\n750 root lb')"
 
 cp -r /usr/share/doc/lb/docs /run/docs && cd /run/docs

@@ -5,16 +5,18 @@
 
 use std::env;
 use std::fs;
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::agent::built;
-use lb_tests::claim;
 use lb_tests::scene::{Plan, SERVICE, Scene};
 use lb_tests::traffic::{Load, LoadSpec, Pool, PoolSpec, Sources};
+use lb_tests::{Family, claim};
 use serde_json::Value;
 
 fn main() -> ExitCode {
@@ -23,6 +25,12 @@ fn main() -> ExitCode {
         claim("sessions of mode full-nat live through a new layout of the maps", || moves("full-nat")),
         claim("connections of mode dsr-l2 live through a new layout of the maps", || moves("dsr-l2")),
         claim("connections of mode dsr-ipip live through a new layout of the maps", || moves("dsr-ipip")),
+        claim("datagrams of mode nat find their backend through a new layout of the maps", || {
+            datagrams("nat")
+        }),
+        claim("datagrams of mode full-nat find their backend through a new layout of the maps", || {
+            datagrams("full-nat")
+        }),
         claim("an agent that dies before packets meet the new maps leaves the old ones whole", || {
             ["shared", "loaded", "copied"].into_iter().try_for_each(|step| dies(step, true))
         }),
@@ -93,13 +101,20 @@ fn backends(scene: &Scene) -> Result<Vec<Value>> {
 /// With changes that have not settled, so that hashes alone find not every backend.
 fn unsettled(mode: &'static str, connections: u32) -> Result<(Scene, Pool)> {
     let scene = Scene::start(Plan { mode, stable: 3, canary: 2, lines: true, ..Plan::default() })?;
-    scene.lbctl(&["set", "split", SERVICE, "20"])?;
     let clients = PoolSpec::new(scene.target(), connections).from(Sources::crowd(connections));
-    let pool = Pool::open(scene.lab.client(0), clients.interval(Duration::from_millis(500)))?;
+    let clients = clients.interval(Duration::from_millis(500));
+    let pool = unsettle(&scene, || Pool::open(scene.lab.client(0), clients))?;
+    Ok((scene, pool))
+}
+
+/// Opens flows, and then has others take the new ones.
+fn unsettle<T>(scene: &Scene, open: impl FnOnce() -> Result<T>) -> Result<T> {
+    scene.lbctl(&["set", "split", SERVICE, "20"])?;
+    let opened = open()?;
     scene.lbctl(&["set", "weight", &scene.backend(0), "0"])?;
     scene.lbctl(&["set", "split", SERVICE, "60"])?;
     scene.lbctl(&["set", "weight", &scene.backend(3), "7"])?;
-    Ok((scene, pool))
+    Ok(opened)
 }
 
 fn moves(mode: &'static str) -> Result<()> {
@@ -144,6 +159,90 @@ fn moves(mode: &'static str) -> Result<()> {
     let last = pool.check()?;
     ensure!(last.broken.is_empty() && last.alive == before.alive, "{last:?}");
     Ok(())
+}
+
+/// A socket that asks one server again and again.
+struct Asker {
+    socket: UdpSocket,
+    asked: u32,
+    server: String,
+}
+
+impl Asker {
+    /// So many of them, each of which has asked once.
+    fn crowd(scene: &Scene, count: u32) -> Result<Vec<Self>> {
+        let client = scene.lab.client(0);
+        let members = (0..count).map(|number| client.crowd().member(number, Family::V4));
+        let sockets: Vec<UdpSocket> =
+            client.run(|| members.map(|ip| UdpSocket::bind((ip, 0))).collect::<std::io::Result<_>>())?;
+        let ask = |socket: UdpSocket| {
+            socket.connect(scene.target())?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            let mut asker = Self { socket, asked: 0, server: String::new() };
+            asker.server = asker.ask()?;
+            Ok(asker)
+        };
+        sockets.into_iter().map(ask).collect()
+    }
+
+    /// Who answers. No question is asked twice, and no answer may be missing.
+    fn ask(&mut self) -> Result<String> {
+        self.asked += 1;
+        let question = self.asked.to_string();
+        self.socket.send(question.as_bytes())?;
+        let mut answer = [0; 64];
+        let length = self.socket.recv(&mut answer).context("no answer")?;
+        let answer = std::str::from_utf8(&answer[..length])?;
+        let (server, echo) = answer.split_once(' ').context("a name and the question")?;
+        ensure!(echo == question, "{answer} to {question}");
+        Ok(server.to_owned())
+    }
+
+    /// Whether the server of before answers.
+    fn ask_again(&mut self) -> Result<()> {
+        let server = self.ask()?;
+        ensure!(server == self.server, "{server} answers what {} did", self.server);
+        Ok(())
+    }
+}
+
+fn datagrams(mode: &'static str) -> Result<()> {
+    const FLOWS: u32 = 400;
+    let next = next()?;
+    let service = "tracking = \"flow\"".to_owned();
+    let plan = Plan { mode, protocol: "udp", stable: 3, canary: 2, service, ..Plan::default() };
+    let mut scene = Scene::start(plan)?;
+    let mut askers = unsettle(&scene, || Asker::crowd(&scene, FLOWS))?;
+    askers.iter_mut().try_for_each(Asker::ask_again)?;
+    // A canary's datagrams are known by their entries alone.
+    let on = |name: &str| askers.iter().filter(|asker| asker.server.starts_with(name)).count();
+    ensure!(on("canary") > 30 && on("stable0") > 50, "{} and {} flows", on("canary"), on("stable0"));
+
+    // They go on asking all the while.
+    let over = AtomicBool::new(false);
+    let asked = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| -> Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                askers.iter_mut().try_for_each(Asker::ask_again)?;
+            }
+            Ok(())
+        });
+        let moved = scene.agent.stop(PATIENCE).and_then(|_| scene.agent.restart_with(&next));
+        let moved = moved.and_then(|()| scene.agent.wait_ready(PATIENCE));
+        over.store(true, Ordering::Relaxed);
+        let asked = asking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        moved.and(asked)
+    });
+    asked.with_context(|| scene.agent.log())?;
+    ensure!(layouts(&scene)? == only("v2"), "{:?}", layouts(&scene)?);
+
+    // New ones go where they should, and the others stay.
+    scene.lbctl(&["rollback", SERVICE])?;
+    let crowd = Sources::Crowd { first: FLOWS, count: 300 };
+    let tally = Load::run(scene.lab.client(0), LoadSpec::udp(scene.target()).from(crowd).flows(300))?;
+    let canary = tally.answered_by("canary0") + tally.answered_by("canary1");
+    ensure!(tally.failed() == 0 && canary == 0, "{tally:?}");
+    askers.iter_mut().try_for_each(Asker::ask_again)
 }
 
 /// `before`: packets do not meet the new maps yet.

@@ -633,6 +633,12 @@ impl pipeline::Tables for Tables {
         }
     }
 
+    fn note_drawn(&self, key: &FlowKey, drawn: u32) {
+        if let Some(handshake) = self.handshakes.borrow_mut().get_mut(key) {
+            handshake.drawn = drawn;
+        }
+    }
+
     fn forget_handshake(&self, key: &FlowKey) {
         self.handshakes.borrow_mut().remove(key);
     }
@@ -743,8 +749,11 @@ impl pipeline::Tables for Tables {
     fn open(&self, key: &FlowKey) -> Option<Open> {
         let now = self.ticks();
         self.open.borrow_mut().get_mut(key).map(|open| {
-            open.seen = now;
-            *open
+            let found = *open;
+            if found.is_counted() {
+                open.seen = now;
+            }
+            found
         })
     }
 

@@ -36,6 +36,7 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         answers: header.flags & TCP_SYN != 0,
         resets: header.flags & TCP_RST != 0,
         data: transport.l4 + usize::from(header.data_offset >> 4) * 4 < network.end,
+        sequence,
         acknowledged: u32::from_be_bytes(header.acknowledgement),
     };
     let key = SessionKey::of(&network, &transport);
@@ -54,7 +55,7 @@ pub fn witness<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Re
         tables.replies(service, &flow, reply(entry.backend))?;
     } else if matches!(transport.kind, Kind::Syn(_)) {
         let flow = FlowKey::of_request(&network, &transport, entry.service);
-        if service.has(Service::HANDSHAKES) {
+        if service.has(Service::HANDSHAKES) && handshake::is_sound(packet, service, &network, &transport) {
             // The session stands: nobody is sent elsewhere here.
             let place = Place { backend: entry.backend, begins: true, spread: 0 };
             let _ = handshake::begins(tables, service, &flow, sequence, place);

@@ -272,11 +272,13 @@ fn a_handshake_that_was_sent_elsewhere_keeps_its_slot_marked_until_it_is_over() 
         maps.sweep(100);
         maps.slot_words()[0].exceptions()
     };
-    assert_eq!(sweep(Service::RETRIED, 2, 4990), 1);
+    // Also where nobody is sent elsewhere any more.
+    for flags in [Service::RETRIED, Service::LIMITED, Service::CAPPED, 0] {
+        assert_eq!(sweep(flags, 2, 4990), 1);
+    }
     assert_eq!(sweep(Service::RETRIED, 1, 4990), 0, "the slot says the same");
     assert_eq!(sweep(Service::RETRIED, 2, 5000 - HANDSHAKE_TICKS - 1), 0, "it is over");
     assert_eq!(sweep(Service::RETRIED, 9, 4990), 0, "its backend is gone");
-    assert_eq!(sweep(0, 2, 4990), 0, "nobody is sent elsewhere");
 }
 
 #[test]

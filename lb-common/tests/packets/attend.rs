@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use lb_common::abi::{Address, Fault, GuestKey, Mode, Service, Split};
+use lb_common::abi::{Address, Fault, GuestKey, Mode, Service, Slot, Split};
 use lb_common::host::{ServiceSpec, Tables};
 use lb_common::measure::{Measure, Outcome, cap_interval, counter};
 use lb_common::pipeline::Tables as _;
@@ -185,4 +185,16 @@ fn a_fault_answers_with_a_reset_of_its_own() {
     // Ethernet, IPv4 without options, TCP: ports exchanged, RST and ACK, the SYN acknowledged.
     assert_eq!(frame[34..38], [443u16.to_be_bytes(), 40_000u16.to_be_bytes()].concat());
     assert_eq!((frame[47], &frame[42..46]), (0x14, &1_001u32.to_be_bytes()[..]));
+}
+
+#[test]
+fn what_takes_two_programs_to_refuse_is_counted_once() {
+    for flags in [0, Service::GUESTS] {
+        let tables = tables(0, flags);
+        for slot in &tables.slots {
+            slot.set(Slot::of(0, 1, 1));
+        }
+        assert_eq!(send(&tables, client(1), true).reason, Reason::Reset);
+        assert_eq!(tables.count(Event::SlowPath), 1);
+    }
 }

@@ -1,10 +1,11 @@
 //! How many connections backends and pools may have.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 
-use lb_common::abi::{OnEmpty, Service};
+use lb_common::abi::{HANDSHAKE_TICKS, Mode, OnEmpty, Service, TCP_IDLE_TICKS};
 use lb_common::host::Tables;
-use lb_common::limit::{Limit, Whose};
+use lb_common::limit::{Limit, Open, Whose};
 use lb_common::verdict::{Event, Reason};
 
 use crate::lab::{Packet, Three, client, vip};
@@ -37,18 +38,49 @@ impl Bench {
         }
     }
 
-    /// A packet of the `n`th connection; which backend gets it, or why nobody does.
+    /// A packet of the `n`th connection.
+    fn packet(&self, n: u16, flags: &str) -> Packet {
+        let packet = Packet::tcp(peer(n), (vip(false), 443).into());
+        flagged(packet, flags, self.sequence.get() + u32::from(!flags.contains('S')), DRAWN + 1)
+    }
+
+    /// Sends a packet of the `n`th connection; which backend gets it, or why nobody does.
     fn send(&self, n: u16, flags: &str) -> Result<u16, Reason> {
-        let mut from = client(false);
-        from.set_port(20_000 + n);
-        let mut packet = Packet::tcp(from, (vip(false), 443).into());
-        let header = packet.tcp.as_mut().expect("TCP");
-        header.sequence_number = self.sequence.get() + u32::from(!flags.contains('S'));
-        (header.syn, header.ack) = (flags.contains('S'), flags.contains('A'));
-        (header.fin, header.rst) = (flags.contains('F'), flags.contains('R'));
-        packet.payload.clear();
-        let (verdict, _) = packet.through(&self.tables);
+        let (verdict, _) = self.packet(n, flags).through(&self.tables);
         if verdict.reason == Reason::Forwarded { Ok(verdict.account.backend) } else { Err(verdict.reason) }
+    }
+
+    /// What a backend says to the `n`th client.
+    fn reply(&self, n: u16, backend: u16, flags: &str) {
+        let at = self.ids.iter().position(|id| *id == backend).expect("one of the three");
+        let packet = Packet::tcp(Three::at(at as u8), peer(n));
+        let drawn = DRAWN + u32::from(!flags.contains('S'));
+        let (verdict, _) = flagged(packet, flags, drawn, self.sequence.get() + 1).through(&self.tables);
+        assert_eq!(verdict.reason, Reason::Replied);
+    }
+
+    /// The `n`th connection, as far as the segment that ends its handshake; its backend, or why it has none.
+    fn connect(&self, n: u16) -> Result<u16, Reason> {
+        let backend = self.send(n, "S")?;
+        if self.tables.services[0].mode == Mode::Nat as u8 {
+            self.reply(n, backend, "SA");
+        }
+        assert_eq!(self.send(n, "A"), Ok(backend), "the handshake ends where it began");
+        Ok(backend)
+    }
+
+    /// Of the only one that there is: [`Open::STANDS`] and the like.
+    fn state(&self) -> u16 {
+        let open = self.tables.open.borrow();
+        assert_eq!(open.len(), 1);
+        open.values().next().map_or(0, |open| open.state)
+    }
+
+    /// Open connections of the pool, which are those of its backends.
+    fn count(&self) -> u64 {
+        let pool = self.open(Whose::Pool(self.pool));
+        assert_eq!(pool, self.ids.iter().map(|id| self.open(Whose::Backend(*id))).sum::<u64>());
+        pool
     }
 
     /// Connections that get through, of so many.
@@ -66,6 +98,24 @@ impl Bench {
 }
 
 const SECOND: u64 = 1_000_000_000;
+/// Initial sequence number of every backend.
+const DRAWN: u32 = 7_000_000;
+
+/// The `n`th client.
+fn peer(n: u16) -> SocketAddr {
+    let mut peer = client(false);
+    peer.set_port(20_000 + n);
+    peer
+}
+
+fn flagged(mut packet: Packet, flags: &str, sequence: u32, acknowledged: u32) -> Packet {
+    let header = packet.tcp.as_mut().expect("TCP");
+    (header.sequence_number, header.acknowledgment_number) = (sequence, acknowledged);
+    (header.syn, header.ack) = (flags.contains('S'), flags.contains('A'));
+    (header.fin, header.rst) = (flags.contains('F'), flags.contains('R'));
+    packet.payload.clear();
+    packet
+}
 
 #[test]
 fn new_connections_come_at_the_rate_that_is_allowed_and_a_tenth_of_it_at_once() {
@@ -103,7 +153,7 @@ fn connections_are_counted_from_their_first_segment_to_their_first_fin_or_rst() 
         assert!(bench.send(n, "S").is_ok(), "handshakes do not count");
     }
     for n in 0..3 {
-        bench.send(n, "A").expect("established");
+        bench.connect(n).expect("established");
         bench.send(n, "A").expect("established");
     }
     assert_eq!(bench.open(pool), 3);
@@ -116,11 +166,126 @@ fn connections_are_counted_from_their_first_segment_to_their_first_fin_or_rst() 
     assert!(bench.send(21, "S").is_ok());
     // The same ports again.
     bench.sequence.set(90_000);
-    assert!(bench.send(0, "S").is_ok());
-    bench.send(0, "A").expect("established");
-    assert_eq!(bench.open(pool), 2);
-    let of_backends: u64 = bench.ids.iter().map(|id| bench.open(Whose::Backend(*id))).sum();
-    assert_eq!(of_backends, 2);
+    bench.connect(0).expect("established");
+    assert_eq!(bench.count(), 2);
+}
+
+#[test]
+fn what_proves_nothing_holds_no_place() {
+    let bench = Bench::new(Service::COUNTED);
+    // Nobody has said a word before; the backend drops it, or says that it knows nothing of it.
+    for n in 0..3 {
+        let backend = bench.send(n, "A").expect("it goes to its backend");
+        bench.tables.advance(1);
+        bench.send(n, "A").expect("it goes to its backend");
+        if n > 0 {
+            bench.reply(n, backend, "R");
+        }
+    }
+    let handshakes = |bench: &Bench| bench.tables.handshakes.borrow().len();
+    assert_eq!((bench.count(), handshakes(&bench)), (0, 1), "a RST is the last that is heard of it");
+    // A handshake in a made-up name: who does not get the answer cannot acknowledge it.
+    let backend = bench.send(5, "S").expect("it goes to its backend");
+    bench.send(5, "A").expect("it goes to its backend");
+    assert_eq!(bench.count(), 0, "nobody has answered");
+    bench.reply(5, backend, "SA");
+    for acknowledged in [0, DRAWN, DRAWN + (1 << 20)] {
+        let guess = flagged(bench.packet(5, "A"), "A", 1001, acknowledged);
+        assert_eq!(guess.through(&bench.tables).0.reason, Reason::Forwarded);
+    }
+    assert_eq!(bench.count(), 0);
+    bench.send(5, "A").expect("it goes to its backend");
+    assert_eq!((bench.count(), bench.state()), (1, Open::STANDS));
+}
+
+#[test]
+fn a_connection_that_is_older_than_the_limit_is_found_when_its_backend_speaks() {
+    let bench = Bench::new(Service::COUNTED);
+    let backend = bench.send(1, "A").expect("established");
+    assert_eq!(bench.count(), 0);
+    bench.reply(1, backend, "A");
+    assert_eq!((bench.count(), bench.state()), (1, Open::FOUND));
+    bench.send(1, "FA").expect("it goes to its backend");
+    assert_eq!(bench.count(), 0);
+    bench.send(1, "A").expect("the last acknowledgement");
+    bench.reply(1, backend, "A");
+    assert_eq!((bench.count(), bench.state()), (0, Open::OVER));
+}
+
+#[test]
+fn where_nothing_is_proven_who_has_talked_for_a_moment_only_does_not_count_for_long() {
+    let mut bench = Bench::new(Service::COUNTED);
+    bench.tables.services[0].mode = Mode::DsrL2 as u8;
+    bench.connect(1).expect("established");
+    bench.send(1, "A").expect("established");
+    assert_eq!((bench.count(), bench.state()), (1, Open::YOUNG));
+    bench.tables.advance(1);
+    bench.send(1, "A").expect("established");
+    assert_eq!((bench.count(), bench.state()), (1, Open::STANDS));
+
+    // One that nobody has seen begin.
+    bench.send(2, "A").expect("it goes to its backend");
+    bench.send(2, "A").expect("it goes to its backend");
+    assert_eq!(bench.count(), 1);
+    bench.tables.advance(1);
+    bench.send(2, "A").expect("established");
+    assert_eq!(bench.count(), 2);
+
+    for (state, patience) in [
+        (Open::STANDS, TCP_IDLE_TICKS),
+        (Open::YOUNG, HANDSHAKE_TICKS),
+        (Open::FOUND, HANDSHAKE_TICKS),
+        (Open::OVER, HANDSHAKE_TICKS),
+    ] {
+        assert_eq!(Open { backend: 1, state, seen: 0 }.patience(TCP_IDLE_TICKS), patience);
+    }
+}
+
+#[test]
+fn nobody_leaves_the_count_by_a_reset_that_his_backend_does_not_believe() {
+    let bench = Bench::new(Service::COUNTED);
+    let backend = bench.connect(1).expect("established");
+    bench.reply(1, backend, "A");
+    bench.send(1, "RA").expect("it goes to its backend");
+    assert_eq!(bench.count(), 0);
+    bench.send(1, "A").expect("established");
+    assert_eq!(bench.count(), 1, "no byte of the backend has come: the client proves it again");
+
+    let packet =
+        Packet::tcp(Three::at(bench.ids.iter().position(|id| *id == backend).unwrap() as u8), peer(1));
+    assert_eq!(packet.through(&bench.tables).0.reason, Reason::Replied, "the first byte");
+    bench.send(1, "RA").expect("it goes to its backend");
+    bench.send(1, "A").expect("established");
+    assert_eq!(bench.count(), 0);
+    bench.reply(1, backend, "A");
+    assert_eq!((bench.count(), bench.state()), (1, Open::FOUND), "the backend goes on");
+    // It did believe this one.
+    bench.send(1, "RA").expect("it goes to its backend");
+    bench.send(1, "A").expect("it goes to its backend");
+    bench.reply(1, backend, "R");
+    assert_eq!(bench.count(), 0);
+}
+
+#[test]
+fn what_passes_after_a_fin_does_not_keep_its_mark() {
+    let bench = Bench::new(Service::COUNTED);
+    bench.connect(1).expect("established");
+    bench.send(1, "FA").expect("it goes to its backend");
+    let seen = || bench.tables.open.borrow().values().next().expect("a mark").seen;
+    let then = seen();
+    bench.tables.advance(HANDSHAKE_TICKS);
+    bench.send(1, "A").expect("it goes to its backend");
+    assert_eq!((bench.count(), seen()), (0, then));
+}
+
+#[test]
+fn a_connection_whose_handshake_ends_with_a_fin_is_over() {
+    let bench = Bench::new(Service::COUNTED);
+    let backend = bench.send(1, "S").expect("it goes to its backend");
+    bench.reply(1, backend, "SA");
+    bench.send(1, "FA").expect("it goes to its backend");
+    bench.send(1, "A").expect("the last acknowledgement");
+    assert_eq!((bench.count(), bench.state()), (0, Open::OVER));
 }
 
 #[test]
@@ -130,8 +295,7 @@ fn what_one_backend_may_not_have_another_takes_and_keeps() {
     bench.each(Limit { most: 20, ..Limit::default() });
     let mut places = Vec::new();
     for n in 0..60 {
-        let Ok(place) = bench.send(n, "S") else { continue };
-        assert_eq!(bench.send(n, "A"), Ok(place), "the handshake ends where it began");
+        let Ok(place) = bench.connect(n) else { continue };
         places.push((n, place));
     }
     for id in &bench.ids {
@@ -145,7 +309,7 @@ fn what_one_backend_may_not_have_another_takes_and_keeps() {
 
     let mut strict = Bench::new(Service::COUNTED);
     strict.each(Limit { most: 1, ..Limit::default() });
-    let taken = (0..30).filter(|&n| strict.send(n, "S").is_ok() && strict.send(n, "A").is_ok()).count();
+    let taken = (0..30).filter(|&n| strict.connect(n).is_ok()).count();
     assert_eq!(taken, 3);
 }
 

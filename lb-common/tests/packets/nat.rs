@@ -1,7 +1,7 @@
 use lb_common::abi::{Life, Mode, NextHop, TCP_IDLE_TICKS};
 use lb_common::host::{ServiceSpec, Tables};
 use lb_common::pipeline::Route;
-use lb_common::verdict::Reason;
+use lb_common::verdict::{Action, Reason};
 
 use crate::lab::{CLIENT_MAC, KINDS, Lab, Packet, TAGS, backend, client, vip};
 
@@ -175,6 +175,19 @@ fn a_reply_goes_where_the_route_says() {
     let (verdict, frame) = reply.through(&lab.tables);
     assert_eq!(verdict.reason, Reason::RepliedByHost);
     assert_eq!(frame, Packet { from: service(false), hops: 63, ..reply }.frame());
+}
+
+#[test]
+fn a_host_that_does_not_forward_keeps_what_is_its_own() {
+    for (v6, udp) in KINDS {
+        let mut lab = Lab::new(Mode::Nat, udp, v6, backend(v6, 8443));
+        lab.tables.routes.insert(client(v6).ip().into(), Route::ForwardingOff);
+        // Nobody knows that the client is this host, whose own packets no program sees.
+        let reply = Packet::of(udp, backend(v6, 8443), client(v6));
+        let (verdict, frame) = reply.through(&lab.tables);
+        assert_eq!(verdict.reason, Reason::ForwardingOff);
+        assert_eq!((verdict.reason.action(), frame), (Action::Pass, reply.frame()));
+    }
 }
 
 #[test]

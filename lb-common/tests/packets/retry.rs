@@ -1,13 +1,13 @@
 //! What becomes of connections by backend, and which are tried again elsewhere.
 
-use lb_common::abi::{Mode, Service};
+use lb_common::abi::{Life, Mode, Service, Slot};
 use lb_common::host::{ServiceSpec, Tables};
 use lb_common::limit::{Limit, Whose};
 use lb_common::retry::{Budget, ONE};
 use lb_common::verdict::{Event, Reason};
 use lb_common::watch::Word;
 
-use crate::lab::{Packet, Three, client, vip};
+use crate::lab::{Packet, Three, client, send, vip};
 
 const SEQUENCE: u32 = 4_000_000_000;
 
@@ -53,6 +53,25 @@ impl Bench {
     fn reply(&self, from: usize, flags: &str, bytes: usize) -> Reason {
         let packet = Self::packet(flags, 1, bytes, Packet::tcp(Three::at(from as u8), client(false)));
         packet.through(&self.tables).0.reason
+    }
+
+    /// The client's segment that ends the handshake.
+    fn acknowledge(&self, expected: usize) {
+        let packet = Packet::tcp(client(false), (vip(false), 443).into());
+        let mut packet = Self::packet("A", SEQUENCE.wrapping_add(1), 0, packet);
+        packet.tcp.as_mut().expect("TCP").acknowledgment_number = 2;
+        assert_eq!(packet.through(&self.tables).0.account.backend, self.ids[expected]);
+    }
+
+    /// New flows that went to one backend go to another one.
+    fn shift(&self, from: usize, to: usize) {
+        let (from, to) = (self.ids[from], self.ids[to]);
+        for slot in &self.tables.slots {
+            let word = slot.get();
+            if word.new() == from {
+                slot.set(Slot::of(to, word.home(), word.exceptions() + 1));
+            }
+        }
     }
 
     fn word(&self, backend: usize, word: Word) -> u64 {
@@ -223,11 +242,97 @@ fn a_late_reset_of_the_first_backend_ends_nothing() {
     let first = bench.syn();
     let second = bench.syn();
     assert_eq!(bench.reply(second, "SA", 0), Reason::Replied);
-    assert_eq!(bench.request("A", SEQUENCE.wrapping_add(1)), second);
+    bench.acknowledge(second);
     let open = |n: usize| bench.tables.limits.borrow()[&Whose::Backend(bench.ids[n])].open;
     assert_eq!(open(second), 1);
     assert_eq!(bench.reply(first, "RA", 0), Reason::Superseded);
     assert_eq!(open(second), 1, "it is the other one's connection");
     bench.reply(second, "RA", 0);
     assert_eq!(open(second), 0);
+}
+
+#[test]
+fn what_no_backend_takes_for_a_syn_says_nothing_of_it() {
+    let bench = Bench::new(Service::WATCHED | Service::RETRIED | Service::MEASURED);
+    let syn = || Bench::packet("S", SEQUENCE, 0, Packet::tcp(client(false), (vip(false), 443).into()));
+    let mut last_hop = syn();
+    last_hop.hops = 1;
+    let mut fin = syn();
+    fin.tcp.as_mut().expect("TCP").fin = true;
+    let mut frames: Vec<Vec<u8>> = vec![last_hop.frame(), fin.frame()];
+    // With data, too: an odd number of bytes, more than a chunk, as much as fits.
+    for bytes in [0, 1, 2, 15, 17, 1000, 1448] {
+        let mut wrong = syn();
+        wrong.payload = vec![7; bytes];
+        let mut frame = wrong.frame();
+        *frame.last_mut().expect("a byte") ^= 1;
+        frames.push(frame);
+    }
+    for frame in &frames {
+        for _ in 0..3 {
+            send(&bench.tables, frame);
+            bench.tables.clock.set(bench.tables.clock.get() + 1_000_000_000);
+        }
+    }
+    let of = |word| (0..3).map(|n| bench.word(n, word)).sum::<u64>();
+    assert_eq!([of(Word::Tried), of(Word::Unanswered)], [0, 0]);
+    assert!(bench.tables.handshakes.borrow().is_empty());
+    assert_eq!(bench.tables.count(Event::Retried), 0);
+    // What is right is noted.
+    for (tried, bytes) in (1..).zip([0, 1, 2, 15, 17, 1000, 1448]) {
+        let mut right = syn();
+        right.payload = vec![7; bytes];
+        right.tcp.as_mut().expect("TCP").sequence_number = tried as u32;
+        send(&bench.tables, &right.frame());
+        assert_eq!(of(Word::Tried), tried, "{bytes} bytes");
+    }
+}
+
+#[test]
+fn a_syn_that_the_rule_has_moved_is_answered_by_whoever_has_it_now() {
+    for flags in [Service::RETRIED | Service::WATCHED, Service::WATCHED] {
+        let bench = Bench::new(flags);
+        // Nothing is left for a retry.
+        bench.tables.budgets.borrow_mut().clear();
+        let first = bench.syn();
+        assert_eq!(bench.syn(), first, "it cannot be tried elsewhere");
+        let second = (first + 1) % 3;
+        bench.shift(first, second);
+        assert_eq!(bench.syn(), second);
+        assert_eq!(bench.reply(second, "SA", 0), Reason::Replied);
+        assert_eq!([bench.word(first, Word::Unanswered), bench.word(second, Word::Unanswered)], [1, 0]);
+        assert_eq!([bench.word(second, Word::Tried), bench.word(second, Word::Answered)], [1, 1]);
+        let late = bench.reply(first, "SA", 0);
+        let kept = flags & Service::RETRIED != 0;
+        assert_eq!(late, if kept { Reason::Superseded } else { Reason::Replied });
+    }
+}
+
+#[test]
+fn after_a_reset_of_flows_the_client_hears_of_it_from_whoever_gets_them() {
+    let bench = Bench::new(Service::RETRIED);
+    let first = bench.syn();
+    assert_eq!(bench.reply(first, "SA", 0), Reason::Replied);
+    let second = (first + 1) % 3;
+    assert_eq!(bench.reply(second, "RA", 0), Reason::Superseded, "nobody has asked it");
+    for life in [Life::of(2, true), Life::of(1, false)] {
+        let mut bench = Bench::new(Service::RETRIED);
+        let first = bench.syn();
+        bench.reply(first, "SA", 0);
+        let id = usize::from(bench.ids[first]);
+        assert_eq!(bench.tables.backends[id].life().generation(), 1);
+        bench.tables.backends[id].life = life.0;
+        assert_eq!(bench.reply(second, "RA", 0), Reason::Replied);
+    }
+}
+
+#[test]
+fn data_that_is_accepted_with_the_syn_is_acknowledged_with_it() {
+    let bench = Bench::new(Service::WATCHED);
+    let first = bench.syn();
+    let answer = Packet::tcp(Three::at(first as u8), client(false));
+    let mut answer = Bench::packet("SA", 1, 0, answer);
+    answer.tcp.as_mut().expect("TCP").acknowledgment_number = SEQUENCE.wrapping_add(1 + 1400);
+    assert_eq!(answer.through(&bench.tables).0.reason, Reason::Replied);
+    assert_eq!(bench.word(first, Word::Answered), 1);
 }

@@ -495,7 +495,7 @@ fn the_route_of_a_reply_is_asked_for_once_a_tick() {
     Packet { payload: vec![0; 100], ..reply.clone() }.ends(&lab.tables, Reason::TooBig);
     for (route, reason) in [
         (Route::Local, Reason::Local),
-        (Route::ForwardingOff, Reason::ForwardingOff),
+        (Route::ForwardingOff, Reason::NoRoute),
         (Route::None, Reason::NoRoute),
     ] {
         lab.tables.advance(1);

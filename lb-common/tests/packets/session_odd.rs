@@ -94,7 +94,7 @@ fn an_error_goes_back_to_the_client_where_the_route_says() {
         for (route, expected) in [
             (Route::Local, Reason::Local),
             (Route::TooBig, Reason::TooBig),
-            (Route::ForwardingOff, Reason::ForwardingOff),
+            (Route::ForwardingOff, Reason::NoRoute),
             (Route::None, Reason::NoRoute),
         ] {
             lab.tables.routes.insert(client(v6).ip().into(), route);
@@ -322,7 +322,7 @@ fn fragments_of_a_reply_go_where_the_route_says() {
         let given = pieces(&reply, 7);
         let expected = pieces(&Packet { from: service(v6), to: client(v6), hops: 63, ..reply }, 7);
         lab.tables.advance(1);
-        follow_the_route(&mut lab, client(v6).ip(), &given, &expected);
+        follow_the_route(&mut lab, client(v6).ip(), Reason::NoRoute, &given, &expected);
     }
 }
 

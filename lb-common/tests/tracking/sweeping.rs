@@ -181,7 +181,8 @@ impl Access for Between<'_> {
             let tables = self.world.tables.borrow();
             tables.half_open.borrow().iter().map(|(key, _)| *key).collect()
         };
-        for key in keys.iter().filter(|_| !self.world.has(Fault::ForgetRetries)) {
+        let hidden = self.world.setup.fault.is_some_and(Fault::hides_handshakes);
+        for key in keys.iter().filter(|_| !hidden) {
             self.packets();
             let note = self.world.tables.borrow().half_open.borrow().peek(key).copied();
             note.into_iter().for_each(|note| each(*key, note));

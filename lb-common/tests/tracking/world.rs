@@ -76,7 +76,7 @@ pub enum Fault {
     UnmarkedSlots,
     /// The sweep takes the split for settled, and forgets what agrees with one level only.
     ForgetUnsettled,
-    /// Exceptions are cleared while handshakes may be under way.
+    /// Exceptions are cleared while handshakes may be under way, and nobody looks for those.
     ClearInHandshake,
     /// Entries are deleted although they have changed since they were read.
     DeleteChanged,
@@ -103,6 +103,11 @@ pub enum Fault {
 impl Fault {
     pub const fn is_about_udp(self) -> bool {
         matches!(self, Self::UdpLikeTcp)
+    }
+
+    /// Whether the sweep sees no handshakes.
+    pub const fn hides_handshakes(self) -> bool {
+        matches!(self, Self::ClearInHandshake | Self::ForgetRetries)
     }
 
     pub const fn is_about_retries(self) -> bool {

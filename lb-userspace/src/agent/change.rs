@@ -135,16 +135,22 @@ impl Agent {
     /// What a running agent cannot change.
     pub fn may_apply(&self, next: &Desired) -> Result<(), ApiError> {
         let (now, then) = (&self.desired.config.dataplane, &next.config.dataplane);
-        let fixed = |what: &str| {
+        let fixed = |what: &str, how: &str| {
             Err(ApiError::new(ErrorCode::NeedsRestart, format!("{what} cannot change while lbd runs"))
                 .about("[dataplane]")
-                .remedy("write it into the configuration file and restart lbd; traffic goes on meanwhile"))
+                .remedy(format!("write it into the configuration file and restart lbd; {how}")))
         };
-        if now.interfaces != then.interfaces || now.xdp_mode != then.xdp_mode {
-            return fixed("interfaces and xdp_mode");
+        if now.xdp_mode != then.xdp_mode {
+            return fixed(
+                "xdp_mode",
+                "that interrupts traffic. With auto an interface keeps the mode that it has: `lbctl detach` before the restart",
+            );
+        }
+        if now.interfaces != then.interfaces {
+            return fixed("interfaces", "traffic goes on meanwhile");
         }
         if now.hash_seed != then.hash_seed {
-            return fixed("hash_seed");
+            return fixed("hash_seed", "traffic goes on meanwhile, and flows move");
         }
         for (name, intent) in &next.intents {
             let promoted = self.desired.intents.get(name).is_some_and(|now| now.stable != intent.stable);
@@ -368,6 +374,9 @@ impl Agent {
             self.desired.count(&name);
         } else {
             self.owe(&name, request, summary.clone());
+        }
+        if done.before > 0.0 {
+            self.log.tally(|tally| tally.rolled_back(service));
         }
         self.note("rolled_back", Some(&name), request, summary);
         if measured {
@@ -615,6 +624,9 @@ impl Agent {
         if let Err(error) = tokio::task::block_in_place(|| self.publisher.free_backends(&unused)) {
             tracing::warn!(ids = ?unused, "cannot free backends: {error}");
             return;
+        }
+        if !unused.is_empty() {
+            self.forget_hops();
         }
         for id in unused {
             self.log.push(Occurrence {

@@ -308,7 +308,7 @@ impl Control for Handle {
                 agent.vips.set(BTreeSet::new());
                 agent.next_hops.set_targets(BTreeSet::new());
                 let removed = crate::offline::detach(&agent.places.pin_dir)
-                    .map_err(|error| ApiError::new(ErrorCode::Dataplane, format!("{error:#}")))?;
+                    .map_err(|error| ApiError::new(ErrorCode::Dataplane, crate::chain(&error)))?;
                 Ok(Detached { removed, ..Detached::default() })
             })
             .await?;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::Agent;
 use crate::api::BackendPath;
 use crate::compile::{id_of, key_of};
+use crate::plural::{counted, either};
 use crate::state::Desired;
 
 impl Agent {
@@ -42,9 +43,11 @@ impl Agent {
                     let path =
                         format!("{}/{}/{}", service.name, pool.name, BackendPath::name_of(backend.address));
                     warnings.push(format!(
-                        "{path} goes while it may have flows: {} are tracked, those of {} slots are in no table; it finishes \
-                         them, and is gone when none are left",
-                        load.flows, load.homes
+                        "{path} goes while it may have flows: {} {} tracked, those of {} are in no table; it finishes them, and is \
+                         gone when none are left",
+                        load.flows,
+                        either(load.flows, "is", "are"),
+                        counted(load.homes.into(), "slot"),
                     ));
                 }
             }

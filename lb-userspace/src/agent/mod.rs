@@ -380,7 +380,8 @@ impl Agent {
                 pool: Some(pool),
                 backend: Some(address.to_string()),
                 message: format!(
-                    "the time that {address} had to drain is over with {flows} tracked flows: {done}"
+                    "the time that {address} had to drain is over with {}: {done}",
+                    crate::plural::counted(flows, "tracked flow")
                 ),
                 ..Occurrence::default()
             });

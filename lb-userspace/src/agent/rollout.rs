@@ -21,6 +21,7 @@ use crate::clock;
 use crate::config::{Mode, PoolName, Protocol, Rollout as Configured, ServiceName};
 use crate::dataplane::maps;
 use crate::events::Occurrence;
+use crate::plural::{counted, either};
 use crate::publish::split::{self, Flows};
 use crate::rollout::analysis::{Count, SUSPICIOUS, Watch};
 use crate::rollout::engine::{self, Answer, Facts, Order, Phase, Rollout, Verdict};
@@ -327,9 +328,10 @@ impl Agent {
         // All of them to begin with; any of them to go on.
         let needed = if rollout.phase == Phase::Preparing { wanted.max(1) } else { 1 };
         let why = canary.and_then(|pool| pool.backends.iter().find_map(|backend| backend.why_not));
-        let not_ready = (takers < needed).then(|| match why {
-            Some(why) => format!("{takers} of {wanted} backends take new connections: {}", why.words()),
-            None => format!("{takers} of {wanted} backends take new connections"),
+        let not_ready = (takers < needed).then(|| {
+            let all = counted(wanted as u64, "backend");
+            let why = why.map(|why| format!(": {}", why.words())).unwrap_or_default();
+            format!("{takers} of {all} {} new connections{why}", either(takers as u64, "takes", "take"))
         });
         let not_ready = not_ready.or_else(|| self.lacks_measure(name).then(|| self.no_measure()));
         let index = self.index(name.as_str()).ok();

@@ -78,15 +78,17 @@ impl Agent {
     }
 
     /// Backends that are gone are not counted any more.
-    fn forget_uncounted(&self, status: &Status) {
+    fn forget_uncounted(&mut self, status: &Status) {
         let pools = || status.services.iter().flat_map(|it| it.pools.iter().map(move |pool| (it, pool)));
         let backends: usize = pools().map(|(_, pool)| pool.backends.len()).sum();
-        if self.log.counted().backends() <= backends {
+        if self.log.counted().backends().max(self.checks.backends()) <= backends {
             return;
         }
         let each = pools().flat_map(|(service, pool)| pool.backends.iter().map(move |it| (service, it)));
         let known: HashSet<_> = each.map(|(service, it)| (service.name.as_str(), it.name.as_str())).collect();
-        self.log.tally(|tally| tally.forget_others(|service, backend| known.contains(&(service, backend))));
+        let is_known = |service: &str, backend: &str| known.contains(&(service, backend));
+        self.log.tally(|tally| tally.forget_others(is_known));
+        Arc::make_mut(&mut self.checks).forget_backends(is_known);
     }
 
     /// Takes in what has come of health checks so far.

@@ -177,9 +177,9 @@ impl Agent {
         self.log.push(Occurrence {
             code: "agent_started",
             message: format!(
-                "lbd {} runs with {} services{}",
+                "lbd {} runs with {}{}",
                 env!("CARGO_PKG_VERSION"),
-                self.desired.config.services.len(),
+                crate::plural::counted(self.desired.config.services.len() as u64, "service"),
                 if adopted { "; the data path of an earlier agent was adopted" } else { "" }
             ),
             ..Occurrence::default()

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Agent, Handle, Request};
-use crate::api::{Answer, ApiError, ErrorCode, Trace, TracePoint, Traced};
+use crate::api::{Answer, Api, ApiError, ErrorCode, Trace, TracePoint, Traced};
 use crate::config::Protocol;
 use crate::{clock, dataplane};
 
@@ -199,6 +199,7 @@ fn read(record: &[u8], names: &Names, whole: bool, origin: (Timestamp, u64)) -> 
     let named = |id: u16| names.backends.get(&id).cloned().unwrap_or_else(|| format!("backend {id}"));
     let interface = |index: u32| names.interfaces.get(&index).cloned().unwrap_or_else(|| index.to_string());
     Some(Traced {
+        api: Api::V1,
         time: format!("{time:.9}"),
         cpu: (head.number >> 48) as u16,
         packet: head.number & ((1 << 48) - 1),

@@ -19,12 +19,13 @@ use crate::api::{
     SlotRoom, SplitStatus, Status, SteeringStatus, Traffic, XdpMode,
 };
 use crate::clock;
-use crate::compile::{BackendView, Compiled, Health, WhyNot, key_of};
+use crate::compile::{BackendView, Compiled, Health, PoolView, WhyNot, key_of};
 use crate::config::{self, Protection, Service};
 use crate::dataplane::bpf::{Mapped, PerCpu};
 use crate::dataplane::{Maps, Native, maps};
 use crate::health::{Advice, Miss};
 use crate::outlier::Gate;
+use crate::plural::{counted, either};
 use crate::publish::{Publisher, split};
 use crate::state::{Author, Intent, Overrides};
 
@@ -496,6 +497,7 @@ impl Agent {
                 remedy: Some(remedy.to_owned()),
             });
         };
+        let of_all = |pool: &PoolView| counted(pool.backends.len() as u64, "backend");
         // Each asked once, however many services there are.
         let mut forwards = Forwarding::default();
         for service in &self.desired.services() {
@@ -506,7 +508,8 @@ impl Agent {
                 let role = role(intent, &pool.name);
                 let subject = format!("{}/{}", service.name, pool.name);
                 let takers = pool.backends.iter().filter(|backend| backend.why_not.is_none()).count();
-                let down = pool.backends.iter().filter(|backend| backend.health == Health::Down).count();
+                let down =
+                    pool.backends.iter().filter(|backend| backend.health == Health::Down).count() as u64;
                 let few = if pool.failed { " (fewer are healthy than min_healthy says)" } else { "" };
                 if let (PoolRole::Stable, Some(other)) = (role, spills_to(compiled, role)) {
                     find(
@@ -537,28 +540,36 @@ impl Agent {
                         Severity::Error,
                         "LB1003",
                         &subject,
-                        format!("{down} of {} backends are down", pool.backends.len()),
+                        format!("{down} of {} {} down", of_all(pool), either(down, "is", "are")),
                         "`lbctl get backends` shows the last check's result",
                     );
                 }
-                let ejected = pool.backends.iter().filter(|backend| backend.ejected).count();
+                let ejected = pool.backends.iter().filter(|backend| backend.ejected).count() as u64;
                 if ejected > 0 && role != PoolRole::Idle {
                     find(
                         Severity::Warning,
                         "LB1030",
                         &subject,
-                        format!("{ejected} of {} backends are outliers, and ejected", pool.backends.len()),
+                        format!(
+                            "{ejected} of {} {}, and ejected",
+                            of_all(pool),
+                            either(ejected, "is an outlier", "are outliers")
+                        ),
                         "`lbctl get events` says why; they are let in again by themselves",
                     );
                 }
                 let gates = pool.backends.iter().map(|backend| backend.gate).chain([pool.gate]);
-                let tripped = gates.filter_map(Gate::eighths).filter(|&eighths| eighths < 8).count();
+                let tripped = gates.filter_map(Gate::eighths).filter(|&eighths| eighths < 8).count() as u64;
                 if tripped > 0 && role != PoolRole::Idle {
                     find(
                         Severity::Warning,
                         "LB1031",
                         &subject,
-                        format!("{tripped} breakers keep new connections away"),
+                        format!(
+                            "{} {} new connections away",
+                            counted(tripped, "breaker"),
+                            either(tripped, "keeps", "keep")
+                        ),
                         "`lbctl get backends` shows which; they are closed again when trials end well",
                     );
                 }
@@ -631,15 +642,16 @@ impl Agent {
             ("sessions", dataplane.sessions),
         ];
         for (name, room) in tables.into_iter().filter(|(_, room)| room.used * 10 > room.capacity * 9) {
+            let why = match name {
+                "sessions" => "newer connections may push out what finds no room",
+                _ => "flows may be forgotten while tables change",
+            };
             find(
                 Severity::Error,
                 "LB1008",
                 name,
-                format!(
-                    "{} of {} entries are taken: flows may be forgotten while tables change",
-                    room.used, room.capacity
-                ),
-                "raise it in [dataplane]; `lbctl detach` and a restart make the table anew",
+                format!("{} of {} entries are taken: {why}", room.used, room.capacity),
+                "raise it in [dataplane]; then `lbctl detach` and a restart, which interrupt traffic",
             );
         }
         if self.books.forgotten() > 0 {
@@ -648,11 +660,12 @@ impl Agent {
                 "LB1011",
                 "flows",
                 format!(
-                    "at least {} tracked flows were forgotten for want of room since lbd started: what comes of them goes \
-                     where old flows of their slots go",
-                    self.books.forgotten()
+                    "at least {} {} forgotten for want of room since lbd started: packets of such a flow go where old flows of its \
+                     slot go",
+                    counted(self.books.forgotten(), "tracked flow"),
+                    either(self.books.forgotten(), "was", "were")
                 ),
-                "raise flows and udp_flows in [dataplane]; `lbctl detach` and a restart make the tables anew",
+                "raise flows and udp_flows in [dataplane]; then `lbctl detach` and a restart, which interrupt traffic",
             );
         }
         let made = [
@@ -668,7 +681,7 @@ impl Agent {
                 "LB1009",
                 name,
                 format!("the pinned table has room for {made}, not for {wanted} as configured"),
-                "maps keep the size they were made with: `lbctl detach`, and start lbd again",
+                "maps keep the size they were made with: `lbctl detach` and a restart, which interrupt traffic, make it anew",
             );
         }
         for (name, why) in self.troubles.missing() {
@@ -702,9 +715,11 @@ impl Agent {
         }
         findings.extend(self.discovery_findings());
         findings.sort_by_key(|finding| match finding.severity {
-            Severity::Error => 0,
-            Severity::Warning => 1,
-            Severity::Info => 2,
+            // What has backends fail their checks comes before what comes of it.
+            Severity::Error if CAUSES.contains(&finding.code.as_str()) => 0,
+            Severity::Error => 1,
+            Severity::Warning => 2,
+            Severity::Info => 3,
         });
         findings
     }
@@ -751,6 +766,9 @@ impl Agent {
         Some(in_canary.map(|id| self.swept.load(id).flows).sum())
     }
 }
+
+/// Findings of the host that explain those of backends.
+const CAUSES: [&str; 3] = ["LB1006", "LB1020", "LB1021"];
 
 /// What a pool of a service is used for.
 fn role(intent: &Intent, pool: &str) -> PoolRole {

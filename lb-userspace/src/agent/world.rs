@@ -1,7 +1,7 @@
 //! What the agent knows of the world beside what is configured: health, next hops, interfaces.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -353,9 +353,17 @@ impl Agent {
         self.converge(touched);
     }
 
+    /// Lets go of the ways to backends that have no id any more.
+    pub(super) fn forget_hops(&mut self) {
+        let used = self.publisher.registry.addresses().map(IpAddr::from).collect();
+        forget_hops(&mut self.hops, &self.next_hops.snapshot(), &used);
+    }
+
     /// Tells the kernel program about every interface that frames leave by: backends' and those of clients.
     pub(super) fn register_devices(&mut self) {
         let links = self.links.snapshot();
+        self.devices.retain(|ifindex, _| links.contains_key(ifindex));
+        self.publisher.forget_devices(|ifindex| links.contains_key(&ifindex));
         let mut needed: BTreeSet<u32> =
             self.kernel.attached.iter().map(|attached| attached.ifindex).collect();
         needed.extend(self.hops.values().flatten().map(|hop| hop.ifindex));
@@ -470,5 +478,32 @@ impl Agent {
         let service = self.desired.effective(service.as_str())?;
         let pool = service.pools.iter().find(|pool| pool.backends.iter().any(|b| b.address == backend))?;
         Some(pool.name.as_str().to_owned())
+    }
+}
+
+/// Lets go of the ways to those that are neither followed nor used. What is followed is not told again.
+fn forget_hops<Way>(
+    hops: &mut HashMap<IpAddr, Way>,
+    followed: &BTreeMap<IpAddr, Way>,
+    used: &HashSet<IpAddr>,
+) {
+    hops.retain(|address, _| followed.contains_key(address) || used.contains(address));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_to_backends_that_come_and_go_do_not_pile_up() {
+        let at = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let mut hops = HashMap::new();
+        for last in 1..=100 {
+            hops.insert(at(last), last);
+            // The one before finishes its flows; of the next one is known already.
+            let followed = [(at(last), last), (at(last + 1), last)].into();
+            forget_hops(&mut hops, &followed, &[at(last), at(last - 1)].into());
+        }
+        assert_eq!(hops, [(at(99), 99), (at(100), 100)].into());
     }
 }

@@ -10,7 +10,7 @@ use lb_userspace::agent::{self, Handle, Places};
 use lb_userspace::api::Server;
 use lb_userspace::lifecycle::{self, LogFormat, Manager};
 use lb_userspace::metrics::{Listener, Where};
-use lb_userspace::{config, decap, version};
+use lb_userspace::{chain, config, decap, version};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -106,7 +106,7 @@ fn main() -> ExitCode {
         return man();
     }
     if let Err(error) = lifecycle::start_log(arguments.log_format) {
-        eprintln!("lbd: {error:#}");
+        eprintln!("lbd: {}", chain(&error));
         return ExitCode::FAILURE;
     }
     match lifecycle::raise_open_files() {
@@ -130,7 +130,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!("{error:#}");
+            error!("{}", chain(&error));
             ExitCode::FAILURE
         }
     }

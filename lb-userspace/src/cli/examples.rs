@@ -12,7 +12,15 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "lbctl apply -f /etc/lb/lb.toml --expect-revision 17 --reason 'add v42'",
         ],
     ),
-    ("status", &["lbctl status", "lbctl status --wait --timeout 2m", "lbctl status -o json"]),
+    (
+        "status",
+        &[
+            "lbctl status",
+            "lbctl status --wait --timeout 2m",
+            "lbctl status --wait=settled --timeout 20m",
+            "lbctl status -o json",
+        ],
+    ),
     ("get", &["lbctl get backends checkout", "lbctl get events -w"]),
     ("get services", &["lbctl get services", "lbctl get services -w -o wide"]),
     ("get backends", &["lbctl get backends checkout", "lbctl get backends -w -o json"]),

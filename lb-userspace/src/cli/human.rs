@@ -100,11 +100,7 @@ pub(super) fn vip(service: &ServiceStatus) -> String {
     }
 }
 
-/// `1 backend`, `2 backends`.
-pub(super) fn counted(n: u64, what: &str) -> String {
-    let s = if n == 1 { "" } else { "s" };
-    format!("{n} {what}{s}")
-}
+pub(super) use crate::plural::{counted, either};
 
 #[cfg(test)]
 mod tests {

@@ -86,6 +86,28 @@ pub struct Places {
         hide_env_values = true
     )]
     pub state_dir: PathBuf,
+    /// The configuration: doctor and sysdump read it.
+    #[arg(
+        long,
+        global = true,
+        help_heading = EVERYWHERE,
+        env = "LB_CONFIG",
+        default_value = "/etc/lb/lb.toml",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub config: PathBuf,
+    /// Where the metrics are: sysdump reads them.
+    #[arg(
+        long,
+        global = true,
+        help_heading = EVERYWHERE,
+        env = "LB_METRICS",
+        default_value = "127.0.0.1:9650",
+        value_name = "HOST:PORT",
+        hide_env_values = true
+    )]
+    pub metrics: String,
 }
 
 /// What works without an agent, through the maps that it pinned.

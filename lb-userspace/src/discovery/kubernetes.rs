@@ -13,6 +13,9 @@
 //! | `ready` (or nothing said of it) | takes new flows |
 //! | not ready | drains: it is as good as gone, or may come back |
 //! | not ready, `terminating`, and not `serving` | is left out; it finishes the flows it has |
+//!
+//! While no endpoint is ready, those that are `terminating` and still `serving` take new flows, as kube-proxy has it: a service of one
+//! pod that is replaced would have nobody else.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -88,6 +91,8 @@ enum Ended {
     InTime,
     /// The server has forgotten what came after the version that was asked for.
     Gone,
+    /// What the server said cannot be followed, for this reason: who knows what it should have changed.
+    Lost(String),
 }
 
 impl Reflector {
@@ -109,6 +114,10 @@ impl Reflector {
                 match self.watch(&mut version).await {
                     Ok(Ended::Gone) => break,
                     Ok(Ended::InTime) => pause = PAUSE[0],
+                    Ok(Ended::Lost(why)) => {
+                        pause = self.failed(why, pause).await;
+                        break;
+                    }
                     Err(why) => pause = self.failed(why, pause).await,
                 }
                 sleep_until(began + PAUSE[0]).await;
@@ -146,14 +155,14 @@ impl Reflector {
         let (mut slices, mut more) = (BTreeMap::new(), None::<String>);
         loop {
             let rest = more.map(|more| format!("&continue={}", utf8_percent_encode(&more, NON_ALPHANUMERIC)));
-            let query = format!("limit={PAGE}{}", rest.unwrap_or_default());
+            let query = format!("limit={PAGE}{}", rest.as_deref().unwrap_or_default());
             let get = async {
                 let (mut answer, status) = self.get(&query).await?;
                 let body = answer.body(MAX_LIST).await?;
                 match status {
                     StatusCode::OK => understood::<List>(&body).map(Some),
                     // The version that the first pages were of is forgotten: all over again.
-                    StatusCode::GONE => Ok(None),
+                    StatusCode::GONE if rest.is_some() => Ok(None),
                     status => Err(refused(status, &body)),
                 }
             };
@@ -176,8 +185,9 @@ impl Reflector {
 
     /// Follows what happens after `version`, which goes on with it.
     async fn watch(&mut self, version: &mut String) -> Result<Ended, String> {
+        let since = utf8_percent_encode(version, NON_ALPHANUMERIC);
         let query =
-            format!("watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH}&resourceVersion={version}");
+            format!("watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH}&resourceVersion={since}");
         let opened = timeout(self.asked.timeout, self.get(&query)).await;
         let (mut answer, status) = opened.map_err(|_| self.late())??;
         if status != StatusCode::OK {
@@ -199,12 +209,14 @@ impl Reflector {
             unread.extend_from_slice(&piece);
             while let Some(line) = unread.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = unread.drain(..=line).collect();
-                if let Some(ended) = self.take(&line, version)? {
-                    return Ok(ended);
+                match self.take(&line, version) {
+                    Ok(None) => {}
+                    Ok(Some(ended)) => return Ok(ended),
+                    Err(why) => return Ok(Ended::Lost(why)),
                 }
             }
             if unread.len() > MAX_LIST {
-                return Err(format!("a change of more than {MAX_LIST} bytes"));
+                return Ok(Ended::Lost(format!("a change of more than {MAX_LIST} bytes")));
             }
             self.tell();
         }
@@ -308,6 +320,7 @@ fn backends<'a>(
     families: Families,
 ) -> Result<Vec<Backend>, String> {
     let mut all: BTreeMap<SocketAddr, AdminState> = BTreeMap::new();
+    let mut last_resort = Vec::new();
     for slice in slices {
         let port = match port {
             // A service of every port keeps the client's.
@@ -319,12 +332,18 @@ fn backends<'a>(
             let address = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok());
             let Some(address) = address.filter(|address| families.include(*address)) else { continue };
             let Some(state) = endpoint.state() else { continue };
+            if endpoint.serves_to_the_end() {
+                last_resort.push((address, port).into());
+            }
             // It may be in two slices, while it moves from one to the other.
             let known = all.entry((address, port).into()).or_insert(state);
             if state == AdminState::Ready {
                 *known = state;
             }
         }
+    }
+    if all.values().all(|&state| state != AdminState::Ready) {
+        all.extend(last_resort.into_iter().map(|address| (address, AdminState::Ready)));
     }
     let backend = |(address, state)| Backend {
         address,
@@ -341,7 +360,7 @@ fn backends<'a>(
 #[derive(Deserialize)]
 struct List {
     metadata: Meta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     items: Vec<Slice>,
 }
 
@@ -450,6 +469,11 @@ impl Endpoint {
             (false, false, true) => None,
             (false, ..) => Some(AdminState::Drain),
         }
+    }
+
+    /// It ends, and still answers.
+    fn serves_to_the_end(&self) -> bool {
+        self.conditions.terminating == Some(true) && self.conditions.serving == Some(true)
     }
 }
 

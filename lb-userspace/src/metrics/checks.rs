@@ -50,6 +50,19 @@ impl Checks {
         self.seen.retain(|id, _| known.contains(id));
     }
 
+    /// Of how many backends it knows.
+    pub fn backends(&self) -> usize {
+        self.checks.values().map(HashMap::len).sum()
+    }
+
+    /// Forgets backends that are not there any more, as `known` says of service and backend.
+    pub fn forget_backends(&mut self, known: impl Fn(&str, &str) -> bool) {
+        for (service, backends) in &mut self.checks {
+            backends.retain(|backend, _| known(service, backend));
+        }
+        self.checks.retain(|_, backends| !backends.is_empty());
+    }
+
     /// Checks that have ended, by the names of a service's backends.
     pub(super) fn of_service(&self, service: &str) -> Option<&HashMap<String, u64>> {
         self.checks.get(service)
@@ -89,5 +102,21 @@ mod tests {
         assert_eq!(of_backend(&checks, "10.0.0.1:80"), Some(8));
         assert_eq!(of_backend(&checks, "10.0.0.2:80"), None);
         assert_eq!(checks.of_pool("web", "v2"), Failures::default());
+    }
+
+    #[test]
+    fn backends_that_come_and_go_leave_no_names_behind() {
+        let mut checks = Checks::default();
+        let failed = Counters { checks: 1, failures: [1; FailureKind::ALL.len()], ..Counters::default() };
+        for last in 0..100 {
+            let name = format!("10.0.0.{last}:80");
+            checks.note("web", "v1", || name.clone(), TargetId(last), &failed);
+            checks.forget_others(&HashSet::from([TargetId(last)]));
+            checks.forget_backends(|service, backend| service == "web" && backend == name);
+            assert_eq!((checks.targets(), checks.backends()), (1, 1));
+        }
+        assert_eq!(checks.of_pool("web", "v1"), [100; FailureKind::ALL.len()], "the pool's count goes on");
+        checks.forget_backends(|_, _| false);
+        assert!(checks.backends() == 0 && checks.of_service("web").is_none());
     }
 }

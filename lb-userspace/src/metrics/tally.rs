@@ -59,14 +59,22 @@ impl Tally {
                 let both = of(of(&mut self.transitions, &service), &backend);
                 both[usize::from(what.code == "backend_down")] += 1;
             }
-            "rolled_back" => *self.rollbacks.entry((service, Cause::Manual)).or_default() += 1,
             "rollout_rolled_back" => {
                 let by_itself = what.actor.as_ref() == Some(&Author::agent("rollout").name);
                 let cause = if by_itself { Cause::Rollout } else { Cause::Manual };
-                *self.rollbacks.entry((service, cause)).or_default() += 1;
+                self.taken_back(service, cause);
             }
             _ => {}
         }
+    }
+
+    /// Somebody took a canary back that had a share of the clients.
+    pub fn rolled_back(&mut self, service: &str) {
+        self.taken_back(service.to_owned(), Cause::Manual);
+    }
+
+    fn taken_back(&mut self, service: String, cause: Cause) {
+        *self.rollbacks.entry((service, cause)).or_default() += 1;
     }
 
     /// How often each of a service's backends came up, and how often it went down.
@@ -147,12 +155,14 @@ mod tests {
             what("backend_up", Some("10.0.0.1:80"), None),
             what("backend_down", Some("10.0.0.1:80"), None),
             what("backend_up", Some("10.0.0.1:80"), None),
+            // There may have been nothing to take back.
             what("rolled_back", None, Some("root")),
             what("rollout_rolled_back", None, Some("root")),
             what("rollout_rolled_back", None, Some(&engine)),
         ] {
             tally.note(&event);
         }
+        tally.rolled_back("web");
         assert_eq!((transitions(&tally), tally.backends()), (Some([2, 1]), 1));
         assert_eq!(Cause::ALL.map(|cause| tally.rollbacks("web", cause)), [2, 1]);
         tally.ejected("web", "v1", Detector::FailureRatio);

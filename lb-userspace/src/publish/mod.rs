@@ -151,6 +151,9 @@ pub enum PublishError {
     /// No room.
     #[error(transparent)]
     Full(#[from] Full),
+    /// No room for another interface.
+    #[error("frames leave by {0} interfaces already, and by no more")]
+    Devices(u32),
     /// The kernel refused.
     #[error("the kernel refused an update of {map}: {source}")]
     Map {
@@ -258,13 +261,23 @@ impl Publisher {
         mtu: u32,
         itself: bool,
     ) -> Result<u16, PublishError> {
-        let index = self.registry.device(&self.maps, ifindex)?;
+        let index = self
+            .registry
+            .device(&self.maps, ifindex)
+            .ok_or(PublishError::Devices(self.maps.devices.len()))?;
         let mtu = mtu.min(u32::from(u16::MAX)) as u16;
-        let device = Device { ifindex, mtu, mac, pad: 0 };
-        if self.maps.devices.write(index.into(), &device) && itself {
-            self.maps.egress.insert(&ifindex, &[ifindex, 0]).map_err(map_error("EGRESS"))?;
+        self.maps.devices.write(index.into(), &Device { ifindex, mtu, mac, pad: 0 });
+        // Asked of the kernel, which takes out what leaves this network namespace, also if it comes back as what it was.
+        let egress = &self.maps.egress;
+        if itself && egress.get(&ifindex).map_err(map_error("EGRESS"))?.is_none() {
+            egress.insert(&ifindex, &[ifindex, 0]).map_err(map_error("EGRESS"))?;
         }
         Ok(index)
+    }
+
+    /// Makes room for other interfaces where one is gone, and no backend is behind it any more.
+    pub fn forget_devices(&mut self, is_there: impl Fn(u32) -> bool) {
+        self.registry.forget_devices(&self.maps, is_there);
     }
 
     /// Says with which tags frames leave by which interfaces.

@@ -382,6 +382,11 @@ impl Registry {
         self.backends.keys().copied()
     }
 
+    /// The addresses of those who have an id.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> + '_ {
+        self.backends.values().map(|&(_, address, _)| address)
+    }
+
     /// Every index of a pool.
     pub fn pools(&self) -> impl Iterator<Item = u16> + '_ {
         self.pools.keys().copied()
@@ -479,16 +484,30 @@ impl Registry {
         (capacity.saturating_sub(free) >= size).then_some(free)
     }
 
-    pub(super) fn device(&mut self, maps: &Maps, ifindex: u32) -> Result<u16, Full> {
+    /// The index of `DEVICES` for an interface; `None`: there is no room.
+    pub(super) fn device(&mut self, maps: &Maps, ifindex: u32) -> Option<u16> {
         if let Some(&index) = self.devices.get(&ifindex) {
-            return Ok(index);
+            return Some(index);
         }
-        let capacity = maps.devices.len();
-        let index = (0..capacity as u16)
-            .find(|index| !self.devices.values().any(|taken| taken == index))
-            .ok_or(Full { what: "interfaces", setting: "interfaces", capacity })?;
-        maps.devices.write(index.into(), &Device::zeroed());
+        let mut free = 0..maps.devices.len() as u16;
+        let index = free.find(|index| !self.devices.values().any(|taken| taken == index))?;
         self.devices.insert(ifindex, index);
-        Ok(index)
+        Some(index)
+    }
+
+    /// Frees the elements of `DEVICES` that are of no interface any more, and that no backend names.
+    pub(super) fn forget_devices(&mut self, maps: &Maps, is_there: impl Fn(u32) -> bool) {
+        if self.devices.keys().all(|&ifindex| is_there(ifindex)) {
+            return;
+        }
+        let hops = self.backends.keys().map(|&id| maps.backends.read(id.into()).next_hop());
+        let named: HashSet<u16> = hops.filter(|hop| hop.mac().is_some()).map(|hop| hop.device()).collect();
+        self.devices.retain(|&ifindex, index| {
+            let stays = is_there(ifindex) || named.contains(index);
+            if !stays {
+                maps.devices.write(u32::from(*index), &Device::zeroed());
+            }
+            stays
+        });
     }
 }

@@ -288,6 +288,7 @@ fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
 
 pub fn event(severity: Severity) -> Event {
     Event {
+        api: Api::V1,
         seq: 0,
         time: String::new(),
         code: "test".to_owned(),
@@ -609,6 +610,7 @@ impl Control for Agent {
         }
         let (sender, receiver) = mpsc::channel(8);
         let arrives = Traced {
+            api: Api::V1,
             time: "2026-11-21T06:12:00.123456789Z".to_owned(),
             cpu: 1,
             packet: 7,

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lb_userspace::api::{Detached, KeepOrReset, RolledBack};
+use lb_userspace::api::{ApiError, Detached, KeepOrReset, RolledBack};
 use lb_userspace::cli::{self, Exit, Offline, Places, Screen};
+use lb_userspace::offline::NoNames;
 
 use crate::lab::Lab;
 
@@ -16,6 +17,8 @@ use crate::lab::Lab;
 struct Maps {
     calls: Mutex<Vec<String>>,
     missing: bool,
+    /// Whether no journal names services.
+    nameless: bool,
     /// Whether the disk of the journal is full.
     full: bool,
 }
@@ -29,6 +32,14 @@ impl Offline for Maps {
         reason: Option<String>,
     ) -> anyhow::Result<RolledBack> {
         anyhow::ensure!(!self.missing, "there is no data path pinned in {}", places.pin_dir.display());
+        if self.nameless {
+            return Err(
+                NoNames(format!("the journal in {} names no services", places.state_dir.display())).into()
+            );
+        }
+        if service != "checkout" {
+            return Err(ApiError::no_service(service, ["checkout"]).into());
+        }
         self.calls.lock().unwrap().push(format!(
             "{service} {flows} {reason:?} {} {}",
             places.pin_dir.display(),
@@ -161,6 +172,39 @@ fn if_neither_way_works_both_reasons_are_told() {
             )
         );
     }
+}
+
+#[test]
+fn without_an_agent_a_mistyped_service_is_told_what_was_meant() {
+    let (lab, maps) = (Lab::without_agent(), Maps::default());
+    let (out, err, exit) = lbctl(&lab, &maps, &["rollback", "chekout"]);
+    assert_eq!((out.as_str(), exit), ("", Exit::Failed));
+    assert_eq!(
+        err,
+        "error[LB0503]: cannot roll back chekout: there is no service `chekout`\n  help: did you mean `checkout`?\n"
+    );
+}
+
+#[test]
+fn without_names_of_services_the_place_of_the_journal_is_asked_for() {
+    let (lab, maps) = (Lab::without_agent(), Maps { nameless: true, ..Maps::default() });
+    let (out, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout"]);
+    assert_eq!((out.as_str(), exit), ("", Exit::Unreachable));
+    assert_eq!(
+        err,
+        "error[LB0606]: cannot roll back checkout: cannot reach the agent on DIR/lbd.sock: No such file or directory (os error \
+         2); and without it: the journal in /state names no services\n  help: without the agent, the journal in /state tells \
+         services by name: name its place with --state-dir or LB_STATE_DIR\n"
+    );
+    // With what there really is.
+    let ran = lab.run(&["rollback", "checkout"]);
+    assert!(
+        ran.err.contains("cannot read the journal ") && ran.err.matches("(os error 2)").count() == 2,
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("--state-dir"), "{}", ran.err);
+    assert_eq!(ran.exit, 6);
 }
 
 #[test]

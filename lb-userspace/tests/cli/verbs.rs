@@ -91,12 +91,15 @@ const SHOWN: &[(&str, &[&str])] = &[
     ("usage_target", &["set", "weight", "checkout", "10"]),
     ("usage_weight", &["set", "weight", "checkout/10.0.1.11", "65536"]),
     ("usage_split", &["set", "split", "checkout", "101"]),
+    ("usage_end", &["explain", "--from", "198.51.100.7", "--to", "203.0.113.10:443"]),
     ("usage_state", &["set", "state", "checkout/10.0.1.11", "mant"]),
     ("help", &["--help"]),
     ("help_code", &["help", "LB0503"]),
     ("help_event", &["help", "backend_down"]),
     ("help_unknown", &["help", "LB9999"]),
     ("help_verb", &["help", "set", "state"]),
+    ("help_fault", &["fault", "add", "--help"]),
+    ("help_status", &["status", "--help"]),
     ("top_in_a_pipe", &["top"]),
 ];
 
@@ -136,7 +139,10 @@ fn every_answer_is_json_if_asked_for_and_says_its_version() {
     let lab = lab();
     let mut wrong = Vec::new();
     for (name, arguments) in SHOWN {
-        if name.ends_with("wide") || name.starts_with("usage") || ["help", "help_verb"].contains(name) {
+        if name.ends_with("wide")
+            || name.starts_with("usage")
+            || ["help", "help_verb", "help_fault", "help_status"].contains(name)
+        {
             continue;
         }
         let ran = lab.run(&[*arguments, &["-o", "json"]].concat());
@@ -146,7 +152,7 @@ fn every_answer_is_json_if_asked_for_and_says_its_version() {
         for line in if events { document.lines().collect() } else { vec![document.as_str()] } {
             let value: serde_json::Value =
                 serde_json::from_str(line).unwrap_or_else(|error| panic!("{name}: {error}: {ran:?}"));
-            assert!(events || value["api"] == "v1", "{name}: {value}");
+            assert_eq!(value["api"], "v1", "{name}: {value}");
         }
         let transcript = format!("$ lbctl {} -o json\n{}", arguments.join(" "), lab.transcript(&ran));
         wrong.extend(expect(&format!("{name}_json"), &transcript).err());
@@ -207,12 +213,18 @@ fn exit_codes_are_those_of_the_contract() {
     assert_eq!(exit(&["set", "split", "checkout", "much"]), 2);
     assert_eq!(exit(&["apply", "-f", "good.toml", "--expect-revision", "3"]), 5);
     assert_eq!(exit(&["status", "--wait", "--timeout", "300ms"]), 4);
+    assert_eq!(exit(&["status", "--timeout", "5s"]), 3);
+    assert_eq!(exit(&["rollout", "status", "checkout", "--timeout", "5s"]), 3);
     assert_eq!(exit(&["get", "services", "--socket", "/nonexistent/lbd.sock"]), 6);
+    // Every place is an option of every verb.
+    assert_eq!(exit(&["--config", "/nonexistent/lb.toml", "get", "services", "--metrics", "127.0.0.1:1"]), 0);
     assert_eq!(exit(&["rollback", "checkout", "--socket", "/nonexistent/lbd.sock"]), 6);
     lab.agent.degraded.store(false, Ordering::Relaxed);
     assert_eq!(exit(&["status"]), 0);
+    assert_eq!(exit(&["status", "--timeout", "5s"]), 0);
     assert_eq!(exit(&["status", "--wait=healthy", "--timeout", "300ms"]), 0);
-    assert_eq!(exit(&["status", "--wait", "--timeout", "300ms"]), 4);
+    assert_eq!(exit(&["status", "--wait", "--timeout", "300ms"]), 0);
+    assert_eq!(exit(&["status", "--wait=settled", "--timeout", "300ms"]), 4);
     lab.agent.unsettled.store(0, Ordering::Relaxed);
     assert_eq!(exit(&["status", "--wait=settled", "--timeout", "300ms"]), 0);
 }

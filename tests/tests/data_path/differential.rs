@@ -133,8 +133,8 @@ fn compare(
     arrival: u32,
 ) -> Result<()> {
     let mut frame = host::Frame::new(bytes, arrival);
-    // The kernel reads the clock after we do: not across the border of two ticks, at which its own coarse clock jumps.
-    while clock::nanoseconds() & ((1 << 30) - 1) > (1 << 30) - 5_000_000 {
+    // The kernel reads the clock after we do, and its coarse clock is some milliseconds late: not at the border of two ticks.
+    while !(5_000_000..(1 << 30) - 5_000_000).contains(&(clock::nanoseconds() & ((1 << 30) - 1))) {
         std::hint::spin_loop();
     }
     tables.clock.set(clock::nanoseconds());

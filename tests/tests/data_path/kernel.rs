@@ -208,7 +208,7 @@ impl Kernel {
                 .open
                 .entries()?
                 .into_iter()
-                .map(|(key, open)| (key, (open.backend, open.pool)))
+                .map(|(key, open)| (key, (open.backend, open.state)))
                 .collect(),
             dues: (0..maps.guards.len())
                 .map(|index| (index, maps.guards.read(index)))
@@ -341,7 +341,7 @@ impl State {
                     Whose::Pool(index) => counted(1, (*index).into(), limit),
                 })
                 .collect(),
-            open: tables.open.borrow().iter().map(|(key, open)| (*key, (open.backend, open.pool))).collect(),
+            open: tables.open.borrow().iter().map(|(key, open)| (*key, (open.backend, open.state))).collect(),
             dues: tables
                 .dues
                 .borrow()

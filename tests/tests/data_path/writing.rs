@@ -25,6 +25,8 @@ pub fn claims() -> Vec<Trial> {
         claim("ids of a canary whose flows were reset stay void until it is open again", reset_names),
         claim("ids name who is configured, and nobody who is gone", names_follow),
         claim("frames leave by what VLAN devices are on, and never by themselves", vlans),
+        claim("what the kernel took out of the interfaces that frames leave by is put back", put_back),
+        claim("interfaces that are gone make room for others, once no backend is behind them", devices_fit),
         claim("two pools fit for each service that the configuration says", pools_fit),
         claim(
             "a service's networks are in the maps, with its VIP's, and nothing of a removed one stays",
@@ -148,6 +150,53 @@ fn vlans() -> Result<()> {
         ensure!(written == wanted, "{written:?} instead of {wanted:?}");
         ensure!(maps.egress.get(&DEVICE)?.is_none() && maps.egress.get(&CARD)?.is_some(), "EGRESS");
     }
+    Ok(())
+}
+
+fn put_back() -> Result<()> {
+    const CARD: u32 = 1;
+    let mut publisher = publisher(ROOM)?;
+    let maps = Arc::clone(&publisher.maps);
+    let index = publisher.device(CARD, [2, 0, 0, 0, 0, 1], 1500, true)?;
+    // As an agent leaves it that ends between the two, and the kernel when the interface leaves the namespace.
+    maps.egress.remove(&CARD)?;
+    for mut publisher in [Publisher::adopt(Arc::clone(&maps), 0)?, publisher] {
+        ensure!(publisher.device(CARD, [2, 0, 0, 0, 0, 1], 1500, true)? == index);
+        ensure!(maps.egress.get(&CARD)?.is_some(), "frames still leave by it");
+        maps.egress.remove(&CARD)?;
+    }
+    Ok(())
+}
+
+fn devices_fit() -> Result<()> {
+    const FIRST: u32 = 4000;
+    let mut publisher = publisher(ROOM)?;
+    let maps = Arc::clone(&publisher.maps);
+    let room = maps.devices.len();
+    for ifindex in FIRST..FIRST + room {
+        publisher.device(ifindex, [2, 0, 0, 0, 0, 1], 1500, false)?;
+    }
+    let one = plan(1, pool("stable", &[1]), None);
+    // By the element with index 0.
+    let named = maps.devices.read(0).ifindex;
+    publisher.publish(&one, SEED, 0)?;
+    publisher.forget_devices(|_| true);
+    let more = publisher.device(FIRST + room, [2; 6], 1500, false);
+    ensure!(matches!(more, Err(PublishError::Devices(full)) if full == room), "{more:?}");
+
+    // All are gone but one: its element and the backend's stay.
+    let there = FIRST + 7;
+    publisher.forget_devices(|ifindex| ifindex == there);
+    let kept: Vec<u32> =
+        (0..room).map(|index| maps.devices.read(index).ifindex).filter(|&it| it != 0).collect();
+    ensure!(kept == [named, there], "{kept:?}");
+    // Another agent finds the room.
+    let mut publisher = Publisher::adopt(Arc::clone(&maps), 0)?;
+    for ifindex in FIRST + room..FIRST + 2 * room - 2 {
+        publisher.device(ifindex, [2; 6], 1500, false)?;
+    }
+    ensure!(publisher.device(FIRST, [2; 6], 1500, false).is_ok() == (named == FIRST));
+    publisher.remove(&one.key)?;
     Ok(())
 }
 

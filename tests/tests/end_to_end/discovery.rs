@@ -1,4 +1,7 @@
-//! Backends that name servers, files and web servers know.
+//! Backends that name servers, files, web servers and Kubernetes know.
+
+mod api_server;
+mod kubernetes;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -17,7 +20,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 pub fn claims() -> Vec<Trial> {
-    vec![
+    let mut claims = vec![
         claim(
             "backends come and go with what a name server says, and those that go finish their connections",
             come_and_go,
@@ -32,11 +35,14 @@ pub fn claims() -> Vec<Trial> {
         claim("a file is followed, and one with a mistake is refused with its place", file),
         claim("a web server is asked again and again", web),
         claim("an override of a discovered backend goes with it, and an undo undoes no discovery", overrides),
-    ]
+    ];
+    claims.extend(kubernetes::claims());
+    claims
 }
 
 const NAME: &str = "web.lab.";
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Longer than from one question to the next of any source.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// A scene with three servers, of which the configuration has the first; who knows the others is said in `discovery`.
 fn scene(plan: Plan, discovery: &str) -> Result<Scene> {
@@ -69,7 +75,11 @@ fn name_server(scene: &Scene) -> Result<NameServer> {
 }
 
 fn address(scene: &Scene, i: usize) -> SocketAddr {
-    (scene.lab.backend(i).ip(Family::V4), 8080).into()
+    address_in(scene, i, Family::V4)
+}
+
+fn address_in(scene: &Scene, i: usize, family: Family) -> SocketAddr {
+    (scene.lab.backend(i).ip(family), 8080).into()
 }
 
 /// Tells the name server that these backends serve.
@@ -81,18 +91,26 @@ fn say(server: &NameServer, scene: &Scene, backends: &[usize]) -> Result<()> {
     server.say(NAME, RecordType::A, Reply::Records(backends.iter().filter_map(a).collect(), 1))
 }
 
-/// Waits until exactly these backends are there, those that only finish their flows left out.
+/// Waits until exactly these backends are there and take new flows, those that only finish their flows left out.
 fn wait_for(scene: &Scene, backends: &[usize]) -> Result<Vec<Value>> {
-    let mut expected: Vec<String> = backends.iter().map(|&i| address(scene, i).to_string()).collect();
+    let expected: Vec<_> = backends.iter().map(|&i| (address(scene, i), true)).collect();
+    wait_for_rows(scene, SERVICE, &expected)
+}
+
+/// Waits until a service has exactly these backends, each of which takes new flows or does not.
+fn wait_for_rows(scene: &Scene, service: &str, expected: &[(SocketAddr, bool)]) -> Result<Vec<Value>> {
+    let mut expected: Vec<_> =
+        expected.iter().map(|(address, takes_new)| (address.to_string(), *takes_new)).collect();
     expected.sort();
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let rows = scene.json(&["get", "backends", SERVICE])?;
+        let rows = scene.json(&["get", "backends", service])?;
         let rows = rows["backends"].as_array().context("rows")?;
         let rows: Vec<Value> = rows.iter().filter(|row| row["terminating"] != true).cloned().collect();
-        let mut names: Vec<&str> = rows.iter().filter_map(|row| row["name"].as_str()).collect();
-        names.sort_unstable();
-        if names == expected && rows.iter().all(|row| row["takes_new"] == true) {
+        let state = |row: &Value| Some((row["name"].as_str()?.to_owned(), row["takes_new"] == true));
+        let mut states: Vec<_> = rows.iter().filter_map(state).collect();
+        states.sort();
+        if states == expected {
             return Ok(rows);
         }
         ensure!(
@@ -130,8 +148,13 @@ fn wait_for_finding(scene: &Scene, words: Option<&str>) -> Result<()> {
 
 /// New clients are answered by these servers, as their weights say, and by nobody else.
 fn serve(scene: &Scene, servers: &[(&str, f64)]) -> Result<()> {
-    let load = LoadSpec::http(scene.target(), "/").from(Sources::crowd(600)).flows(600);
-    let tally = Load::run(scene.lab.client(0), load)?;
+    serve_at(scene, scene.target(), servers)
+}
+
+/// The same for clients of another service of these servers.
+fn serve_at(scene: &Scene, target: SocketAddr, servers: &[(&str, f64)]) -> Result<()> {
+    let load = if scene.plan.lines { LoadSpec::lines(target) } else { LoadSpec::http(target, "/") };
+    let tally = Load::run(scene.lab.client(0), load.from(Sources::crowd(600)).flows(600))?;
     ensure!(tally.failed() == 0, "{tally:?}");
     let sum: f64 = servers.iter().map(|(_, weight)| weight).sum();
     for (server, weight) in servers {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_common::verdict::Reason;
 use lb_tests::scene::{Plan, SERVICE, Scene};
 use lb_tests::traffic::{Behaviour, Load, LoadSpec, Pool, PoolSpec, Sources};
 use lb_tests::{Host, Process, claim, private_dir};
+use lb_userspace::dataplane::maps::{Maps, directory};
 use libtest_mimic::Trial;
 
 pub fn claims() -> Vec<Trial> {
@@ -21,6 +23,10 @@ pub fn claims() -> Vec<Trial> {
         claim("a backend whose page says 503 is taken out and comes back", bad_status),
         claim("with every stable backend down new flows are refused at once", all_down),
         claim("a backend whose certificate is for another name is taken out by an https check", certificate),
+        claim(
+            "a nat balancer that does not forward still reaches its backends itself, and says what is off",
+            unforwarding,
+        ),
         claim("a backend's own words scale its weight and take it out, and a command is told of it", words),
     ]
 }
@@ -55,6 +61,26 @@ fn silent() -> Result<()> {
     let others = after.broken.iter().filter(|broken| broken.server.as_deref() != Some("stable0")).count();
     ensure!(others == 0, "connections elsewhere noticed: {after:?}");
     ensure!(after.alive_on("stable1") == before.alive_on("stable1"), "{after:?}");
+    Ok(())
+}
+
+fn unforwarding() -> Result<()> {
+    let scene = Scene::start(checked("http"))?;
+    let balancer = scene.lab.balancer();
+    balancer.sysctl("net/ipv4/ip_forward", 0)?;
+    let backend: SocketAddr = (scene.lab.backend(0).v4(), scene.plan.port).into();
+    balancer.run(|| TcpStream::connect_timeout(&backend, Duration::from_secs(5)))?;
+    // Checks see what becomes of a backend as before.
+    scene.servers[1].set_health(503)?;
+    scene.wait_taking(2, Duration::from_secs(5))?;
+    let status = scene.agent.lbctl(&["status", "-o", "json"])?.exits(3)?.json()?;
+    let findings = status["findings"].as_array().context("findings")?;
+    let codes: Vec<&str> = findings.iter().filter_map(|finding| finding["code"].as_str()).collect();
+    ensure!(codes.first() == Some(&"LB1006") && codes.contains(&"LB1003"), "{codes:?}");
+    scene.servers[1].set_health(200)?;
+    scene.wait_taking(3, Duration::from_secs(5))?;
+    let maps = Maps::open(&directory(&scene.agent.places().pins))?;
+    ensure!(maps.counters()?.reasons[Reason::ForwardingOff as usize] > 0, "the program saw their replies");
     Ok(())
 }
 

@@ -25,7 +25,7 @@ pub fn claims() -> Vec<Trial> {
             again,
         ),
         claim("flows that maintenance took from a backend never come back to it", evicted),
-        claim("status --wait waits for what has to settle, and says when it has not", wait),
+        claim("status --wait=settled waits for what has to settle, and says when it has not", wait),
     ]
 }
 
@@ -307,7 +307,7 @@ fn wait() -> Result<()> {
     let scene = Scene::start(Plan { dataplane, ..lines(2) })?;
     scene.lbctl(&["set", "weight", &scene.backend(0), "10"])?;
     // A slot settles no sooner than a handshake may last.
-    scene.agent.lbctl(&["status", "--wait", "--timeout", "500ms"])?.exits(4)?;
-    scene.agent.lbctl(&["status", "--wait=healthy", "--timeout", "5s"])?.exits(0)?;
+    scene.agent.lbctl(&["status", "--wait=settled", "--timeout", "500ms"])?.exits(4)?;
+    scene.agent.lbctl(&["status", "--wait", "--timeout", "5s"])?.exits(0)?;
     Ok(())
 }

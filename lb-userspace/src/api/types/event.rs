@@ -3,11 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Severity;
+use super::{Api, Severity};
 
 /// A line of `GET /v1/events`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
+    /// Version of the API.
+    #[serde(default)]
+    pub api: Api,
     /// Its number; each is one more than the one before.
     pub seq: u64,
     /// When (RFC 3339).

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Api;
 use super::words::words;
 use crate::config::Protocol;
 
@@ -64,6 +65,9 @@ words! {
 /// A line of the answer to `POST /v1/trace`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Traced {
+    /// Version of the API.
+    #[serde(default)]
+    pub api: Api,
     /// When (RFC 3339).
     pub time: String,
     /// The CPU that has the packet in hand.

@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::app::{App, Level, Next};
 use super::view;
-use crate::api::{Event, Quantiles, Severity, Status, SteeringStatus};
+use crate::api::{Api, Event, Quantiles, Severity, Status, SteeringStatus};
 
 /// What the agent that tests of the command line make up says.
 fn status() -> Status {
@@ -179,6 +179,7 @@ fn q_and_control_c_end_it_and_space_holds_it() {
 fn events_are_shown_the_newest_last_and_can_be_scrolled() {
     let mut app = app();
     let event = |seq: u64| Event {
+        api: Api::V1,
         seq,
         time: format!("2026-11-21T04:00:{seq:02}Z"),
         code: "split".to_owned(),

@@ -19,6 +19,7 @@ use super::trace::Which;
 use crate::api::{TracePoint, Traced};
 use crate::cli::Context;
 use crate::cli::failure::{Exit, Failure};
+use crate::cli::human::{counted, either};
 
 /// Writes packets as they come in and go out, each with what was decided as a comment (pcapng).
 ///
@@ -69,11 +70,11 @@ impl Capture {
         }
         file.finish().map_err(failed)?;
         let lost = if lost > 0 {
-            format!("; {lost} points came too fast, and are not in it")
+            format!("; {} came too fast, and {} not in it", counted(lost, "point"), either(lost, "is", "are"))
         } else {
             String::new()
         };
-        screen.remark(&format!("{packets} packets{lost}"))?;
+        screen.remark(&format!("{}{lost}", counted(packets, "packet")))?;
         Ok(Exit::Done)
     }
 }

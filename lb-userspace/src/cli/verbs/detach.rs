@@ -18,11 +18,12 @@ impl Detach {
             Ok(done) => done,
             Err(agent @ ClientError::Unreachable { .. }) => {
                 let done = context.offline.detach(&context.places).map_err(|error| {
-                    Failure::of("LB0606", format!("{agent}; and without it: {error:#}")).remedy(format!(
-                        "without the agent it takes root, and the maps under {} (--pin-dir or LB_PIN_DIR)",
-                        context.places.pin_dir.display()
-                    ))
-                    .exit(Exit::Unreachable)
+                    let pins = context.places.pin_dir.display();
+                    Failure::of("LB0606", format!("{agent}; and without it: {}", crate::chain(&error)))
+                        .remedy(format!(
+                            "without the agent it takes root, and the maps under {pins} (--pin-dir or LB_PIN_DIR)"
+                        ))
+                        .exit(Exit::Unreachable)
                 })?;
                 context.screen.remark(&format!("{agent}; detached without it"))?;
                 done

@@ -21,16 +21,9 @@ use crate::doctor::{self, Check, Report};
 #[command(after_help = "\
 It looks at the network namespace that it is called in, asks neighbours and backends, and changes nothing. As root it sees most.")]
 pub(in crate::cli) struct Doctor {
-    /// The configuration.
-    #[arg(
-        short,
-        long,
-        env = "LB_CONFIG",
-        default_value = "/etc/lb/lb.toml",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
-    config: PathBuf,
+    /// The configuration: the same as --config.
+    #[arg(short = 'c', id = "configuration", value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Exits with 3 for warnings as well.
     #[arg(long)]
     strict: bool,
@@ -39,7 +32,7 @@ pub(in crate::cli) struct Doctor {
 impl Doctor {
     pub async fn run(self, context: &mut Context<'_>) -> Outcome {
         let places = doctor::Places {
-            config: self.config,
+            config: self.config.unwrap_or_else(|| context.places.config.clone()),
             socket: context.places.socket.clone(),
             pins: context.places.pin_dir.clone(),
         };

@@ -17,10 +17,10 @@ use crate::config::Protocol;
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Explain {
     /// The client.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = end)]
     pub from: SocketAddr,
     /// The VIP.
-    #[arg(long, value_name = "VIP:PORT")]
+    #[arg(long, value_name = "VIP:PORT", value_parser = end)]
     pub to: SocketAddr,
     /// What they speak.
     #[arg(long, value_name = "tcp|udp", default_value = "tcp", value_parser = one_of(Protocol::ALL, Protocol::as_str))]
@@ -28,6 +28,12 @@ pub(in crate::cli) struct Explain {
     /// The connection id that a datagram of QUIC has, where the service reads them.
     #[arg(long, value_name = "HEX")]
     quic_id: Option<api::ConnectionId>,
+}
+
+/// An end of a flow.
+fn end(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "expected an address and a port, such as 198.51.100.7:40000 or [2001:db8::7]:40000")
 }
 
 impl Explain {

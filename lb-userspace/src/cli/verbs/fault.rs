@@ -17,14 +17,17 @@ use crate::cli::table::{Table, cells, column};
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Fault {
     Add(Add),
-    /// Lists those that there are.
+    /// Lists the faults that are injected.
     List,
     Clear(Clear),
 }
 
 /// Injects one: a share of a service's new connections is reset or dropped. Whoever is connected stays so.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("what").required(true).args(["reset", "drop", "delay"])))]
+#[command(
+    override_usage = "lbctl fault add [OPTIONS] --for <DURATION> <--reset <PERCENT>|--drop <PERCENT>> <SERVICE>",
+    group(ArgGroup::new("what").required(true).args(["reset", "drop", "delay"]))
+)]
 pub(in crate::cli) struct Add {
     /// The service.
     #[arg(value_name = "SERVICE")]
@@ -55,7 +58,7 @@ pub(in crate::cli) struct Add {
     reason: Option<String>,
 }
 
-/// Takes one away, or all.
+/// Ends one fault, or all.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Clear {
     /// Its number in the list; all of them without it.

@@ -13,6 +13,7 @@ use crate::cli::Context;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::human::{counted, percent, short_time};
 use crate::cli::screen::{Format, Screen};
+use crate::offline::NoNames;
 
 /// How long the agent may take, before its maps are changed without it.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -71,11 +72,21 @@ fn past_the_agent(
                 ClientError::Unreachable { .. } | ClientError::Silent { .. } => Exit::Unreachable,
                 ClientError::Broken { .. } | ClientError::Refused(_) => Exit::Failed,
             };
-            let remedy = format!(
-                "without the agent it takes root, and the maps under {} (--pin-dir or LB_PIN_DIR)",
-                context.places.pin_dir.display()
-            );
-            Err(Failure::of("LB0606", format!("{agent}; and without it: {error:#}"))
+            let error = match error.downcast::<ApiError>() {
+                Ok(refused) => return Err(refused.into()),
+                Err(error) => error,
+            };
+            let remedy = match error.is::<NoNames>() {
+                true => format!(
+                    "without the agent, the journal in {} tells services by name: name its place with --state-dir or LB_STATE_DIR",
+                    context.places.state_dir.display()
+                ),
+                false => format!(
+                    "without the agent it takes root, and the maps under {} (--pin-dir or LB_PIN_DIR)",
+                    context.places.pin_dir.display()
+                ),
+            };
+            Err(Failure::of("LB0606", format!("{agent}; and without it: {}", crate::chain(&error)))
                 .remedy(remedy)
                 .exit(exit))
         }

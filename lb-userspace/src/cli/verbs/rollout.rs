@@ -24,17 +24,16 @@ pub(in crate::cli) enum Rollout {
     Pause(Told),
     /// Goes on after a pause.
     Resume(Told),
-    /// Does not wait for the end of this step.
     Promote(Promote),
     /// Takes every new connection back to the stable pool, now.
     Abort(Told),
     /// Begins once more, from the first step.
     Retry(Told),
-    /// Opens the gate, also before it is reached.
+    /// Lets the rollout pass its gate; also ahead of time.
     Approve(Told),
 }
 
-/// Begins.
+/// Starts a rollout of a pool, from its first step.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Start {
     /// The service.
@@ -66,8 +65,8 @@ pub(in crate::cli) struct Status {
     /// Follows it to its end.
     #[arg(short, long)]
     watch: bool,
-    /// Follows it for so long at most.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "watch")]
+    /// Follows it for so long at most; without --watch, how long the agent may take to answer.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
 }
 
@@ -82,7 +81,7 @@ pub(in crate::cli) struct Told {
     reason: Option<String>,
 }
 
-/// Goes on.
+/// Goes on to the next step now.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Promote {
     #[command(flatten)]
@@ -157,7 +156,8 @@ impl Told {
 impl Status {
     async fn run(self, context: &mut Context<'_>) -> Outcome {
         if !self.watch {
-            let status = context.client.rollout(&self.service).await?;
+            let asked = self.timeout.map(|timeout| context.client.with_patience(timeout));
+            let status = asked.as_ref().unwrap_or(&context.client).rollout(&self.service).await?;
             show(&status, &mut context.screen)?;
             return Ok(if status.phase == Phase::RolledBack || status.phase == Phase::Failed {
                 Exit::Degraded

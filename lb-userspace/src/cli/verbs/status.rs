@@ -10,20 +10,24 @@ use super::Outcome;
 use crate::api::{self, ClientError, DataplaneStatus, PoolStatus, PriorityStatus, ServiceStatus, Severity};
 use crate::cli::Context;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::human::{age, count, percent, ratio, second, vip};
+use crate::cli::human::{age, count, either, percent, ratio, second, vip};
 use crate::cli::screen::{Format, Screen};
 use crate::cli::table::{Cell, Table, Tone, cells, column};
 
 /// Shows the whole at a glance; exits with 3 if something does not work as it should.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Status {
-    /// Waits until the agent is there, nothing is degraded and every change has settled; =healthy does not wait for the last.
-    #[arg(long, value_enum, value_name = "FOR", num_args = 0..=1, require_equals = true, default_missing_value = "settled")]
+    /// Waits until the agent is there and nothing is degraded; =settled also waits until every flow is where the tables say, up
+    /// to `drain` (15 min) after a change.
+    #[arg(long, value_enum, value_name = "FOR", num_args = 0..=1, require_equals = true, default_missing_value = "healthy")]
     wait: Option<For>,
-    /// How long to wait; exits with 4 when it is over.
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration, requires = "wait")]
-    timeout: Duration,
+    /// How long to wait (60s), and exits with 4 when it is over; without --wait, how long the agent may take to answer.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
 }
+
+/// How long is waited if nothing is said.
+const WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum For {
@@ -35,9 +39,13 @@ enum For {
 
 impl Status {
     pub async fn run(self, context: &mut Context<'_>) -> Outcome {
+        let timeout = self.timeout.unwrap_or(WAIT);
         let (status, in_time) = match self.wait {
-            None => (context.client.status().await?, true),
-            Some(what) => self.wait_for(what, context).await?,
+            None => {
+                let asked = self.timeout.map(|timeout| context.client.with_patience(timeout));
+                (asked.as_ref().unwrap_or(&context.client).status().await?, true)
+            }
+            Some(what) => wait_for(what, timeout, context).await?,
         };
         show(&status, &mut context.screen)?;
         if !in_time {
@@ -45,29 +53,33 @@ impl Status {
                 true => "it was still degraded",
                 false => "changes were still settling",
             };
-            return Err(Failure::of("LB0607", format!("{message} after {:?}", self.timeout))
+            return Err(Failure::of("LB0607", format!("{message} after {timeout:?}"))
                 .remedy("see the findings above, or wait longer with --timeout")
                 .exit(Exit::TimedOut));
         }
         Ok(if status.degraded { Exit::Degraded } else { Exit::Done })
     }
+}
 
-    /// The last status, and whether it is as it was wanted.
-    async fn wait_for(&self, what: For, context: &Context<'_>) -> Result<(api::Status, bool), Failure> {
-        const PERIOD: Duration = Duration::from_millis(200);
-        let deadline = Instant::now() + self.timeout;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Whatever little is left, an agent that is there can answer once.
-            let client = context.client.with_patience(left.max(PERIOD));
-            let late = left <= PERIOD;
-            match client.status().await {
-                Ok(status) if is_so(&status, what) => return Ok((status, true)),
-                Ok(status) if late => return Ok((status, false)),
-                Err(ClientError::Refused(error)) if !is_passing(&error) => return Err(error.into()),
-                Err(error) if late => return Err(error.into()),
-                Ok(_) | Err(_) => tokio::time::sleep(PERIOD).await,
-            }
+/// The last status, and whether it is as it was wanted.
+async fn wait_for(
+    what: For,
+    timeout: Duration,
+    context: &Context<'_>,
+) -> Result<(api::Status, bool), Failure> {
+    const PERIOD: Duration = Duration::from_millis(200);
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Whatever little is left, an agent that is there can answer once.
+        let client = context.client.with_patience(left.max(PERIOD));
+        let late = left <= PERIOD;
+        match client.status().await {
+            Ok(status) if is_so(&status, what) => return Ok((status, true)),
+            Ok(status) if late => return Ok((status, false)),
+            Err(ClientError::Refused(error)) if !is_passing(&error) => return Err(error.into()),
+            Err(error) if late => return Err(error.into()),
+            Ok(_) | Err(_) => tokio::time::sleep(PERIOD).await,
         }
     }
 }
@@ -169,7 +181,11 @@ fn dataplane(dataplane: &DataplaneStatus, screen: &mut Screen) -> io::Result<()>
     screen.say("\n")?;
     screen.table(&room, "")?;
     if slots.unsettled > 0 {
-        screen.say(&format!("{} slots are settling\n", count(slots.unsettled)))?;
+        screen.say(&format!(
+            "{} {} settling\n",
+            count(slots.unsettled),
+            either(slots.unsettled, "slot is", "slots are")
+        ))?;
     }
     let drops = dataplane.drops.iter().filter(|(_, packets)| **packets > 0);
     let drops: Vec<String> = drops.map(|(why, packets)| format!("{why} {}", count(*packets))).collect();

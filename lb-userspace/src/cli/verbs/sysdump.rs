@@ -23,25 +23,9 @@ pub(in crate::cli) struct Sysdump {
     /// The archive. Without it, `lb-sysdump-TIME.tar.gz` in the working directory.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The configuration.
-    #[arg(
-        short,
-        long,
-        env = "LB_CONFIG",
-        default_value = "/etc/lb/lb.toml",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
-    config: PathBuf,
-    /// Where the metrics are.
-    #[arg(
-        long,
-        env = "LB_METRICS",
-        default_value = "127.0.0.1:9650",
-        value_name = "HOST:PORT",
-        hide_env_values = true
-    )]
-    metrics: String,
+    /// The configuration: the same as --config.
+    #[arg(short = 'c', id = "configuration", value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl Sysdump {
@@ -56,12 +40,12 @@ impl Sysdump {
             options.write(true).create_new(true).mode(0o600).open(&path).map_err(|error| failed(&error))?;
         let places = sysdump::Places {
             doctor: doctor::Places {
-                config: self.config,
+                config: self.config.unwrap_or_else(|| context.places.config.clone()),
                 socket: context.places.socket.clone(),
                 pins: context.places.pin_dir.clone(),
             },
             state: context.places.state_dir.clone(),
-            metrics: self.metrics,
+            metrics: context.places.metrics.clone(),
         };
         let parts = collect(&places).await;
         archive(&mut file, &root, &parts).map_err(|error| failed(&error))?;

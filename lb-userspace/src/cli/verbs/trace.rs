@@ -11,6 +11,7 @@ use super::set::one_of;
 use crate::api::{Trace as Body, TracePoint, Traced};
 use crate::cli::Context;
 use crate::cli::failure::Exit;
+use crate::cli::human::{counted, either};
 use crate::cli::screen::Format;
 use crate::config::Protocol;
 
@@ -95,7 +96,11 @@ impl Trace {
             }
         }
         if lost > 0 {
-            screen.remark(&format!("{lost} points were lost: they came faster than they could be told"))?;
+            screen.remark(&format!(
+                "{} {} lost: packets came faster than they could be told of",
+                counted(lost, "point"),
+                either(lost, "was", "were")
+            ))?;
         }
         if shown.packets == 0 {
             screen.remark("no such packet came")?;
@@ -169,9 +174,11 @@ fn words(arrived: &Traced, stages: &[String], ended: &Traced, action: &str) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Api;
 
     fn point(point: TracePoint) -> Traced {
         Traced {
+            api: Api::V1,
             time: "2026-11-29T15:00:01.123456789Z".to_owned(),
             cpu: 1,
             packet: 7,

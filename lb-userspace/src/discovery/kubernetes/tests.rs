@@ -64,6 +64,22 @@ fn an_endpoint_in_two_slices_is_one_backend_and_ready_if_either_says_so() {
 }
 
 #[test]
+fn who_ends_serves_while_nobody_is_ready() {
+    let leaving = endpoint("10.0.0.1", json!({ "ready": false, "serving": true, "terminating": true }));
+    let left = endpoint("10.0.0.2", json!({ "ready": false, "serving": false, "terminating": true }));
+    let starting = endpoint("10.0.0.3", json!({ "ready": false, "serving": false, "terminating": false }));
+    let mut endpoints = vec![leaving, left, starting];
+    let all = |endpoints: &[Value]| of(&[slice("a", 1, endpoints)], None, 80, EVERYBODY);
+    assert_eq!(
+        all(&endpoints),
+        Ok(["1:8080 ready", "3:8080 drain"].map(|it| format!("10.0.0.{it}")).to_vec())
+    );
+    endpoints.push(endpoint("10.0.0.4", json!({ "ready": true })));
+    let expected = ["1:8080 drain", "3:8080 drain", "4:8080 ready"].map(|it| format!("10.0.0.{it}"));
+    assert_eq!(all(&endpoints), Ok(expected.to_vec()));
+}
+
+#[test]
 fn families_names_and_go_s_way_to_write_nothing() {
     let mut slices = [
         slice("four", 1, &[endpoint("10.0.0.1", json!({}))]),
@@ -71,6 +87,8 @@ fn families_names_and_go_s_way_to_write_nothing() {
         slice("names", 3, &[endpoint("web.example", json!({}))]),
         json!({ "metadata": { "name": "empty" }, "endpoints": null, "ports": null }),
     ];
+    let list = json!({ "metadata": { "resourceVersion": "1" }, "items": null });
+    assert!(serde_json::from_value::<List>(list).expect("a list").items.is_empty());
     let v4 = Families { v4: true, v6: false };
     assert_eq!(of(&slices, None, 80, v4), Ok(vec!["10.0.0.1:8080 ready".to_owned()]));
     assert_eq!(of(&slices, None, 80, EVERYBODY).map(|all| all.len()), Ok(2));
@@ -287,6 +305,31 @@ async fn a_version_that_is_forgotten_means_to_list_again() {
             versions.push(path.split("resourceVersion=").nth(1).unwrap_or("list").to_owned());
         }
         assert_eq!(versions, ["list", "1", "list", "90"], "{status}");
+    }
+}
+
+#[tokio::test]
+async fn after_an_error_it_lists_again() {
+    let trouble = change("ERROR", json!({ "kind": "Status", "code": 500, "message": "leader changed" }));
+    let strange = change("MODIFIED", json!({ "metadata": { "name": "a" }, "endpoints": 7 }));
+    for (said, told) in [(trouble, "leader changed"), (strange, "cannot be understood")] {
+        let watches = vec![Watch { status: "200 OK", lines: vec![said], stays: false }];
+        let page = page("1", "", &[slice("a", 1, &[ready("10.0.0.1")])]);
+        let mut server = Server::start(vec![page], watches).await;
+        let mut kubernetes = server.follow();
+        let why = async {
+            loop {
+                if let Err(why) = kubernetes.ask().await {
+                    return why;
+                }
+                kubernetes.until_news().await;
+            }
+        };
+        let why = timeout(Duration::from_secs(20), why).await.expect("in time");
+        assert!(why.contains(told), "{why}");
+        expect(&mut kubernetes, &["10.0.0.1 ready"]).await;
+        let asked = [server.next().await, server.next().await, server.next().await];
+        assert!(asked[1].contains("watch=true") && asked[2].ends_with("limit=100"), "{asked:?}");
     }
 }
 

@@ -148,6 +148,6 @@ pub(super) fn files(facts: &Facts) -> Verdict {
     Verdict::Amiss(vec![error(
         "lbd",
         format!("{limit} files may be open; {} may need {needed}", counted(backends as usize, "backend")),
-        "systemctl edit lbd (LimitNOFILE=262144) && systemctl restart lbd; in a shell: ulimit -Hn 262144",
+        "systemctl edit lbd (two lines: [Service] and LimitNOFILE=262144) && systemctl restart lbd; in a shell: ulimit -Hn 262144",
     )])
 }

@@ -4,6 +4,7 @@ use super::{Facts, Verdict, amiss_or, configured, configured_links, counted, err
 use crate::api::XdpMode;
 use crate::config;
 use crate::doctor::Link;
+use crate::plural::either;
 
 pub(super) fn interfaces(facts: &Facts) -> Verdict {
     let config = match configured(facts) {
@@ -106,7 +107,7 @@ pub(super) fn native(facts: &Facts) -> Verdict {
             }
             (Some(XdpMode::Generic), _) => found.push(warning(
                 name,
-                format!("generic, though its driver ({driver}) may have XDP: it refused at its MTU of {}, with LRO on, or for want of queues", link.mtu),
+                format!("generic, though its driver ({driver}) may have XDP: the link was made when it was configured so, or it refused (MTU {}, LRO on, or too few queues)", link.mtu),
                 format!("journalctl -u lbd -g {name}; then for example: ethtool -K {name} lro off && lbctl detach && systemctl restart lbd"),
             )),
             (None, Some(true)) => fine.push(format!("{name} can be native ({driver})")),
@@ -223,7 +224,11 @@ pub(super) fn queues(facts: &Facts) -> Verdict {
             if now < wanted {
                 found.push(warning(
                     name,
-                    format!("{now} of {most} receive queues are in use, for {} processors", facts.cpus),
+                    format!(
+                        "{now} of {most} receive queues {} in use, for {} processors",
+                        either(now.into(), "is", "are"),
+                        facts.cpus
+                    ),
                     format!("ethtool -L {name} combined {wanted}"),
                 ));
             }

@@ -70,7 +70,8 @@ pub const RULES: &[Rule] = &[
     Rule {
         code: "LB1106",
         title: "agent",
-        why: "packets are forwarded without it, but nobody checks health, follows neighbours or renews leases",
+        why: "without it packets go on, but nobody checks health, follows neighbours or renews leases; what it reports itself is shown \
+              here",
         judge: host::agent,
     },
     Rule {
@@ -253,7 +254,7 @@ pub(super) fn backends(config: &Config) -> impl Iterator<Item = (&Service, Socke
 
 /// `1 backend`, `2 backends`.
 fn counted(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+    crate::plural::counted(n as u64, what)
 }
 
 fn mac_text(mac: [u8; 6]) -> String {

@@ -10,6 +10,7 @@ use super::{
 use crate::api::Severity;
 use crate::compile::GUE_PORT;
 use crate::config::{self, Config, Mode, Protocol};
+use crate::plural::either;
 
 pub(super) fn tunnel_mtu(facts: &Facts) -> Verdict {
     let config = match configured(facts) {
@@ -327,7 +328,13 @@ fn unanswered(
         let (message, remedy) = words(probe, service);
         Some(error(format!("{}/{}", probe.service, probe.backend), message, remedy))
     });
-    amiss_or(found.collect(), || format!("{} answer as the VIP", counted(asked.len(), "backend")))
+    amiss_or(found.collect(), || {
+        format!(
+            "{} {} as the VIP",
+            counted(asked.len(), "backend"),
+            either(asked.len() as u64, "answers", "answer")
+        )
+    })
 }
 
 fn refusal(answer: Answer) -> Option<&'static str> {
@@ -371,5 +378,11 @@ pub(super) fn backends_answer(facts: &Facts) -> Verdict {
             ));
         }
     }
-    amiss_or(found, || format!("{} take connections", counted(asked.len(), "backend")))
+    amiss_or(found, || {
+        format!(
+            "{} {} connections",
+            counted(asked.len(), "backend"),
+            either(asked.len() as u64, "takes", "take")
+        )
+    })
 }

@@ -104,7 +104,7 @@ fn scrape() -> Scrape {
     counters.reasons[Reason::NotIp as usize] = 8;
     counters.events[Event::FlowTracked as usize] = 12;
     let mut tally = Tally::default();
-    for code in ["backend_up", "backend_down", "rolled_back"] {
+    for code in ["backend_up", "backend_down"] {
         tally.note(&Occurrence {
             code,
             service: Some("web".to_owned()),
@@ -113,6 +113,7 @@ fn scrape() -> Scrape {
         });
     }
     tally.configured = 1_790_000_000.5;
+    tally.rolled_back("web");
     tally.rollback_took("web", 0.000_025);
     tally.ejected("web", "v1", Detector::FailureRatio);
     let mut handshakes = Handshakes::default();

@@ -120,7 +120,7 @@ function pool(service, pool) {
     h("div", { class: "top" },
       h("h3", {}, pool.name), h("span", { class: "role" }, pool.role),
       h("span", { class: "share" }, percent(pool.share_percent / 100)),
-      h("span", { class: "note" }, all.length ? `${takers} of ${all.length} backends take new connections` : "No backends"),
+      h("span", { class: "note" }, all.length ? `${takers} of ${all.length} backend${all.length === 1 ? "" : "s"} ${takers === 1 ? "takes" : "take"} new connections` : "No backends"),
       note && h("span", { class: "note bad" }, note),
       pool.spills_to && h("span", { class: "note bad" }, `Spills to ${pool.spills_to}`)),
     pool.backends.length > 0 && h("table", {},

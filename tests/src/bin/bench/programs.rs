@@ -33,15 +33,15 @@ pub const BUDGETS: &[Budget] = &[
     Budget { program: "lb", verified_instructions: 72_600, translated_bytes: 37_600, jited_bytes: 22_300 },
     Budget {
         program: "lb_reply",
-        verified_instructions: 36_800,
-        translated_bytes: 29_000,
-        jited_bytes: 16_800,
+        verified_instructions: 37_400,
+        translated_bytes: 31_100,
+        jited_bytes: 17_900,
     },
     Budget {
         program: "lb_attend",
-        verified_instructions: 62_200,
-        translated_bytes: 76_000,
-        jited_bytes: 42_600,
+        verified_instructions: 71_100,
+        translated_bytes: 84_600,
+        jited_bytes: 47_400,
     },
     Budget {
         program: "lb_session",
@@ -63,9 +63,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_witness",
-        verified_instructions: 26_800,
-        translated_bytes: 49_700,
-        jited_bytes: 27_500,
+        verified_instructions: 34_300,
+        translated_bytes: 53_900,
+        jited_bytes: 29_900,
     },
     Budget {
         program: "lb_carry",

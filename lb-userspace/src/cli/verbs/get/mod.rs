@@ -24,7 +24,7 @@ pub(in crate::cli) enum Get {
     /// Tracked flows; those of settled slots are in no table.
     #[command(visible_alias = "flow")]
     Flows(flows::Flows),
-    /// What happened.
+    /// Lists what the agent noticed and did.
     #[command(visible_alias = "event")]
     Events(events::Events),
 }

@@ -160,10 +160,14 @@ fn share(seen: Observation) -> String {
     format!("{} ({low:.2} to {high:.2}) of {}", percent(part), count(of))
 }
 
+/// `1 connection`, `15.4k connections`.
+fn shown(n: u64, what: &str) -> String {
+    format!("{} {what}{}", count(n), human::either(n, "", "s"))
+}
+
 fn telemetry(pool: &PoolTelemetry) -> String {
     let PoolTelemetry { pool: name, tried, repeated, tracked, bytes, reply_bytes, .. } = pool;
-    let mut parts =
-        vec![format!("{} connections", count(*tried)), format!("{} SYNs repeated", count(*repeated))];
+    let mut parts = vec![shown(*tried, "connection"), format!("{} repeated", shown(*repeated, "SYN"))];
     if pool.inferred {
         parts.push("answers go past the balancer".to_owned());
     } else {
