@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::Result;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::enter::enter;
 
@@ -28,10 +28,25 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// A test named by what it claims. It fails if `body` returns an error, panics, or does not end; the message then ends
 /// with the logs of the processes that it started.
 pub fn claim(name: &str, body: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, move || {
-        let logs = Logs::default();
-        judge(body, &logs, PATIENCE).map_err(|why| Failed::from(why + &logs.collected()))
+    Trial::test(name, move || watched(body))
+}
+
+/// The same where there is all that it takes: what `lacking` returns is why it is skipped.
+pub fn claim_unless(
+    lacking: impl FnOnce() -> Result<Option<String>> + Send + 'static,
+    name: &str,
+    body: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || match lacking() {
+        Ok(None) => watched(body).map(|()| Completion::Completed),
+        Ok(Some(why)) => Ok(Completion::ignored_with(why)),
+        Err(error) => Err(format!("{error:#}").into()),
     })
+}
+
+fn watched(body: impl FnOnce() -> Result<()> + Send + 'static) -> Result<(), Failed> {
+    let logs = Logs::default();
+    judge(body, &logs, PATIENCE).map_err(|why| Failed::from(why + &logs.collected()))
 }
 
 /// Runs `body` on a thread of its own, which is left behind if it takes too long: it ends with the test program.

@@ -51,7 +51,7 @@ mod topology;
 pub mod traffic;
 
 pub use agent::{Agent, AgentSpec};
-pub use case::{claim, run};
+pub use case::{claim, claim_unless, run};
 pub use enter::{enter, private_dir};
 pub use host::{Host, Port};
 pub use links::VethEnd;

@@ -2,7 +2,7 @@
 //!
 //! A machine has one process (`/init`, a script) and a file system of what the tests need: the test programs with their
 //! libraries, busybox, and the modules of virtual interfaces. QEMU emulates the processor, so that it works wherever this
-//! does, within another virtual machine, too.
+//! does, within another virtual machine, too. Each machine has one processor, and all of them run at the same time.
 
 use std::{
     env, fs,
@@ -10,9 +10,10 @@ use std::{
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::{
     apt, host,
@@ -22,17 +23,57 @@ use crate::{
 /// The kernels that every program must load on: the oldest that is supported, and the last before the verifier of today.
 pub const KERNELS: [&str; 2] = ["6.1", "6.12"];
 
-/// The test programs that run there.
-const TESTS: [&str; 2] = ["budgets", "data_path"];
+/// What a machine has beside its kernel and busybox.
+struct Outfit {
+    /// Test programs, in the order in which they run.
+    tests: &'static [&'static str],
+    /// Programs of the workspace that they start.
+    agent: &'static [&'static str],
+    /// Programs of this machine that they start.
+    tools: &'static [&'static str],
+    /// Modules, each after those that it needs.
+    modules: &'static [&'static str],
+}
+
+/// What depends on the kernel's verifier, and a few virtual interfaces.
+const PROGRAMS: Outfit = Outfit {
+    tests: &["budgets", "data_path"],
+    agent: &[],
+    tools: &[],
+    modules: &["veth", "dummy", "llc", "stp", "bridge"],
+};
+
+/// VLAN devices, bonds and tunnels, which few kernels have that tests run under.
+const DEVICES: Outfit = Outfit {
+    tests: &["devices"],
+    agent: &["lbd", "lbctl"],
+    tools: &["ip", "ethtool"],
+    modules: &[
+        "garp",
+        "mrp",
+        "8021q",
+        "tls",
+        "bonding",
+        "udp_tunnel",
+        "ip6_udp_tunnel",
+        "ip_tunnel",
+        "tunnel4",
+        "tunnel6",
+        "ipip",
+        "sit",
+        "ip6_tunnel",
+        "fou",
+    ],
+};
+
+/// The kernel that has those: one is enough.
+const HAS_DEVICES: &str = "6.12";
 
 /// Frames of the comparison of kernel and host: emulation is some twenty times slower than the machine.
-const FRAMES: u32 = 30_000;
-
-/// Modules of virtual interfaces, each after those that it needs.
-const MODULES: [&str; 5] = ["veth", "dummy", "llc", "stp", "bridge"];
+const FRAMES: u32 = 8_000;
 
 /// What `/init` calls by name.
-const APPLETS: [&str; 7] = ["sh", "mount", "insmod", "ip", "echo", "poweroff", "sleep"];
+const APPLETS: [&str; 7] = ["sh", "mount", "insmod", "ifconfig", "echo", "poweroff", "sleep"];
 
 /// What the console shows around the tests.
 const BEGIN: &str = "== tests begin ==";
@@ -58,25 +99,34 @@ pub fn test(kernels: &[String]) -> Result<Tally> {
     let all: Vec<String> = KERNELS.iter().map(|&version| version.to_owned()).collect();
     let kernels = if kernels.is_empty() { &all } else { kernels };
     let place = host::target_dir()?.join("vm");
-    let programs = programs()?;
-    let mut sum = Tally::default();
+    let built = build()?;
+    let mut machines = Vec::new();
     for version in kernels {
         let kernel = Kernel::unpack(version, &place).with_context(|| format!("Linux {version}"))?;
         println!("      {}", kernel.package);
-        let disk = kernel.file_system(&programs, &place)?;
-        sum += boot(&kernel, &disk)?;
-        fs::remove_file(&disk)?;
+        let mut outfits = vec![&PROGRAMS];
+        if version == HAS_DEVICES {
+            outfits.push(&DEVICES);
+        }
+        let disk = kernel.file_system(&outfits, &built, &place)?;
+        machines.push((kernel, disk));
     }
-    Ok(sum)
+    thread::scope(|scope| {
+        let run = |(kernel, disk)| scope.spawn(move || boot(kernel, disk));
+        let running: Vec<_> = machines.iter().map(|(kernel, disk)| run((kernel, disk))).collect();
+        let mut sum = Tally::default();
+        for machine in running {
+            sum += machine.join().map_err(|_| anyhow!("a machine's console cannot be read"))??;
+        }
+        Ok(sum)
+    })
 }
 
-/// Builds the test programs, and says where they are.
-fn programs() -> Result<Vec<PathBuf>> {
+/// Builds all programs and tests, and says where they are.
+fn build() -> Result<Vec<PathBuf>> {
     let mut cargo = host::cargo();
+    // All of them, though few are needed: what is built for tests alone does not contain the agent.
     cargo.args(["test", "--workspace", "--no-run", "--message-format=json"]);
-    for name in TESTS {
-        cargo.args(["--test", name]);
-    }
     let output = cargo.stderr(Stdio::inherit()).output().with_context(|| host::cannot_start(&cargo))?;
     ensure!(output.status.success(), "the tests do not compile");
     let messages = String::from_utf8(output.stdout)?;
@@ -85,15 +135,22 @@ fn programs() -> Result<Vec<PathBuf>> {
         let (_, rest) = line.split_once("\"executable\":\"")?;
         Some(PathBuf::from(rest.split_once('"')?.0))
     });
-    // The programs that they start are built along with them.
-    let is_test = |path: &PathBuf| TESTS.iter().any(|name| name_of(path).starts_with(&format!("{name}-")));
-    let programs: Vec<_> = executables.filter(is_test).collect();
-    ensure!(programs.len() == TESTS.len(), "cargo built {programs:?} instead of {TESTS:?}");
-    Ok(programs)
+    Ok(executables.collect())
+}
+
+/// The one that was built of a program, or of a test (which has a hash in its name).
+fn find_built<'a>(built: &'a [PathBuf], name: &str, is_test: bool) -> Result<&'a Path> {
+    let is_it = |path: &&PathBuf| match name_of(path).strip_prefix(name) {
+        Some(rest) if is_test => rest.starts_with('-'),
+        rest => rest == Some(""),
+    };
+    let found = built.iter().find(is_it).with_context(|| format!("cargo built no {name}: {built:?}"))?;
+    Ok(found)
 }
 
 /// A kernel of Debian's, unpacked.
 struct Kernel {
+    version: String,
     package: String,
     root: PathBuf,
 }
@@ -116,7 +173,7 @@ impl Kernel {
             host::run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&root))?;
             fs::remove_file(&archive)?;
         }
-        Ok(Self { package, root })
+        Ok(Self { version: version.to_owned(), package, root })
     }
 
     fn image(&self) -> Result<PathBuf> {
@@ -125,12 +182,12 @@ impl Kernel {
         images.next().with_context(|| format!("{} has no kernel", self.package))
     }
 
-    /// A compressed archive of everything, as the kernel unpacks it into memory.
-    fn file_system(&self, programs: &[PathBuf], place: &Path) -> Result<PathBuf> {
+    /// An archive of everything, as the kernel unpacks it into memory. (Not compressed: that costs an emulated processor more.)
+    fn file_system(&self, outfits: &[&Outfit], built: &[PathBuf], place: &Path) -> Result<PathBuf> {
         let root = place.join(format!("root-{}", std::process::id()));
-        let made = self.fill(&root, programs).and_then(|()| {
-            let disk = root.with_extension("cpio.gz");
-            let pack = format!("find . | busybox cpio -o -H newc | gzip -1 > '{}'", disk.display());
+        let made = self.fill(&root, outfits, built).and_then(|()| {
+            let disk = place.join(format!("{}-{}.cpio", self.version, std::process::id()));
+            let pack = format!("find . | busybox cpio -o -H newc > '{}'", disk.display());
             let mut shell = Command::new("sh");
             shell.args(["-c", &pack]).current_dir(&root).stderr(Stdio::null());
             ensure!(shell.status()?.success(), "cannot pack {}", root.display());
@@ -140,53 +197,63 @@ impl Kernel {
         made
     }
 
-    fn fill(&self, root: &Path, programs: &[PathBuf]) -> Result<()> {
+    fn fill(&self, root: &Path, outfits: &[&Outfit], built: &[PathBuf]) -> Result<()> {
         for directory in ["bin", "proc", "sys", "dev", "run", "tmp", "etc", "modules"] {
             fs::create_dir_all(root.join(directory))?;
         }
-        copy(&which("busybox")?, &root.join("bin/busybox"))?;
+        let bin = root.join("bin");
+        copy(&which("busybox")?, &bin.join("busybox"))?;
         for applet in APPLETS {
-            symlink("busybox", root.join("bin").join(applet))?;
+            symlink("busybox", bin.join(applet))?;
         }
-        for (program, name) in programs.iter().zip(TESTS) {
-            copy(program, &root.join("bin").join(name))?;
-            // Nobody debugs there, and all of it is in memory.
-            host::run(Command::new("strip").arg("-g").arg(root.join("bin").join(name)))?;
-            for library in libraries(program)? {
-                copy(&library, &root.join(library.strip_prefix("/")?))?;
+        for outfit in outfits {
+            let programs = outfit.tests.iter().map(|name| (name, true));
+            for (name, is_test) in programs.chain(outfit.agent.iter().map(|name| (name, false))) {
+                let program = bin.join(name);
+                copy_with_libraries(find_built(built, name, is_test)?, &program, root)?;
+                // Nobody debugs there, and all of it is in memory.
+                host::run(Command::new("strip").arg("-g").arg(&program))?;
             }
-        }
-        for module in MODULES {
-            let found = find(&self.root, &format!("{module}.ko"))?;
-            let found = found.with_context(|| format!("{} has no module {module}", self.package))?;
-            let plain = root.join("modules").join(format!("{module}.ko"));
-            if found.extension().is_some_and(|end| end == "xz") {
-                let output = Command::new("xz").arg("-dc").arg(&found).output().context("xz")?;
-                ensure!(output.status.success(), "cannot unpack {}", found.display());
-                fs::write(plain, output.stdout)?;
-            } else {
-                copy(&found, &plain)?;
+            for name in outfit.tools {
+                copy_with_libraries(&which(name)?, &bin.join(name), root)?;
+            }
+            for module in outfit.modules {
+                self.copy_module(module, &root.join("modules"))?;
             }
         }
         let init = root.join("init");
-        fs::write(&init, script())?;
+        fs::write(&init, script(outfits))?;
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
         Ok(())
+    }
+
+    fn copy_module(&self, module: &str, to: &Path) -> Result<()> {
+        let found = find(&self.root, &format!("{module}.ko"))?;
+        let found = found.with_context(|| format!("{} has no module {module}", self.package))?;
+        let plain = to.join(format!("{module}.ko"));
+        if found.extension().is_some_and(|end| end == "xz") {
+            let output = Command::new("xz").arg("-dc").arg(&found).output().context("xz")?;
+            ensure!(output.status.success(), "cannot unpack {}", found.display());
+            fs::write(plain, output.stdout)?;
+            Ok(())
+        } else {
+            copy(&found, &plain)
+        }
     }
 }
 
 /// The only process there.
-fn script() -> String {
+fn script(outfits: &[&Outfit]) -> String {
     let mut script = "#!/bin/sh\nexport PATH=/bin\n\
         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
         mount -t tmpfs run /run; mount -t tmpfs tmp /tmp; mount -t bpf bpf /sys/fs/bpf\n\
-        ip link set lo up\n"
+        ifconfig lo up\n"
         .to_owned();
-    for module in MODULES {
+    for module in outfits.iter().flat_map(|outfit| outfit.modules) {
         script += &format!("insmod /modules/{module}.ko\n");
     }
-    script += &format!("export LB_FRAMES={FRAMES}\necho '{BEGIN}'\nfailed=0\n");
-    for name in TESTS {
+    script += &format!("export LB_FRAMES={FRAMES}; export LB_PROGRAMS_ONLY=1\necho '{BEGIN}'\nfailed=0\n");
+    for name in outfits.iter().flat_map(|outfit| outfit.tests) {
         script += &format!("{name} --color never || failed=1\n");
     }
     script += &format!("echo \"{END}$failed\"\nsleep 1\npoweroff -f\n");
@@ -215,7 +282,7 @@ fn boot(kernel: &Kernel, disk: &Path) -> Result<Tally> {
         if let Some(failed) = line.strip_prefix(END) {
             ended = Some(failed != "0");
         } else if begun {
-            println!("{line}");
+            println!("{:<5}| {line}", kernel.version);
             reader.read(&line);
         } else if line.ends_with(BEGIN) {
             begun = true;
@@ -224,14 +291,17 @@ fn boot(kernel: &Kernel, disk: &Path) -> Result<Tally> {
         }
     }
     child.wait()?;
-    let tally = reader.finish();
-    match ended {
-        Some(failed) => {
-            ensure!(failed == (tally.failed > 0), "a test program did not get to its end");
-            Ok(tally)
-        }
-        None => bail!("{} stopped before its tests were over:\n{}", kernel.package, before.join("\n")),
-    }
+    fs::remove_file(disk)?;
+    let package = &kernel.package;
+    let Some(failed) = ended else {
+        bail!("{package} stopped before its tests were over:\n{}", before.join("\n"));
+    };
+    let mut tally = reader.finish();
+    ensure!(failed == (tally.failed > 0), "{package}: a test program did not get to its end");
+    ensure!(tally.skipped == 0, "{package} lacks what its tests need");
+    let names = tally.failures.iter_mut().chain(tally.slow.iter_mut().map(|(_, name)| name));
+    names.for_each(|name| *name = format!("{}: {name}", kernel.version));
+    Ok(tally)
 }
 
 /// The package of the newest kernel of a version: what Debian's meta package of it depends on.
@@ -258,7 +328,8 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 
 fn which(program: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file());
+    let places = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let found = places.map(|directory| directory.join(program)).find(|path| path.is_file());
     found.with_context(|| format!("there is no {program}"))
 }
 
@@ -281,6 +352,12 @@ fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// Copies a program to a place below `root`, and its libraries to where it looks for them.
+fn copy_with_libraries(from: &Path, to: &Path, root: &Path) -> Result<()> {
+    copy(from, to)?;
+    libraries(from)?.iter().try_for_each(|library| copy(library, &root.join(library.strip_prefix("/")?)))
+}
+
 fn copy(from: &Path, to: &Path) -> Result<()> {
     if let Some(directory) = to.parent() {
         fs::create_dir_all(directory)?;
@@ -295,11 +372,24 @@ mod tests {
 
     #[test]
     fn every_command_of_the_script_is_there() {
-        let script = script();
-        let known = |word: &str| APPLETS.contains(&word) || TESTS.contains(&word) || word == "export";
+        let outfits = [&PROGRAMS, &DEVICES];
+        let script = script(&outfits);
+        let is_test = |word: &&str| outfits.iter().any(|outfit| outfit.tests.contains(word));
+        let known = |word: &str| APPLETS.contains(&word) || is_test(&word) || word == "export";
         for command in script.lines().skip(1).flat_map(|line| line.split("; ")) {
             let word = command.split_whitespace().next().unwrap_or_default();
             assert!(known(word) || word == "failed=0", "{command}");
         }
+    }
+
+    #[test]
+    fn programs_and_tests_of_like_names_are_told_apart() {
+        let built: Vec<PathBuf> =
+            ["/t/deps/lbd-0a", "/t/lbd", "/t/deps/lbd_devices-0b", "/t/deps/devices-0c"]
+                .map(PathBuf::from)
+                .into();
+        assert_eq!(find_built(&built, "lbd", false).unwrap(), Path::new("/t/lbd"));
+        assert_eq!(find_built(&built, "devices", true).unwrap(), Path::new("/t/deps/devices-0c"));
+        assert!(find_built(&built, "lbctl", false).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! What is told to Prometheus, and to the status page.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 
 use lb_common::verdict::Counters;
@@ -12,6 +12,7 @@ use crate::api::{ClientCount, Event, HealthState, RolloutStatus, Status};
 use crate::compile::{BackendView, id_of, key_of};
 use crate::config::{self, AdminState};
 use crate::metrics::{Analysed, Backend, Checks, Pool, Scrape, Service};
+use crate::netlink;
 use crate::publish::split;
 use crate::rollout::engine::Phase;
 
@@ -130,22 +131,34 @@ impl Agent {
         }
     }
 
-    /// What came in by each configured interface. Those whose numbers end alike are counted together, which their label lists.
+    /// What came in by each configured interface (by its ports, if it is a bond). Those whose numbers end alike are counted
+    /// together, which their label lists.
     fn by_interface(&self, places: &[Counters]) -> Vec<(String, Counters)> {
-        let mut by_place: Vec<(Option<u32>, String)> = Vec::new();
+        let links = self.links.snapshot();
+        let mut groups: Vec<(BTreeSet<u32>, String)> = Vec::new();
         for name in self.configured_interfaces() {
             let attached = self.kernel.attached.iter().find(|attached| attached.name == name);
-            let place = attached.map(|attached| Counters::place(attached.ifindex));
-            match by_place.iter_mut().find(|(known, _)| place.is_some() && *known == place) {
-                Some((_, names)) => *names += &format!(",{name}"),
-                None => by_place.push((place, name)),
-            }
+            let arrivals = attached.map(|attached| netlink::arrivals(&links, attached.ifindex));
+            let mut own: BTreeSet<u32> = arrivals.iter().flatten().copied().map(Counters::place).collect();
+            let mut names = String::new();
+            groups.retain_mut(|(known, others)| {
+                let apart = known.is_disjoint(&own);
+                if !apart {
+                    own.append(known);
+                    names += &format!("{others},");
+                }
+                apart
+            });
+            groups.push((own, names + &name));
         }
-        let counters = |place: u32| places.get(place as usize).copied();
-        by_place
-            .into_iter()
-            .map(|(place, names)| (names, place.and_then(counters).unwrap_or_default()))
-            .collect()
+        let sum = |group: BTreeSet<u32>| {
+            let counters = group.iter().filter_map(|place| places.get(*place as usize));
+            counters.fold(Counters::default(), |mut sum, counters| {
+                sum += *counters;
+                sum
+            })
+        };
+        groups.into_iter().map(|(group, names)| (names, sum(group))).collect()
     }
 
     /// Backends that are gone are not counted any more.

@@ -48,6 +48,14 @@ pub struct VlanOn {
     pub id: u16,
 }
 
+/// By which interfaces frames come in, in the eyes of an interface's XDP program. A bond hands its program to its ports, which
+/// run it as their own; in generic mode only they are the bond's.
+pub(crate) fn arrivals(links: &BTreeMap<u32, Link>, ifindex: u32) -> Vec<u32> {
+    let is_bond = links.get(&ifindex).is_some_and(|link| link.kind.as_deref() == Some("bond"));
+    let ports = links.values().filter(|link| is_bond && link.controller == Some(ifindex));
+    ports.map(|port| port.index).chain([ifindex]).collect()
+}
+
 pub(super) fn dump(requests: &mut Requests) -> io::Result<BTreeMap<u32, Link>> {
     let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let links = requests.dump(&question)?.into_iter().filter_map(|answer| match answer {
@@ -133,6 +141,28 @@ mod tests {
         let link = parse(message).expect("a link");
         assert_eq!(link.kind.as_deref(), Some("vlan"));
         link.vlan
+    }
+
+    #[test]
+    fn frames_of_a_bond_come_in_by_its_ports() {
+        let link = |index: u32, kind: InfoKind, controller: Option<u32>| {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])];
+            message.attributes.extend(controller.map(LinkAttribute::Controller));
+            (index, parse(message).expect("a link"))
+        };
+        let links = BTreeMap::from([
+            link(2, InfoKind::Veth, Some(4)),
+            link(3, InfoKind::Veth, Some(4)),
+            link(4, InfoKind::Bond, None),
+            link(5, InfoKind::Veth, Some(6)),
+            link(6, InfoKind::Bridge, None),
+        ]);
+        assert_eq!(arrivals(&links, 4), [2, 3, 4]);
+        assert_eq!(arrivals(&links, 2), [2]);
+        assert_eq!(arrivals(&links, 6), [6], "the ports of a bridge have programs of their own");
+        assert_eq!(arrivals(&links, 9), [9]);
     }
 
     #[test]

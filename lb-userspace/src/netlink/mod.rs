@@ -33,6 +33,7 @@ mod vips;
 
 use std::{fmt, io};
 
+pub(crate) use link::arrivals;
 pub use link::{Link, VlanOn};
 pub use links::{Links, list_links};
 pub use neighbour::release_neighbours;

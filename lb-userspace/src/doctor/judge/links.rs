@@ -3,6 +3,7 @@
 use super::{Facts, Verdict, amiss_or, configured, configured_links, counted, error, warning};
 use crate::api::XdpMode;
 use crate::config;
+use crate::doctor::Link;
 use crate::plural::either;
 
 pub(super) fn interfaces(facts: &Facts) -> Verdict {
@@ -122,7 +123,7 @@ pub(super) fn stacked(facts: &Facts) -> Verdict {
         Err(verdict) => return verdict,
     };
     let file = facts.config_path.display();
-    let (mut found, mut vlans) = (Vec::new(), 0);
+    let (mut found, mut vlans, mut veths) = (Vec::new(), 0, Vec::new());
     for (name, link) in configured_links(facts, config) {
         if link.kind.as_deref() == Some("vlan") {
             vlans += 1;
@@ -151,25 +152,44 @@ pub(super) fn stacked(facts: &Facts) -> Verdict {
         let on = facts.links.iter().filter(|(_, other)| leads_to(facts, other, name));
         let on: Vec<&str> = on.map(|(other, _)| other.as_str()).collect();
         vlans += on.len();
-        if !on.is_empty() && link.takes_tags_off == Some(true) {
-            found.push(error(
-                name,
-                format!(
-                    "the card takes VLAN tags off before XDP sees them, so that nothing tells {} from {name} itself",
-                    on.join(", ")
-                ),
-                format!("ethtool -K {name} rxvlan off"),
-            ));
+        if on.is_empty() {
+            continue;
+        }
+        for (card, card_link) in cards(facts, name, link) {
+            if card_link.kind.as_deref() == Some("veth") {
+                veths.push(card);
+            } else if card_link.takes_tags_off == Some(true) {
+                found.push(error(
+                    card,
+                    format!(
+                        "the card takes VLAN tags off before XDP sees them, so that nothing tells {} from {name} itself",
+                        on.join(", ")
+                    ),
+                    format!("ethtool -K {card} rxvlan off"),
+                ));
+            }
         }
     }
-    amiss_or(found, || match vlans {
-        0 => "none".to_owned(),
-        _ => format!("{} on them, whose tags XDP sees", counted(vlans, "VLAN device")),
+    amiss_or(found, || match (vlans, veths.as_slice()) {
+        (0, _) => "none".to_owned(),
+        (_, []) => format!("{} on them, whose tags XDP sees", counted(vlans, "VLAN device")),
+        (_, veths) => format!(
+            "{} on them, whose tags XDP sees if the other ends of {} put them in (`ethtool -K … txvlan off` there)",
+            counted(vlans, "VLAN device"),
+            veths.join(", ")
+        ),
     })
 }
 
+/// The cards below an interface: a bond's ports, which it gets frames from as they leave them; else itself.
+fn cards<'a>(facts: &'a Facts, name: &'a str, link: &'a Link) -> Vec<(&'a str, &'a Link)> {
+    let ports = facts.links.iter().filter(|(_, port)| port.bond.as_deref() == Some(name));
+    let ports: Vec<_> = ports.map(|(port, link)| (port.as_str(), link)).collect();
+    if ports.is_empty() { vec![(name, link)] } else { ports }
+}
+
 /// Whether a VLAN device is on that interface, perhaps on another VLAN device.
-fn leads_to(facts: &Facts, link: &crate::doctor::Link, name: &str) -> bool {
+fn leads_to(facts: &Facts, link: &Link, name: &str) -> bool {
     let mut below = link.vlan_of.as_deref();
     // No more than the kernel stacks.
     for _ in 0..8 {

@@ -195,6 +195,30 @@ fn a_card_may_take_tags_off_that_nobody_looks_for() {
 }
 
 #[test]
+fn the_ports_of_a_bond_take_tags_off_and_the_other_end_of_a_veth_keeps_them() {
+    let mut facts = sound(Mode::Nat);
+    let bond = facts.links.get_mut("eth1").unwrap();
+    (bond.kind, bond.takes_tags_off) = (Some("bond".to_owned()), Some(true));
+    let port = |takes| Link { bond: Some("eth1".to_owned()), takes_tags_off: Some(takes), ..Link::default() };
+    facts.links.insert("port0".to_owned(), port(false));
+    facts.links.insert("eth1.7".to_owned(), Link { vlan_of: Some("eth1".to_owned()), ..Link::default() });
+    assert_eq!(
+        of(&judge(&facts), "LB1123").outcome,
+        Outcome::Ok,
+        "what a bond says of itself does not count"
+    );
+    facts.links.insert("port1".to_owned(), port(true));
+    let verdicts = judge(&facts);
+    let found = &of(&verdicts, "LB1123").found[0];
+    assert_eq!(found.remedy.as_deref(), Some("ethtool -K port1 rxvlan off"));
+
+    facts.links.get_mut("port1").unwrap().kind = Some("veth".to_owned());
+    let verdicts = judge(&facts);
+    let found = &of(&verdicts, "LB1123").found[0];
+    assert!(found.message.contains("if the other ends of port1 put them in"), "{}", found.message);
+}
+
+#[test]
 fn our_own_program_is_not_another_one() {
     let mut facts = sound(Mode::Nat);
     facts.pins.program = Some(40);
