@@ -57,9 +57,9 @@ impl Frames {
 
     fn damage(&self, frame: &mut Vec<u8>, rng: &mut Rng) {
         let at = Layout::of(frame);
-        match rng.below(18) {
+        match rng.below(19) {
             0..4 => go_on(frame, &at, rng),
-            17 => claim(frame, &at, rng),
+            17 | 18 => claim(frame, &at, rng),
             16 => Self::disown(frame, &at, rng),
             4 => flip(frame, rng),
             5 => frame.truncate(rng.below(frame.len() + 1)),
