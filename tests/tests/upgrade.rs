@@ -62,6 +62,7 @@ fn build() -> Result<PathBuf> {
     let ours = built("lbd")?.parent().context("lbd lies somewhere")?.to_owned();
     let profile = ours.file_name().context("the profile's name")?.to_owned();
     let target = ours.parent().context("the target directory")?.join("next-layout");
+    share(&ours, &target.join(&profile))?;
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
@@ -74,6 +75,19 @@ fn build() -> Result<PathBuf> {
     let output = cargo.output().context("cannot start cargo")?;
     ensure!(output.status.success(), "{cargo:?}\n{}", String::from_utf8_lossy(&output.stderr));
     Ok(target.join(profile))
+}
+
+/// Lets a directory of builds begin with what another one has of dependencies, which are the same: cargo writes each file anew that it
+/// makes anew.
+fn share(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(to)?;
+    let parts = ["deps", "build", ".fingerprint"].map(|part| from.join(part));
+    let copied = Command::new("cp").arg("-al").args(parts).arg(to).status().context("cannot start cp")?;
+    ensure!(copied.success(), "cp -al {} {}", from.display(), to.display());
+    Ok(())
 }
 
 /// Directories of layouts, and how many links are pinned in each.
