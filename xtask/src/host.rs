@@ -19,10 +19,19 @@ pub fn workspace() -> &'static Path {
     manifest.parent().unwrap_or(manifest)
 }
 
-/// Cargo in the workspace, the one that started us.
+/// Cargo in the workspace, the one that started us. It does not learn that: build scripts (ring's) look at which package is at work,
+/// and would run, and have all that follows built, once more for each.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(toolchain::host_cargo());
     cargo.current_dir(workspace());
+    for (name, _) in env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            cargo.env_remove(name);
+        }
+    }
     cargo
 }
 

@@ -9,7 +9,7 @@ use lb_tests::traffic::{Load, LoadSpec};
 use lb_tests::{Family, Lab, Topology, claim};
 use lb_userspace::dataplane::maps::{Maps, directory};
 use libtest_mimic::Trial;
-use rtnetlink::packet_route::neighbour::NeighbourMessage;
+use rtnetlink::packet_route::neighbour::{NeighbourMessage, NeighbourState};
 
 use crate::modes::forwards;
 
@@ -50,8 +50,14 @@ fn unknown(mode: &'static str, family: Family) -> Result<()> {
     let maps = Maps::open(&directory(&scene.agent.places().pins))?;
     let by_host = || -> Result<u64> { Ok(maps.counters()?.reasons[Reason::RepliedByHost as usize]) };
     let load = || LoadSpec::http(scene.target(), "/").flows(1).timeout(Duration::from_secs(5));
-    // Whoever asks for the VIP's hardware address tells his own: from here on the client knows it.
-    Load::run(client, load())?;
+    // Whoever asks for a hardware address tells his own, and asks again after a while: the client is told once and for all.
+    for address in [scene.target().ip(), balancer.ip(family)] {
+        client.netlink(async |handle| {
+            let entry = handle.neighbours().add(client.port().index, address);
+            let entry = entry.link_layer_address(&balancer.mac().0).state(NeighbourState::Permanent);
+            entry.replace().execute().await
+        })?;
+    }
     for round in 0..5 {
         forget(&scene, client.ip(family))?;
         let (before, start) = (by_host()?, Instant::now());
