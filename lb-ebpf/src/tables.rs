@@ -649,8 +649,9 @@ impl Tables for Kernel {
                 // Not on the stack: LLVM would have it zeroed by a call of `memset`, and one frame more is too much for whoever asks
                 // with a full stack (Linux 6.1 counts 32 bytes for it).
                 static NEW: Source = Source { connections_due: 0, packets_due: 0 };
+                let new: &Source = &NEW;
                 // If another CPU was faster, it is there all the same.
-                let _ = maps::SOURCES.insert(key, &NEW, BPF_NOEXIST.into());
+                let _ = maps::SOURCES.insert(key, new, BPF_NOEXIST.into());
                 maps::SOURCES.get_ptr_mut(key)?
             }
         };

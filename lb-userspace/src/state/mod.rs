@@ -385,7 +385,7 @@ mod tests {
         let name = &after.config.services[0].name;
         assert!(after.intents[name].backends.is_empty());
         assert_eq!(after.revisions[name], 2);
-        assert_eq!(after.changed_since(&desired), [name.clone()]);
+        assert_eq!(after.changed_since(&desired), std::slice::from_ref(name));
     }
 
     #[test]
