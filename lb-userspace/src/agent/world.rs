@@ -426,21 +426,17 @@ impl Agent {
         }
     }
 
-    /// The host answers ARP and ND for every VIP, on the first interface.
+    /// The host answers ARP and ND for every VIP, on the first interface, unless somebody else has it do so.
     pub(super) fn place_vips(&self) {
         let Some(first) = self.kernel.attached.first() else { return };
-        let vips = self
-            .desired
-            .config
-            .services
-            .iter()
-            .map(|service| Vip { ifindex: first.ifindex, address: service.vip });
-        let sources = self.desired.config.dataplane.snat_addresses.iter();
+        let dataplane = &self.desired.config.dataplane;
+        let services = &self.desired.config.services;
         let previews = self.preview_addresses();
-        let dsr_only = previews.is_empty() && self.desired.config.services.iter().all(|it| it.mode.is_dsr());
-        let others = sources.copied().chain(previews);
-        let others = others.map(|address| Vip { ifindex: first.ifindex, address });
-        self.vips.set(vips.chain(others).collect());
+        let dsr_only = previews.is_empty() && services.iter().all(|it| it.mode.is_dsr());
+        let vips = services.iter().map(|service| service.vip).chain(previews);
+        let vips = vips.filter(|_| dataplane.hold_vips);
+        let addresses = vips.chain(dataplane.snat_addresses.iter().copied());
+        self.vips.set(addresses.map(|address| Vip { ifindex: first.ifindex, address }).collect());
         if !dsr_only {
             self.accept_own_replies();
         }

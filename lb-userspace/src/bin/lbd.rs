@@ -82,15 +82,16 @@ fn octal(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "expected permission bits in octal, such as 0666".to_owned())
 }
 
-/// Has free memory go back at once, and in small pages: an agent is small for days, and large for the moment in which a large
-/// configuration is applied.
+/// Has free memory go back soon, and in small pages: an agent is small for days, and large for the moment in which a large
+/// configuration is applied. (Not at once: within a request the same pages would go and come many times.)
 fn give_back() {
     /// `mi_option_purge_delay` of mimalloc.h, which the crate does not name.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    const MILLISECONDS: libc::c_long = 10;
     // SAFETY: neither call has to do with memory of ours: an option that exists, and a setting of the process, both before there
     // are threads.
     unsafe {
-        libmimalloc_sys::mi_option_set(PURGE_DELAY, 0);
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, MILLISECONDS);
         // A kernel that knows no huge pages, and says so, needs nothing.
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
     }

@@ -83,6 +83,9 @@ table! {
         snat_ports: PortRange as PortRange = PortRange::DEFAULT,
         /// How long an established TCP session of mode `full-nat` may be silent before it is forgotten.
         tcp_idle: Duration as Time<{ 60 * SECOND }, { 7 * 24 * HOUR }> = Duration::from_secs((2 * 60 + 4) * 60),
+        /// Whether the host gets the VIPs, on the first interface. Without that somebody else moves them here and away (keepalived,
+        /// a routing daemon), and packets are balanced wherever they come.
+        hold_vips: bool as Truth = true,
         /// How often the tables are swept for what has settled.
         sweep: Duration as Time<100, { 60 * SECOND }> = Duration::from_secs(2),
     }

@@ -39,7 +39,36 @@ pub fn claims() -> Vec<Trial> {
         let name = format!("the first {mode} reply to a {family:?} neighbour that is not known is not lost");
         claims.push(claim(&name, move || unknown(mode, family)));
     }
+    for family in [V4, V6] {
+        let name = format!("a {family:?} VIP that somebody else moves is served wherever it is");
+        claims.push(claim(&name, move || moved_by_others(family)));
+    }
     claims
+}
+
+/// As keepalived does it.
+fn moved_by_others(family: Family) -> Result<()> {
+    let dataplane = "hold_vips = false".to_owned();
+    let plan = Plan { family, inner: family, stable: 1, canary: 0, dataplane, ..Plan::default() };
+    let mut scene = Scene::start(plan)?;
+    let (balancer, client, vip) = (scene.lab.balancer(), scene.lab.client(0), scene.target().ip());
+    let load = || LoadSpec::http(scene.target(), "/").flows(1).timeout(Duration::from_millis(500));
+    ensure!(Load::run(client, load())?.failed() == 1, "nobody answers for it yet");
+    scene.agent.lbctl(&["status"])?.exits(0)?;
+    let prefix = if vip.is_ipv4() { 32 } else { 128 };
+    balancer.add_address("eth0", vip, prefix)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Load::run(client, load())?.failed() > 0 {
+        ensure!(Instant::now() < deadline, "it is here, and not served");
+    }
+    // To remove what is not there would fail.
+    balancer.remove_address("eth0", vip, prefix)?;
+    scene.agent.stop(Duration::from_secs(10))?;
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(10))?;
+    ensure!(balancer.remove_address("eth0", vip, prefix).is_err(), "lbd has put it back");
+    scene.agent.lbctl(&["status"])?.exits(0)?;
+    Ok(())
 }
 
 /// A client that the balancer has never heard of gets its SYN-ACK before it asks again.

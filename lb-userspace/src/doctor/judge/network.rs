@@ -187,11 +187,12 @@ pub(super) fn vips(facts: &Facts) -> Verdict {
         Err(verdict) => return verdict,
     };
     let agent = facts.agent.status.is_ok();
+    let held = config.dataplane.hold_vips;
     let (mut found, mut here) = (Vec::new(), 0);
     for vip in vips_of(config) {
         let holder = facts.addresses.iter().find(|address| address.ip == vip);
         here += usize::from(holder.is_some());
-        if holder.is_none() && agent {
+        if holder.is_none() && agent && held {
             let first = config.dataplane.interfaces.first().map_or("eth0", config::InterfaceName::as_str);
             found.push(error(
                 vip.to_string(),
@@ -216,6 +217,7 @@ pub(super) fn vips(facts: &Facts) -> Verdict {
         }
     }
     amiss_or(found, || match agent {
+        _ if !held => format!("{here} on this host; somebody else moves them (hold_vips = false)"),
         true => format!("{here} held"),
         false => format!("{here} held; lbd adds the others"),
     })
@@ -238,6 +240,9 @@ pub(super) fn conflicts(facts: &Facts) -> Verdict {
         Ok(config) => config,
         Err(verdict) => return verdict,
     };
+    if !config.dataplane.hold_vips {
+        return Verdict::Skipped("whoever moves the VIPs sees to it (hold_vips = false)".to_owned());
+    }
     if let Some(why) = &facts.wire.unasked {
         return Verdict::Skipped(why.clone());
     }

@@ -1,4 +1,4 @@
-//! Requests a second through namespaces: routed by the kernel, by nftables, by HAProxy, and by lb.
+//! Requests a second through namespaces: routed by the kernel (also past an empty XDP program), by nftables, by HAProxy, and by lb.
 
 use std::process::Command;
 use std::thread;

@@ -1,14 +1,16 @@
-//! Four labs of the same shape: a client, two nginx, and something else between them in each.
+//! Five labs of the same shape: a client, two nginx, and something else between them in each.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_tests::{Agent, AgentSpec, Family, Lab, Namespace, Process, Topology, private_dir};
+use lb_tests::bpf::{XdpMode, attach_xdp};
+use lb_tests::{Agent, AgentSpec, Family, Lab, Namespace, Port, Process, Topology, private_dir, programs};
 
 /// The port of services and servers: the same, as a router does not change it.
 pub const PORT: u16 = 8080;
@@ -26,10 +28,11 @@ pub struct Way {
     pub targets: [IpAddr; 2],
     _running: Vec<Process>,
     _agent: Option<Agent>,
+    _links: Vec<OwnedFd>,
 }
 
 /// All of them.
-pub struct Ways([Way; 4]);
+pub struct Ways([Way; 5]);
 
 impl Ways {
     /// Builds the labs and starts everything; returns when each way has carried a connection.
@@ -38,7 +41,8 @@ impl Ways {
     /// If something does not come up.
     pub fn build() -> Result<Self> {
         Ok(Self([
-            Way::routed().context("routed")?,
+            Way::routed("routed by the kernel").context("routed")?,
+            Way::routed_past_xdp().context("routed, with XDP")?,
             Way::nftables().context("nftables")?,
             Way::haproxy().context("HAProxy")?,
             Way::lb().context("lb")?,
@@ -46,16 +50,27 @@ impl Ways {
     }
 
     /// The router first.
-    pub const fn all(&self) -> &[Way; 4] {
+    pub const fn all(&self) -> &[Way; 5] {
         &self.0
     }
 }
 
 impl Way {
-    fn routed() -> Result<Self> {
-        let way = Self::new("routed by the kernel")?;
+    fn routed(name: &'static str) -> Result<Self> {
+        let way = Self::new(name)?;
         let targets = [0, 1].map(|number| way.lab.backend(number).ip(Family::V4));
         Self { targets, ..way }.carrying()
+    }
+
+    /// What XDP on virtual interfaces costs by itself: they copy frames for it, and take segments one by one.
+    fn routed_past_xdp() -> Result<Self> {
+        const XDP_PASS: i32 = 2;
+        let mut way = Self::routed("routed, an empty XDP program")?;
+        let balancer = way.lab.balancer();
+        let program = programs::returning(XDP_PASS)?;
+        let attach = |port: &Port| attach_xdp(balancer, port.index, &program, XdpMode::Native);
+        way._links = balancer.ports().iter().map(attach).collect::<Result<_>>()?;
+        way.carrying()
     }
 
     fn nftables() -> Result<Self> {
@@ -117,7 +132,7 @@ impl Way {
         let lab = Lab::builder().topology(Topology::Routed).backends(2).without_xdp().build()?;
         let running = lab.backends().iter().map(|host| nginx(host)).collect::<Result<_>>()?;
         let vip = lab.vip(0, Family::V4);
-        Ok(Self { name, lab, targets: [vip; 2], _running: running, _agent: None })
+        Ok(Self { name, lab, targets: [vip; 2], _running: running, _agent: None, _links: Vec::new() })
     }
 
     /// The balancer answers for the VIP.
