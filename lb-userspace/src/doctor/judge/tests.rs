@@ -334,6 +334,18 @@ fn a_vip_of_no_network_here_is_worth_knowing_and_no_more() {
 }
 
 #[test]
+fn vips_that_others_move_may_be_elsewhere() {
+    let mut facts = sound(Mode::Nat);
+    facts.config.as_mut().unwrap().dataplane.hold_vips = false;
+    let vip = [203, 0, 113, 10].into();
+    facts.wire.claims = vec![Claim { vip, interface: "eth0".to_owned(), mac: [2, 0, 0, 0, 0, 0x77] }];
+    let report = judge(&facts);
+    assert_eq!(of(&report, "LB1116").outcome, Outcome::Ok);
+    assert_eq!(of(&report, "LB1117").outcome, Outcome::Skipped);
+    assert!(!report.wrong, "{report:#?}");
+}
+
+#[test]
 fn what_could_not_be_asked_is_said_to_be_so() {
     let mut facts = sound(Mode::DsrL2);
     facts.wire = Wire { unasked: Some("it needs CAP_NET_RAW".to_owned()), ..Wire::default() };
