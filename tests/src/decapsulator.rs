@@ -2,11 +2,14 @@
 //!
 //! Raw sockets take what comes as IP in IP (protocols 4 and 41, over IPv4 and IPv6); the inner
 //! packets enter the host's stack by a TUN device. Correct rather than fast.
+//!
+//! One packet is taken at a time: what GRO has put together has no checksum yet, only a note that it needs one, and no raw
+//! socket hands that on. So GRO is off, and a program that does nothing keeps the interface's NAPI context in its place.
 
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,13 +22,19 @@ use anyhow::{Context as _, Result};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::Namespace;
+use crate::{
+    Host,
+    bpf::{XdpMode, attach_xdp},
+    ethtool::{self, Offload},
+    programs,
+};
 
 /// Takes tunnels apart in a host for as long as it lives.
 #[derive(Debug)]
 pub struct Decapsulator {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    _program: OwnedFd,
 }
 
 #[derive(Debug, Default)]
@@ -38,8 +47,12 @@ impl Decapsulator {
     /// Starts taking tunnels apart in `host`.
     ///
     /// # Errors
-    /// Without TUN devices (`/dev/net/tun`).
-    pub fn start(host: &Namespace) -> Result<Self> {
+    /// Without TUN devices (`/dev/net/tun`), or with an XDP program on the interface.
+    pub fn start(host: &Host) -> Result<Self> {
+        const XDP_PASS: i32 = 2;
+        let program = programs::returning(XDP_PASS)?;
+        let program = attach_xdp(host, host.port().index, &program, XdpMode::Native)?;
+        ethtool::set(host, &host.port().name, Offload::Gro, false)?;
         let tun = Arc::new(host.run(open_tun).context("cannot make a TUN device")?);
         host.set_up(TUN)?;
         let shared = Arc::new(Shared::default());
@@ -55,7 +68,7 @@ impl Decapsulator {
             let over_ipv4 = outer == Domain::IPV4;
             threads.push(thread::spawn(move || pump(&socket, over_ipv4, &tun, &shared)));
         }
-        Ok(Self { shared, threads })
+        Ok(Self { shared, threads, _program: program })
     }
 
     /// How many packets came out of tunnels.
