@@ -49,8 +49,7 @@ impl Decapsulator {
     /// # Errors
     /// Without TUN devices (`/dev/net/tun`), or with an XDP program on the interface.
     pub fn start(host: &Host) -> Result<Self> {
-        const XDP_PASS: i32 = 2;
-        let program = programs::returning(XDP_PASS)?;
+        let program = programs::passing()?;
         let program = attach_xdp(host, host.port().index, &program, XdpMode::Native)?;
         ethtool::set(host, &host.port().name, Offload::Gro, false)?;
         let tun = Arc::new(host.run(open_tun).context("cannot make a TUN device")?);

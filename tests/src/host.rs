@@ -192,8 +192,7 @@ impl Port {
     }
 
     fn pass_transmitted(&self) -> Result<OwnedFd> {
-        const XDP_PASS: i32 = 2;
-        let program = programs::returning(XDP_PASS)?;
+        let program = programs::passing()?;
         let index = self.switch.index(&self.switch_port)?;
         attach_xdp(&self.switch, index, &program, XdpMode::Native)
     }

@@ -15,6 +15,15 @@ pub fn returning(action: i32) -> Result<OwnedFd> {
     load_xdp("returning", &[mov(R0, action), EXIT])
 }
 
+/// A program that passes every frame up: what gives a veth end its NAPI context.
+///
+/// # Errors
+/// If the kernel does not let us load programs.
+pub fn passing() -> Result<OwnedFd> {
+    const XDP_PASS: i32 = 2;
+    returning(XDP_PASS)
+}
+
 /// A program that redirects every frame to an interface.
 ///
 /// # Errors

@@ -64,10 +64,9 @@ impl Way {
 
     /// What XDP on virtual interfaces costs by itself: they copy frames for it, and take segments one by one.
     fn routed_past_xdp() -> Result<Self> {
-        const XDP_PASS: i32 = 2;
         let mut way = Self::routed("routed, an empty XDP program")?;
         let balancer = way.lab.balancer();
-        let program = programs::returning(XDP_PASS)?;
+        let program = programs::passing()?;
         let attach = |port: &Port| attach_xdp(balancer, port.index, &program, XdpMode::Native);
         way._links = balancer.ports().iter().map(attach).collect::<Result<_>>()?;
         way.carrying()
