@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::Effort;
-use crate::report::{Section, Table, median};
+use crate::report::{self, Section, Table, median};
 use servers::{CONNECTIONS, PORT, Way, Ways};
 
 mod servers;
@@ -53,7 +53,7 @@ pub fn measure(effort: Effort) -> Result<Requests> {
     for _ in 0..rounds {
         for (place, style) in [Style::ConnectionARequest, Style::KeepAlive].into_iter().enumerate() {
             for (number, way) in ways.all().iter().enumerate() {
-                eprint!("\r\x1b[K{}", way.name);
+                report::at_work(way.name);
                 let (rate, failed) =
                     drive(way, style, effort.seconds).with_context(|| way.name.to_owned())?;
                 seen[number][place].push(rate);
@@ -61,7 +61,7 @@ pub fn measure(effort: Effort) -> Result<Requests> {
             }
         }
     }
-    eprint!("\r\x1b[K");
+    report::at_work("");
     let lines = ways.all().iter().zip(seen).zip(errors).map(|((way, rates), errors)| Line {
         way: way.name,
         connection_a_request: median(&rates[0]).unwrap_or_default(),

@@ -52,6 +52,9 @@ struct Arguments {
     /// Only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Of the cost of a packet, only rows with this in their names or headings.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    rows: String,
     /// The CPU that packets are measured on; the last one unless said otherwise.
     #[arg(long)]
     cpu: Option<usize>,
@@ -197,7 +200,7 @@ fn run() -> Result<()> {
         report.control = Some(control);
     }
     if let Some(settling) = settling {
-        let costs = settling.measure(effort, cpu, &others).context("cost of a packet")?;
+        let costs = settling.measure(effort, cpu, &others, &arguments.rows).context("cost of a packet")?;
         show(&|| titled(&costs));
         report.packets = Some(costs);
     }

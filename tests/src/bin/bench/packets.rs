@@ -14,7 +14,7 @@ use crate::bed::{Bed, Spec};
 use crate::driver::{Driver, Kind};
 use crate::report::{Section, Table, nanoseconds, ratio};
 use crate::rows::{Group, Row, Services, Shape};
-use crate::{Effort, Other, sessions};
+use crate::{Effort, Other, report, sessions};
 
 /// What packets cost.
 #[derive(Debug, Serialize)]
@@ -85,11 +85,11 @@ impl Settling {
         Ok(Self { services, bed })
     }
 
-    /// Measures all rows: `lb`, and whatever else was named.
+    /// Measures all rows with `wanted` in their names or headings: `lb`, and whatever else was named.
     ///
     /// # Errors
     /// If a packet does not end where it has to, or anything cannot be started.
-    pub fn measure(self, effort: Effort, cpu: usize, others: &[Other]) -> Result<Costs> {
+    pub fn measure(self, effort: Effort, cpu: usize, others: &[Other], wanted: &str) -> Result<Costs> {
         let Self { services, mut bed } = self;
         wait_settled(&bed)?;
         for spec in [&services.full4, &services.full6] {
@@ -97,7 +97,9 @@ impl Settling {
         }
         let mut driver = Driver::load(bed.stand(cpu))?;
         let candidates = candidates(&bed, &mut driver, others)?;
-        let rows = services.rows(&bed);
+        let mut rows = services.rows(&bed);
+        rows.retain(|row| row.name.contains(wanted) || row.group.title().contains(wanted));
+        ensure!(!rows.is_empty(), "no row or heading has {wanted:?} in it");
         let grow = Candidate { name: "grow".to_owned(), program: driver.grow()?, kind: Kind::Frags };
         driver.set(&rows[0].template)?;
         let (_, grow_head) = race(&mut driver, &rows[0], &[grow], effort, |_, race| race())?;
@@ -106,15 +108,15 @@ impl Settling {
             if effort.hasty && matches!(row.group, Group::Canary | Group::Measured) {
                 continue;
             }
-            eprint!("\r\x1b[K{}", row.name);
-            if row.group == Group::Unsettled && lines.last().is_some_and(|line| line.group != row.group) {
+            report::at_work(row.name);
+            if row.group == Group::Unsettled && lines.last().is_none_or(|line| line.group != row.group) {
                 unsettle(&mut bed, &services)?;
             }
             let line = line(&bed, &mut driver, row, &candidates, effort)
                 .with_context(|| format!("{} ({})", row.name, row.group.title()))?;
             lines.push(line);
         }
-        eprint!("\r\x1b[K");
+        report::at_work("");
         Ok(Costs {
             rounds: effort.rounds,
             packets_a_round: effort.packets,
@@ -130,10 +132,8 @@ impl Settling {
 fn wait_settled(bed: &Bed) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !bed.is_settled()? {
-        eprint!(
-            "\r\x1b[Kwaiting for tables and splits to settle: at most {} s",
-            (deadline - Instant::now()).as_secs()
-        );
+        let left = (deadline - Instant::now()).as_secs();
+        report::at_work(&format!("waiting for tables and splits to settle: at most {left} s"));
         std::thread::sleep(Duration::from_millis(200));
         ensure!(Instant::now() < deadline, "they do not settle\n{}", bed.agent.log());
     }

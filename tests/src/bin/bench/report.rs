@@ -1,7 +1,15 @@
 //! Tables for people, which are Markdown too; the JSON is the same values.
 
 use std::fmt::{self, Display, Formatter};
+use std::io::{self, IsTerminal as _};
 use std::time::Duration;
+
+/// Says on a terminal what is being done, in place of what was said before.
+pub fn at_work(what: &str) {
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{what}");
+    }
+}
 
 /// A part of the report.
 pub trait Section {
