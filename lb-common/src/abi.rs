@@ -858,7 +858,7 @@ pub struct Traffic {
     pub packets: u64,
     /// Their bytes, from the Ethernet header on.
     pub bytes: u64,
-    /// TCP SYNs placed, or UDP flows begun where they are tracked.
+    /// TCP flows begun; UDP's in `full-nat` only, as elsewhere nothing tells which datagram is the first.
     pub connections: u64,
     /// Packets from backends (`nat`).
     pub reply_packets: u64,

@@ -234,7 +234,8 @@ fn tell<P: Packet>(
 /// So many bytes of a packet, or fewer: a driver may have left most of a long frame in other buffers, where nothing can be read.
 #[inline(always)]
 fn viewable<P: Packet>(packet: &P, start: usize, length: usize) -> usize {
-    let reaches = |length: usize| packet.view::<Chunk>(start + length - Chunk::SIZE).is_some();
+    let reaches =
+        |length: usize| packet.view::<Chunk>(packet.bounded(start + length - Chunk::SIZE)).is_some();
     if length < FEW || reaches(length) {
         length
     } else if reaches(SOME) {
