@@ -220,13 +220,16 @@ extern "C" fn lb_depart(ctx: *mut xdp_md, ifindex: u32) -> u32 {
     }
 }
 
+/// How many places of `DEVICES` are looked at, from that of an interface's number on.
+const PLACES: u32 = 4;
+
 /// A reply whose route leaves by an interface that the agent has not listed: the host sends it, if it is for the host's hardware
 /// address.
 #[inline(always)]
 fn hand_up(frame: &mut Frame) -> u32 {
     let ifindex = frame.ifindex();
-    for index in 0..abi::DEVICES {
-        let Some(device) = maps::DEVICES.get(index) else { break };
+    for step in 0..PLACES {
+        let Some(device) = maps::DEVICES.get((ifindex + step) % abi::DEVICES) else { break };
         if device.ifindex == ifindex
             && let Some(header) = frame.view_mut::<Ethernet>(0)
         {

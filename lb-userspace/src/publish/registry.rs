@@ -484,13 +484,15 @@ impl Registry {
         (capacity.saturating_sub(free) >= size).then_some(free)
     }
 
-    /// The index of `DEVICES` for an interface; `None`: there is no room.
+    /// The index of `DEVICES` for an interface: the first one that is free, from that of its number on, where the kernel program looks
+    /// for it. `None`: there is no room.
     pub(super) fn device(&mut self, maps: &Maps, ifindex: u32) -> Option<u16> {
         if let Some(&index) = self.devices.get(&ifindex) {
             return Some(index);
         }
-        let mut free = 0..maps.devices.len() as u16;
-        let index = free.find(|index| !self.devices.values().any(|taken| taken == index))?;
+        let places = maps.devices.len();
+        let mut indices = (0..places).map(|step| (ifindex.wrapping_add(step) % places) as u16);
+        let index = indices.find(|index| !self.devices.values().any(|taken| taken == index))?;
         self.devices.insert(ifindex, index);
         Some(index)
     }
