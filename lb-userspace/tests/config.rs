@@ -251,7 +251,7 @@ fn the_samples_have_no_mistake_and_are_what_they_say() {
     let Loaded { config, warnings } =
         config::load(deployed("examples/blue-green.toml")).unwrap_or_else(|error| panic!("{error}"));
     assert!(warnings.is_empty(), "{warnings}");
-    let plan = config.services[0].rollout.plan(None, None);
+    let plan = config.services[0].rollout.as_ref().expect("a rollout").plan(None, None);
     assert!(plan.steps.len() == 1 && plan.steps[0].weight == 0.0 && plan.steps[0].gate.is_some(), "{plan:?}");
     assert!(plan.preview.is_some() && plan.analysis.max_failure_ratio.is_some(), "{plan:?}");
 
