@@ -32,9 +32,9 @@ pub const fn ticks(nanoseconds: u64) -> u32 {
 /// [`ticks`] after which a silent TCP flow may be forgotten: two hours and four minutes (RFC 5382, REQ-5).
 pub const TCP_IDLE_TICKS: u32 = ticks((2 * 60 + 4) * 60 * 1_000_000_000);
 
-/// Longest time in [`ticks`] between a SYN and the acknowledgement that ends its handshake: a server repeats its SYN-ACK for
-/// 63 s by default (`tcp_synack_retries = 5`).
-pub const HANDSHAKE_TICKS: u32 = 60;
+/// Longest time in [`ticks`] between a SYN and the acknowledgement that ends its handshake, 70 s: a client repeats its SYN for
+/// 67 s by default (`tcp_syn_retries = 6`, `tcp_syn_linear_timeouts = 4`), a server its SYN-ACK for 63 s.
+pub const HANDSHAKE_TICKS: u32 = 65;
 
 /// Longest time in [`ticks`] that fragments of one packet may be apart: as long as Linux waits for the rest
 /// (`ipfrag_time`), about.
@@ -564,8 +564,8 @@ impl Split {
 pub struct Slot(pub u64);
 
 impl Slot {
-    /// What the kernel adds to the word to mark a slot.
-    pub const EXCEPTION: u64 = 1 << 32;
+    /// What the kernel adds to the word to mark a slot: 2, so that a first mark, too, needs two sweeps to go.
+    pub const EXCEPTION: u64 = 2 << 32;
 
     /// A slot of these parts.
     #[must_use]
@@ -589,7 +589,7 @@ impl Slot {
         (self.0 >> 16) as u16
     }
 
-    /// How many flows were put into `FLOWS` since the last sweep, plus the changes of this slot.
+    /// Twice the flows that were put into a table since the last sweep, plus the changes of this slot; 0: none.
     #[must_use]
     #[inline(always)]
     pub const fn exceptions(self) -> u32 {
@@ -705,6 +705,9 @@ impl Life {
         self.0 >> 32 != 0
     }
 }
+
+/// How many elements `DEVICES` has.
+pub const DEVICES: u32 = 256;
 
 /// One element of `DEVICES`: an interface through which frames leave.
 #[repr(C)]
@@ -855,7 +858,7 @@ pub struct Traffic {
     pub packets: u64,
     /// Their bytes, from the Ethernet header on.
     pub bytes: u64,
-    /// TCP SYNs placed, or UDP flows begun where they are tracked.
+    /// TCP flows begun; UDP's in `full-nat` only, as elsewhere nothing tells which datagram is the first.
     pub connections: u64,
     /// Packets from backends (`nat`).
     pub reply_packets: u64,
@@ -925,7 +928,7 @@ mod tests {
     fn words_keep_their_parts_apart() {
         let slot = Slot::of(0x1122, 0x3344, 0x5566_7788);
         assert_eq!((slot.new(), slot.home(), slot.exceptions()), (0x1122, 0x3344, 0x5566_7788));
-        assert_eq!(Slot(slot.0 + Slot::EXCEPTION).exceptions(), 0x5566_7789);
+        assert_eq!(Slot(slot.0 + Slot::EXCEPTION).exceptions(), 0x5566_778a);
         assert!(
             Slot::of(3, 3, 0).is_settled()
                 && !Slot::of(3, 4, 0).is_settled()

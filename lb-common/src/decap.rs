@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::abi::Port;
+use crate::checksum::Delta;
 use crate::pipeline::Packet;
 use crate::wire::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, GueHeader, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_UDP, Ipv4, Ipv6,
@@ -39,14 +40,20 @@ pub enum Decapsulated {
     Refused,
     /// A tunnel's, without room for what it says is in it.
     Malformed,
+    /// A router on the way has marked it as one that met congestion, and what is inside has no way to say so.
+    Congested,
 }
 
 impl Decapsulated {
     /// How many there are.
-    pub const COUNT: usize = 4;
-    /// Their names, in the order of their counters.
-    pub const NAMES: [&'static str; Self::COUNT] = ["not_ours", "decapsulated", "refused", "malformed"];
+    pub const COUNT: usize = 5;
 }
+
+/// What the two bits of ECN say (RFC 3168, section 5).
+const ECT_1: u8 = 1;
+const ECT_0: u8 = 2;
+const CE: u8 = 3;
+const ECN: u8 = 3;
 
 /// Takes the outer headers off a packet in an untagged frame: IPv4's or IPv6's, and UDP's with GUE's where a port for that is
 /// set.
@@ -54,23 +61,27 @@ impl Decapsulated {
 /// Of GUE (draft-ietf-intarea-gue) both variants are understood, as far as balancers use them: 1, which is an IP packet right
 /// behind the UDP header, and 0 with a header of four bytes that says no more than which IP version follows. UDP's checksum
 /// is not looked at: what is inside has its own.
+///
+/// What routers on the way have said of congestion goes on inside (RFC 6040, section 4.2).
 #[inline(always)]
 pub fn decapsulate<P: Packet>(packet: &mut P, allowed: &Allowed) -> Decapsulated {
     let Some(&ethernet) = packet.view::<Ethernet>(0) else { return Decapsulated::NotOurs };
-    let (outer, inner, from_balancer) = match u16::from_be_bytes(ethernet.ether_type) {
+    let (outer, inner, ecn, from_balancer) = match u16::from_be_bytes(ethernet.ether_type) {
         ETHERTYPE_IPV4 => match packet.view::<Ipv4>(Ethernet::SIZE) {
             // Our tunnels have no options and are never fragmented.
             Some(header)
                 if header.version_ihl == 0x45
                     && u16::from_be_bytes(header.fragment) & Ipv4::FRAGMENTED == 0 =>
             {
-                (Ipv4::SIZE, header.protocol, matches(header.source, allowed.v4, allowed.v4_mask))
+                let allowed = matches(header.source, allowed.v4, allowed.v4_mask);
+                (Ipv4::SIZE, header.protocol, header.tos & ECN, allowed)
             }
             _ => return Decapsulated::NotOurs,
         },
         ETHERTYPE_IPV6 => match packet.view::<Ipv6>(Ethernet::SIZE) {
             Some(header) => {
-                (Ipv6::SIZE, header.next_header, matches(header.source, allowed.v6, allowed.v6_mask))
+                let allowed = matches(header.source, allowed.v6, allowed.v6_mask);
+                (Ipv6::SIZE, header.next_header, header.version_class_label[1] >> 4 & ECN, allowed)
             }
             None => return Decapsulated::NotOurs,
         },
@@ -92,7 +103,17 @@ pub fn decapsulate<P: Packet>(packet: &mut P, allowed: &Allowed) -> Decapsulated
     if !from_balancer {
         return Decapsulated::Refused;
     }
-    if !packet.reaches(Ethernet::SIZE + outer + length) || packet.shrink_head(outer).is_none() {
+    if !packet.reaches(Ethernet::SIZE + outer + length) {
+        return Decapsulated::Malformed;
+    }
+    let marked = match ecn {
+        CE | ECT_1 => mark(packet, Ethernet::SIZE + outer, ether_type, ecn),
+        _ => Ok(()),
+    };
+    if let Err(outcome) = marked {
+        return outcome;
+    }
+    if packet.shrink_head(outer).is_none() {
         return Decapsulated::Malformed;
     }
     match packet.view_mut::<Ethernet>(0) {
@@ -100,6 +121,34 @@ pub fn decapsulate<P: Packet>(packet: &mut P, allowed: &Allowed) -> Decapsulated
         None => return Decapsulated::Malformed,
     }
     Decapsulated::Inner
+}
+
+/// Hands on to the inner packet what the `outer` bits say.
+#[inline(always)]
+fn mark<P: Packet>(packet: &mut P, l3: usize, ether_type: u16, outer: u8) -> Result<(), Decapsulated> {
+    if ether_type == ETHERTYPE_IPV4 {
+        let header: &mut Ipv4 = packet.view_mut(l3).ok_or(Decapsulated::Malformed)?;
+        let tos = header.tos & !ECN | combined(outer, header.tos & ECN)?;
+        let (old, new) = ([header.version_ihl, header.tos], [header.version_ihl, tos]);
+        header.checksum = Delta::NONE.word(old, new).apply(header.checksum);
+        header.tos = tos;
+    } else {
+        let header: &mut Ipv6 = packet.view_mut(l3).ok_or(Decapsulated::Malformed)?;
+        let [_, byte, ..] = &mut header.version_class_label;
+        *byte = *byte & !(ECN << 4) | combined(outer, *byte >> 4 & ECN)? << 4;
+    }
+    Ok(())
+}
+
+/// RFC 6040, figure 4.
+#[inline(always)]
+const fn combined(outer: u8, inner: u8) -> Result<u8, Decapsulated> {
+    match (outer, inner) {
+        (CE, 0) => Err(Decapsulated::Congested),
+        (CE, _) => Ok(CE),
+        (ECT_1, ECT_0) => Ok(ECT_1),
+        _ => Ok(inner),
+    }
 }
 
 /// What a UDP datagram is to us, and how long the headers before the inner packet are.

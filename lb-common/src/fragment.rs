@@ -15,8 +15,8 @@ use crate::abi::{
 };
 use crate::guard::Asked;
 use crate::parse::{self, Family, Kind, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service, stands_in};
-use crate::reply::{is_direct, past_vip};
+use crate::pipeline::{Packet, Step, Tables, Target, contains, find_service, stands_in};
+use crate::reply::{is_no_reply, past_vip, replier};
 use crate::rewrite::{self, End};
 use crate::select::Place;
 use crate::session;
@@ -28,8 +28,9 @@ use crate::wire::{
     Ipv6Extension, Ipv6Fragment, Ports, Wire,
 };
 
-/// How many extension headers may stand before a fragment header: hop-by-hop options and a routing header.
-const MAX_BEFORE: usize = 2;
+/// How many extension headers may stand before a fragment header: hop-by-hop options, options for those that a routing header
+/// names, and that header (RFC 8200, section 4.1).
+const MAX_BEFORE: usize = 3;
 
 /// [`Stage::Fragment`](crate::stage::Stage::Fragment): a fragment from or to an address that may be a service's or a
 /// backend's.
@@ -164,13 +165,12 @@ fn lead_back<T: Tables>(
     transport: &Transport,
 ) -> Result<Option<u16>, Reason> {
     if contains(&settings.repliers, network.source)
-        && let Some(replier) = find(network.source, transport, End::Source, |key| tables.replier(key))
+        && let Some(found) = replier(tables, network.source, transport, End::Source)
     {
-        let client = (network.destination, transport.destination);
-        if is_direct(tables, settings, &replier, client, transport.source, transport.kind) {
+        if is_no_reply(tables, settings, network, transport, &found) {
             return Err(Reason::Direct);
         }
-        return Ok(Some(replier.backend));
+        return Ok(Some(found.1.backend));
     }
     if contains(&settings.repliers, network.destination) {
         past_vip(tables, network, transport)?;

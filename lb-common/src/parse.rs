@@ -270,8 +270,8 @@ pub(crate) fn header<P: Packet>(
 ///
 /// # Errors
 ///
-/// [`Reason::Fragment`], [`Reason::OtherProtocol`] for a chain that ends elsewhere or is longer than [`MAX_EXTENSIONS`],
-/// [`Reason::Malformed`] for one that leaves the frame.
+/// [`Reason::Fragment`], [`Reason::OtherProtocol`] for a chain that ends elsewhere, is longer than [`MAX_EXTENSIONS`] or leads on
+/// to other nodes, [`Reason::Malformed`] for one that leaves the frame.
 #[inline(always)]
 pub fn extensions<P: Packet>(packet: &P, mut protocol: u8, mut offset: usize) -> Result<(u8, usize), Reason> {
     for _ in 0..MAX_EXTENSIONS {
@@ -283,6 +283,10 @@ pub fn extensions<P: Packet>(packet: &P, mut protocol: u8, mut offset: usize) ->
             _ => return Err(Reason::OtherProtocol),
         };
         let header: &Ipv6Extension = packet.view(packet.bounded(offset)).ok_or(Reason::Malformed)?;
+        if protocol == wire::IPPROTO_ROUTING && header.segments_left != 0 {
+            // Its destination is not the last one.
+            return Err(Reason::OtherProtocol);
+        }
         protocol = header.next_header;
         // "Not including the first 8 octets": one unit of 8, two of 4.
         offset += 8 + usize::from(header.length) * unit;

@@ -114,7 +114,7 @@ pub trait Tables {
     fn service(&self, index: u32) -> Option<&Service>;
     /// A slot, in one read.
     fn slot(&self, index: u32) -> Option<Slot>;
-    /// Adds 1 to the exceptions of a slot.
+    /// Adds [`Slot::EXCEPTION`] to a slot.
     fn mark(&self, index: u32);
     /// A backend.
     fn backend(&self, id: u16) -> Option<&Backend>;

@@ -1,6 +1,6 @@
 //! The way back: from a `nat` backend to its client, with the VIP as its source; and what goes past the VIP.
 
-use crate::abi::{Address, FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS};
+use crate::abi::{Address, FlowKey, Port, Replier, Service, Settings, TCP_IDLE_TICKS, VipKey};
 use crate::awaited;
 use crate::measure::Reply;
 use crate::parse::{self, Kind, Network, Transport};
@@ -24,9 +24,13 @@ pub fn reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
         Err(reason) => return elsewhere(&network, reason),
     };
     if contains(&settings.repliers, network.source)
-        && let Some(replier) = find(network.source, &transport, End::Source, |key| tables.replier(key))
+        && let Some(found) = replier(tables, network.source, &transport, End::Source)
     {
-        return ended(back(packet, tables, settings, &network, &transport, replier));
+        if is_no_reply(tables, settings, &network, &transport, &found) {
+            return Err(Reason::Direct);
+        }
+        let (_, replier) = found;
+        return ended(back(packet, tables, &network, &transport, replier));
     }
     if contains(&settings.repliers, network.destination) {
         past_vip(tables, &network, &transport)?;
@@ -39,15 +43,10 @@ pub fn reply<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reas
 fn back<T: Tables>(
     packet: &mut T::Packet,
     tables: &T,
-    settings: &Settings,
     network: &Network,
     transport: &Transport,
     replier: Replier,
 ) -> Result<Verdict, Reason> {
-    let client = (network.destination, transport.destination);
-    if is_direct(tables, settings, &replier, client, transport.source, transport.kind) {
-        return Err(Reason::Direct);
-    }
     let exit = tables.route(packet, network).exit()?;
     let service = tables.service(replier.service).ok_or(Reason::NoTable)?;
     let backend = tables.backend(replier.backend).ok_or(Reason::NoTable)?;
@@ -102,6 +101,35 @@ fn measured<T: Tables>(
     Ok(())
 }
 
+/// The `nat` backend at this end of a packet, and its key.
+#[inline(always)]
+pub(crate) fn replier<T: Tables>(
+    tables: &T,
+    address: Address,
+    transport: &Transport,
+    end: End,
+) -> Option<(VipKey, Replier)> {
+    find(address, transport, end, |key| tables.replier(key).map(|replier| (*key, replier)))
+}
+
+/// Whether what a backend sends answers nothing that came by the VIP: it begins a connection of its own, or its flow goes past
+/// the VIP.
+#[inline(always)]
+pub(crate) fn is_no_reply<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    network: &Network,
+    transport: &Transport,
+    (key, replier): &(VipKey, Replier),
+) -> bool {
+    let client = (network.destination, transport.destination);
+    if matches!(transport.kind, Kind::Syn(_)) {
+        goes_past(tables, key, replier, client, transport.source);
+        return true;
+    }
+    is_direct(tables, settings, replier, client, transport.source, transport.kind)
+}
+
 /// Whether a flow of this client goes on past the VIP, to this port of a backend.
 ///
 /// Mark and entry hold the time of the newest packet, and are void once that is older than a flow may be silent: nobody
@@ -137,19 +165,25 @@ pub(crate) fn past_vip<T: Tables>(
     network: &Network,
     transport: &Transport,
 ) -> Result<(), Reason> {
-    let Some((key, replier)) = find(network.destination, transport, End::Destination, |key| {
-        tables.replier(key).map(|replier| (*key, replier))
-    }) else {
+    let Some((key, replier)) = replier(tables, network.destination, transport, End::Destination) else {
         return Ok(());
     };
-    let flow = FlowKey {
-        client: network.source,
-        client_port: transport.source,
-        port: transport.destination,
-        owner: u32::from(replier.backend),
-    };
-    if tables.direct(&flow) != Some(tables.ticks()) {
-        tables.note_direct(&flow, &key);
-    }
+    let client = (network.source, transport.source);
+    goes_past(tables, &key, &replier, client, transport.destination);
     Err(Reason::Direct)
+}
+
+/// Notes that a flow goes past the VIP, between this client and this port of a backend.
+#[inline(always)]
+fn goes_past<T: Tables>(
+    tables: &T,
+    key: &VipKey,
+    replier: &Replier,
+    (client, client_port): (Address, Port),
+    port: Port,
+) {
+    let flow = FlowKey { client, client_port, port, owner: u32::from(replier.backend) };
+    if tables.direct(&flow) != Some(tables.ticks()) {
+        tables.note_direct(&flow, key);
+    }
 }

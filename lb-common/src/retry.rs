@@ -37,10 +37,17 @@ pub struct Budget {
     pub earned: u64,
     /// What can be in store.
     pub most: u64,
-    /// What is.
+    /// What is: below zero when two CPUs have spent the last one.
     pub left: u64,
     /// Zero.
     pub reserved: u64,
+}
+
+impl Budget {
+    #[inline(always)]
+    const fn has_less_than(&self, amount: u64) -> bool {
+        (self.left as i64) < amount as i64
+    }
 }
 
 /// Slots that are looked at for another backend. One that has half of the slots is missed by one flow in 256.
@@ -50,7 +57,7 @@ const PROBES: u64 = 8;
 #[inline(always)]
 pub fn earn<T: Tables>(tables: &T, service: u32) {
     let Some(budget) = tables.budget(service) else { return };
-    if budget.left < budget.most {
+    if budget.has_less_than(budget.most) {
         tables.pay(service, budget.earned);
     }
 }
@@ -58,7 +65,7 @@ pub fn earn<T: Tables>(tables: &T, service: u32) {
 /// Spends a retry, if there is one. (Two CPUs may share the last one.)
 #[inline(always)]
 fn spend<T: Tables>(tables: &T, service: u32) -> bool {
-    let enough = tables.budget(service).is_some_and(|budget| budget.left >= ONE);
+    let enough = tables.budget(service).is_some_and(|budget| !budget.has_less_than(ONE));
     if enough {
         tables.pay(service, ONE.wrapping_neg());
     }

@@ -10,7 +10,7 @@
 //! 2. *Marks.* After that, `FLOWS` is read from end to end. An entry that says what the hash says, with slot and split
 //!    settled, can go. Every other entry's slot stays marked: the slot where its hash leads *now*, in whichever pool.
 //! 3. *Exceptions go to 0* by compare-and-swap with what was seen before the reading, so that an insertion meanwhile keeps its
-//!    mark. They go to 1 first, and to 0 with the next sweep: a packet that marked before the reading began, and inserts after
+//!    mark. A mark adds 2; they go to 1 first, and to 0 with the next sweep: a packet that marked before the reading began, and inserts after
 //!    the reading has passed its place, would have to be under way for a whole interval between sweeps.
 //! 4. *The split's `tracked` goes down* last, when the marks can carry what is left.
 //!

@@ -15,7 +15,8 @@ use crate::fragment;
 use crate::guard::{self, Message};
 use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, UNREACHABLE};
 use crate::parse::{self, Family, Network, Transport};
-use crate::pipeline::{Packet, Step, Tables, Target, contains, find, find_service, stands_in};
+use crate::pipeline::{Packet, Step, Tables, Target, contains, find_service, stands_in};
+use crate::reply::replier;
 use crate::rewrite::{self, End};
 use crate::session::{self, Session, SessionKey};
 use crate::verdict::{Account, Reason, Verdict};
@@ -32,6 +33,10 @@ const TOS: u8 = 0xc0;
 const QUOTE_V4: usize = (576 - Ipv4::SIZE - Icmp::SIZE) / Chunk::SIZE * Chunk::SIZE;
 /// The same in IPv6: the least MTU (RFC 4443, section 3.2).
 const QUOTE_V6: usize = (MTU_V6 - Ipv6::SIZE - Icmp::SIZE) / Chunk::SIZE * Chunk::SIZE;
+/// Where most of a frame is out of sight, it quotes so much,
+const SOME: usize = 128;
+/// or this: enough for the headers of nearly every packet.
+const FEW: usize = 64;
 /// Nobody need send less than this at once in IPv6 (RFC 8200, section 5), nor believe that he must (RFC 8201, section 4).
 const MTU_V6: usize = 1280;
 
@@ -140,7 +145,7 @@ fn to_client<T: Tables>(
     if !contains(&settings.repliers, network.source) {
         return Err(Reason::NotOurs);
     }
-    find(network.source, transport, End::Source, |key| tables.replier(key)).ok_or(Reason::NotOurs)?;
+    replier(tables, network.source, transport, End::Source).ok_or(Reason::NotOurs)?;
     on_path(packet, tables, network)
 }
 
@@ -166,7 +171,8 @@ fn tell<P: Packet>(
         Family::V6 => (Ipv6::SIZE + Icmp::SIZE, ETHERTYPE_IPV6, QUOTE_V6),
     };
     let length = network.end - network.l3;
-    let quoted = if length < longest { length / Chunk::SIZE * Chunk::SIZE } else { longest };
+    let whole = if length < longest { length / Chunk::SIZE * Chunk::SIZE } else { longest };
+    let quoted = viewable(packet, network.l3, whole);
     // What a receiver needs to find the flow.
     if network.l3 + quoted < transport.l4 + Ports::SIZE {
         return Err(Reason::TooBig);
@@ -223,6 +229,20 @@ fn tell<P: Packet>(
     };
     *packet.view_mut(at).ok_or(Reason::Malformed)? = icmp;
     packet.truncate(at + message).ok_or(Reason::Malformed)
+}
+
+/// So many bytes of a packet, or fewer: a driver may have left most of a long frame in other buffers, where nothing can be read.
+#[inline(always)]
+fn viewable<P: Packet>(packet: &P, start: usize, length: usize) -> usize {
+    let reaches =
+        |length: usize| packet.view::<Chunk>(packet.bounded(start + length - Chunk::SIZE)).is_some();
+    if length < FEW || reaches(length) {
+        length
+    } else if reaches(SOME) {
+        SOME
+    } else {
+        FEW
+    }
 }
 
 /// The sum of the words in `length` bytes from `start` on, in whole chunks, as long as a message may be at most.

@@ -177,7 +177,7 @@ pub struct Udp {
     pub checksum: [u8; 2],
 }
 
-/// The first bytes that all IPv6 extension headers share (RFC 8200, section 4).
+/// The first bytes of an IPv6 extension header (RFC 8200, section 4).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Ipv6Extension {
@@ -185,6 +185,10 @@ pub struct Ipv6Extension {
     pub next_header: u8,
     /// Length beyond the first 8 bytes, in words of 8 bytes (of 4 bytes in AH).
     pub length: u8,
+    /// Of a routing header: its type.
+    pub kind: u8,
+    /// Of a routing header: how many nodes are to be visited yet.
+    pub segments_left: u8,
 }
 
 /// IPv6 fragment header (RFC 8200, section 4.5).

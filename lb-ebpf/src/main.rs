@@ -15,6 +15,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
+use lb_common::abi;
 use lb_common::attend::attend;
 use lb_common::decap::{Decapsulated, decapsulate};
 use lb_common::fragment::{fragment, fragment_reply};
@@ -27,6 +28,7 @@ use lb_common::session::{begin, carry, opening, session, session_fragment, sessi
 use lb_common::too_big::too_big;
 use lb_common::verdict::{Action, Reason, Verdict};
 use lb_common::vlan::depart;
+use lb_common::wire::Ethernet;
 
 use crate::packet::Frame;
 use crate::stages::jump;
@@ -209,14 +211,31 @@ extern "C" fn lb_depart(ctx: *mut xdp_md, ifindex: u32) -> u32 {
     let mut frame = Frame::new(&XdpContext::new(ctx));
     match depart(&mut frame, &Kernel, ifindex) {
         Ok(below) if below == frame.ifindex() => XDP_TX,
-        // An interface that the agent has not listed: dropped, and counted by the kernel as a failed redirect.
-        Ok(below) => maps::EGRESS.redirect(below, XDP_DROP.into()).unwrap_or(XDP_DROP),
+        Ok(below) => maps::EGRESS.redirect(below, XDP_DROP.into()).unwrap_or_else(|_| hand_up(&mut frame)),
         Err(reason) => {
             // Beside what it was counted as before: it was on its way.
             Kernel.count(frame.ifindex(), &Verdict::of(reason));
             XDP_DROP
         }
     }
+}
+
+/// A reply whose route leaves by an interface that the agent has not listed: the host sends it, if it is for the host's hardware
+/// address.
+#[inline(always)]
+fn hand_up(frame: &mut Frame) -> u32 {
+    let ifindex = frame.ifindex();
+    for index in 0..abi::DEVICES {
+        let Some(device) = maps::DEVICES.get(index) else { break };
+        if device.ifindex == ifindex
+            && let Some(header) = frame.view_mut::<Ethernet>(0)
+        {
+            header.destination = device.mac;
+            return XDP_PASS;
+        }
+    }
+    Kernel.count(ifindex, &Verdict::of(Reason::NoRoute));
+    XDP_DROP
 }
 
 /// The other end of `dsr-ipip` and `dsr-gue`, for backends whose kernel has no tunnel device.
@@ -233,7 +252,7 @@ pub fn lb_decap(ctx: XdpContext) -> u32 {
     }
     match outcome {
         Decapsulated::NotOurs | Decapsulated::Inner => XDP_PASS,
-        Decapsulated::Refused | Decapsulated::Malformed => XDP_DROP,
+        Decapsulated::Refused | Decapsulated::Malformed | Decapsulated::Congested => XDP_DROP,
     }
 }
 

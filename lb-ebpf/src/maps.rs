@@ -36,7 +36,7 @@ pub static SLOTS: Array<u64> = Array::with_max_entries(1 << 22, BPF_F_MMAPABLE);
 pub static BACKENDS: Array<Backend> = Array::with_max_entries(16_384, BPF_F_MMAPABLE);
 
 #[map]
-pub static DEVICES: Array<Device> = Array::with_max_entries(256, BPF_F_MMAPABLE);
+pub static DEVICES: Array<Device> = Array::with_max_entries(lb_common::abi::DEVICES, BPF_F_MMAPABLE);
 
 #[map]
 pub static EGRESS: DevMapHash = DevMapHash::with_max_entries(256, 0);

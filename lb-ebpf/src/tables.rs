@@ -5,7 +5,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup as FibLookup, xdp_md,
+    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, BPF_NOEXIST, bpf_fib_lookup as FibLookup, xdp_md,
 };
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
@@ -796,6 +796,8 @@ impl Tables for Kernel {
                 Route::Unresolved
             }
             BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
+            // The kernel puts a header of its own around it.
+            BPF_FIB_LKUP_RET_UNSUPP_LWT => Route::Unresolved,
             BPF_FIB_LKUP_RET_FWD_DISABLED => Route::ForwardingOff,
             _ => Route::None,
         }
@@ -964,10 +966,12 @@ impl Tables for Kernel {
     #[inline(always)]
     fn share_awaited(&self, place: u32) {
         let Some(word) = maps::AWAITED.get_ptr_mut(place) else { return };
+        // The bit first, for whoever else is awaited here; and last, as a sweep may have emptied the place before the 1 came.
         // SAFETY: as above; atomic, as other CPUs write, too.
         unsafe {
             asm!("lock *(u64 *)({word} + 0) |= {bit}", word = in(reg) word, bit = in(reg) SHARED);
             asm!("lock *(u64 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64);
+            asm!("lock *(u64 *)({word} + 0) |= {bit}", word = in(reg) word, bit = in(reg) SHARED);
         }
     }
 

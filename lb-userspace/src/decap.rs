@@ -1,14 +1,16 @@
 //! The other end of `dsr-ipip` and `dsr-gue`, for backends whose kernel has no tunnel device: a small XDP program that takes the outer
 //! header off, and its loader.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use aya::EbpfLoader;
-use aya::maps::Array;
+use aya::maps::{Array, PerCpuArray};
 use aya::programs::Xdp;
 use aya::programs::xdp::XdpMode;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::Port;
-use lb_common::decap::Allowed;
+use lb_common::decap::{Allowed, Decapsulated};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
@@ -37,7 +39,8 @@ struct Value(Allowed);
 // SAFETY: `Allowed` is bytes without padding.
 unsafe impl aya::Pod for Value {}
 
-/// Runs until it is told to stop; then packets are left alone again.
+/// Runs until it is told to stop; then packets are left alone again. What it has dropped it says once a minute, if that is more
+/// than before.
 ///
 /// # Errors
 ///
@@ -71,13 +74,39 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     };
     info!(interface = arguments.interface, mode, "takes outer headers off");
+    let counters = object.map("DECAP_COUNTERS").context("the object has no map DECAP_COUNTERS")?;
+    let counters = PerCpuArray::<_, Counts>::try_from(counters)?;
+    let mut said = Counts::default();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut often = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        let stops = tokio::select! {
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+            _ = often.tick() => false,
+        };
+        let now = counters.get(&0, 0)?.iter().fold(Counts::default(), sum);
+        if stops || dropped(&now) != dropped(&said) {
+            let [_, decapsulated, refused, malformed, congested] = now;
+            info!(decapsulated, refused, malformed, congested, "packets since the start");
+            said = now;
+        }
+        if stops {
+            return Ok(());
+        }
     }
-    Ok(())
+}
+
+/// By [`Decapsulated`].
+type Counts = [u64; Decapsulated::COUNT];
+
+fn sum(one: Counts, other: &Counts) -> Counts {
+    std::array::from_fn(|n| one[n] + other[n])
+}
+
+fn dropped(counts: &Counts) -> u64 {
+    counts[Decapsulated::Refused as usize..].iter().sum()
 }
 
 fn allowed(prefixes: &[IpNet]) -> anyhow::Result<Allowed> {

@@ -10,6 +10,8 @@ pub struct Frame {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// Where what can be viewed ends: the rest is in other buffers.
+    linear_end: usize,
     ifindex: u32,
 }
 
@@ -29,7 +31,13 @@ impl Frame {
         let mut buffer = vec![POISON; headroom];
         buffer.extend_from_slice(bytes);
         let end = buffer.len();
-        Self { buffer, start: headroom, end, ifindex }
+        Self { buffer, start: headroom, end, linear_end: usize::MAX, ifindex }
+    }
+
+    /// A frame of which only `linear` bytes lie in the first of its buffers.
+    #[must_use]
+    pub fn in_buffers(bytes: &[u8], ifindex: u32, linear: usize) -> Self {
+        Self { linear_end: Self::HEADROOM + linear, ..Self::new(bytes, ifindex) }
     }
 
     /// The frame as it is now.
@@ -37,17 +45,22 @@ impl Frame {
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
+
+    fn viewable(&self) -> &[u8] {
+        &self.buffer[self.start..self.end.min(self.linear_end)]
+    }
 }
 
 impl Packet for Frame {
     fn view<T: Wire>(&self, offset: usize) -> Option<&T> {
         let end = offset.checked_add(T::SIZE)?;
-        self.bytes().get(offset..end).map(bytemuck::from_bytes)
+        self.viewable().get(offset..end).map(bytemuck::from_bytes)
     }
 
     fn view_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
         let end = offset.checked_add(T::SIZE)?;
-        self.buffer[self.start..self.end].get_mut(offset..end).map(bytemuck::from_bytes_mut)
+        let viewable = self.start..self.end.min(self.linear_end);
+        self.buffer[viewable].get_mut(offset..end).map(bytemuck::from_bytes_mut)
     }
 
     fn reaches(&self, length: usize) -> bool {

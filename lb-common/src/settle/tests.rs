@@ -161,8 +161,19 @@ fn a_mark_that_comes_while_the_flows_are_read_survives() {
         let mut maps = Maps::new(Slot::of(1, 1, exceptions), Slot::default());
         maps.while_reading = |maps| maps.slots[0].set(Slot(maps.slots[0].get().0 + Slot::EXCEPTION));
         maps.sweep(0);
-        assert_eq!(maps.slot_words()[0], Slot::of(1, 1, exceptions + 1));
+        assert_eq!(maps.slot_words()[0], Slot::of(1, 1, exceptions + 2));
     }
+}
+
+#[test]
+fn a_mark_stays_for_a_whole_interval_though_it_is_the_first() {
+    let marked = Slot(Slot::of(1, 1, 0).0 + Slot::EXCEPTION);
+    // The packet that has set it is yet to note its flow when the tables are read.
+    let maps = Maps::new(marked, Slot::default());
+    maps.sweep(0);
+    assert!(!maps.slot_words()[0].is_settled());
+    maps.sweep(0);
+    assert!(maps.slot_words()[0].is_settled());
 }
 
 #[test]

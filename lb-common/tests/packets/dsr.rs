@@ -1,3 +1,4 @@
+use bytemuck::Zeroable as _;
 use lb_common::abi::Mode;
 use lb_common::decap::{Allowed, Decapsulated, decapsulate};
 use lb_common::host::{self, Tables};
@@ -220,6 +221,39 @@ fn a_decapsulator_undoes_the_tunnel_for_balancers_only() {
                 let mut frame = host::Frame::new(&tunnelled[..length], Tables::IFINDEX);
                 assert_ne!(decapsulate(&mut frame, &allowed), Decapsulated::Inner);
                 assert_eq!(frame.bytes(), &tunnelled[..length]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_routers_say_of_congestion_reaches_the_inner_packet() {
+    // RFC 6040, figure 4: rows are what the outer header says, columns what the inner one does.
+    const DROPPED: u8 = u8::MAX;
+    let figure = [[0, 1, 2, 3], [0, 1, 1, 3], [0, 1, 2, 3], [DROPPED, 3, 3, 3]];
+    for v6 in [false, true] {
+        for (mode, outer_v6, _) in TUNNELS {
+            let lab = Lab::new(mode, false, v6, backend(outer_v6, 443));
+            let allowed = Allowed { gue_port: Tables::GUE_PORT, ..Allowed::zeroed() };
+            for (outer, row) in (0..).zip(figure) {
+                for (inner, expected) in (0..).zip(row) {
+                    let request = |ecn| Packet { tos: 0xb8 | ecn, ..request(false, v6) };
+                    let (_, mut tunnelled) = request(inner).through(&lab.tables);
+                    // (The decapsulator does not look at the outer header's checksum.)
+                    if outer_v6 {
+                        tunnelled[15] = tunnelled[15] & !0x30 | outer << 4;
+                    } else {
+                        tunnelled[15] = tunnelled[15] & !3 | outer;
+                    }
+                    let mut frame = host::Frame::new(&tunnelled, Tables::IFINDEX);
+                    let outcome = decapsulate(&mut frame, &allowed);
+                    if expected == DROPPED {
+                        assert_eq!(outcome, Decapsulated::Congested);
+                        continue;
+                    }
+                    assert_eq!(outcome, Decapsulated::Inner);
+                    assert_eq!(frame.bytes(), request(expected).sent(lab.mac).frame(), "{outer} {inner}");
+                }
             }
         }
     }

@@ -206,6 +206,26 @@ fn who_talks_to_a_backend_itself_gets_its_replies_as_they_are() {
 }
 
 #[test]
+fn what_a_backend_begins_itself_is_no_reply() {
+    for v6 in [false, true] {
+        // A service of one port, and of all.
+        for (port, from) in [(443, 8443), (0, 50_000)] {
+            let spec = ServiceSpec::tcp(vip(v6), port, Mode::Nat);
+            let lab = Lab::of(&spec, backend(v6, if port == 0 { 0 } else { from }));
+            let ahead = Packet::tcp(backend(v6, from), client(v6));
+            assert_eq!(ahead.through(&lab.tables).0.reason, Reason::Replied);
+            let mut syn = ahead.clone();
+            let header = syn.tcp.as_mut().unwrap();
+            (header.syn, header.ack) = (true, false);
+            syn.ends(&lab.tables, Reason::Direct);
+            // What follows is of that connection, both ways.
+            Packet::tcp(client(v6), backend(v6, from)).ends(&lab.tables, Reason::Direct);
+            ahead.ends(&lab.tables, Reason::Direct);
+        }
+    }
+}
+
+#[test]
 fn who_talked_to_a_backend_itself_long_ago_is_forgotten() {
     for (v6, udp) in KINDS {
         let lab = Lab::new(Mode::Nat, udp, v6, backend(v6, 8443));

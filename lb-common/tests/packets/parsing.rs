@@ -27,6 +27,9 @@ fn extended(packet: &Packet, chain: &[(u8, &[u8])]) -> Vec<u8> {
 
 const OPTIONS: &[u8] = &[0, 0, 1, 4, 0, 0, 0, 0];
 const LONG: &[u8] = &[0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// A routing header of type 2 (RFC 6275), at its last node.
+const ROUTING: &[u8] = &[0, 0, 2, 0, 0, 0, 0, 0];
+const LONG_ROUTING: &[u8] = &[0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// An authentication header counts in words of 4 bytes.
 const AUTHENTICATION: &[u8] = &[0, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 
@@ -55,9 +58,9 @@ fn extension_headers_are_followed() {
     let (lab, packet) = lab(false, true);
     for chain in [
         &[(0, OPTIONS)][..],
-        &[(60, LONG), (43, OPTIONS)],
+        &[(60, LONG), (43, ROUTING)],
         &[(51, AUTHENTICATION)],
-        &[(0, LONG), (60, OPTIONS), (43, LONG), (51, AUTHENTICATION), (60, OPTIONS), (60, OPTIONS)],
+        &[(0, LONG), (60, OPTIONS), (43, LONG_ROUTING), (51, AUTHENTICATION), (60, OPTIONS), (60, OPTIONS)],
     ] {
         let frame = extended(&packet, chain);
         let (verdict, after) = send(&lab.tables, &frame);
@@ -80,6 +83,10 @@ fn a_chain_that_leads_elsewhere_is_passed_up() {
         reason(&lab.tables, &extended(&packet, &[(0, OPTIONS), (44, OPTIONS)])),
         Reason::FragmentUnknown
     );
+    // A routing header that has a node to visit yet.
+    let mut frame = extended(&packet, &[(43, ROUTING)]);
+    frame[57] = 1;
+    assert_eq!(reason(&lab.tables, &frame), Reason::OtherProtocol);
     // A header that is longer than the packet.
     let mut frame = extended(&packet, &[(60, OPTIONS)]);
     frame[55] = 255;

@@ -152,6 +152,19 @@ fn a_refusal_is_kept_from_the_client_who_finds_another_backend() {
 }
 
 #[test]
+fn a_budget_that_two_cpus_have_overdrawn_is_empty() {
+    let bench = Bench::new(Service::RETRIED);
+    for budget in bench.tables.budgets.borrow_mut().values_mut() {
+        // One was left, and both have spent it.
+        (budget.left, budget.earned) = (ONE.wrapping_neg(), ONE / 2);
+    }
+    let first = bench.syn();
+    assert_eq!(bench.reply(first, "RA", 0), Reason::Replied, "no refusal is kept");
+    let left = bench.tables.budgets.borrow().values().next().expect("a budget").left;
+    assert_eq!(left, (ONE / 2).wrapping_neg(), "and it earns");
+}
+
+#[test]
 fn what_the_budget_does_not_allow_is_refused_as_ever() {
     let bench = Bench::new(Service::RETRIED);
     let mut sequence = SEQUENCE;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use etherparse::TcpOptionElement;
 use lb_common::abi::{Mode, Service};
-use lb_common::host::Tables;
-use lb_common::pipeline::Route;
+use lb_common::host::{self, Tables};
+use lb_common::pipeline::{Route, process};
 use lb_common::too_big::BURST;
 use lb_common::verdict::Reason;
 
@@ -22,6 +22,11 @@ pub fn full(udp: bool, v6: bool, tags: &'static [u16]) -> Packet {
 
 /// The message that tells `mtu` to the sender, about the packet as it came.
 pub fn message(packet: &Packet, mtu: u16) -> Vec<u8> {
+    quoting(packet, mtu, if packet.from.is_ipv6() { 1232 } else { 544 })
+}
+
+/// The same, with so many bytes of the packet in it.
+fn quoting(packet: &Packet, mtu: u16, length: usize) -> Vec<u8> {
     let v6 = packet.from.is_ipv6();
     let [high, low] = mtu.to_be_bytes();
     let error = Error {
@@ -33,7 +38,7 @@ pub fn message(packet: &Packet, mtu: u16) -> Vec<u8> {
         ..Error::about(packet.clone(), packet.to.ip())
     };
     let mut quoted = packet.ip();
-    quoted.truncate(if v6 { 1232 } else { 544 });
+    quoted.truncate(length);
     let mut ip = error.around(&quoted);
     if v6 {
         (ip[0], ip[1]) = (0x6c, 0);
@@ -67,6 +72,27 @@ fn a_sender_is_told_what_fits_the_tunnel() {
                     lab.tables.devices[0].mtu += 1;
                     assert_eq!(send(&lab.tables, &packet.frame()).0.reason, Reason::Forwarded);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn of_a_frame_in_several_buffers_the_message_quotes_what_can_be_read() {
+    for (v6, udp) in KINDS {
+        let mut lab = Lab::new(Mode::DsrIpip, udp, v6, backend(v6, 443));
+        let packet = full(udp, v6, &[]);
+        let mtu = packet.ip().len() as u16 - 1;
+        lab.tables.devices[0].mtu = mtu + if v6 { 40 } else { 20 };
+        let longest = if v6 { 1232 } else { 544 };
+        for (linear, quoted) in [(1400, longest), (256, 128), (100, 64)] {
+            let mut frame = host::Frame::in_buffers(&packet.frame(), Tables::IFINDEX, linear);
+            // IPv6's headers are longer than what is left in the last case.
+            let told = 14 + quoted >= if v6 { 62 } else { 42 };
+            let verdict = process(&mut frame, &lab.tables);
+            assert_eq!(verdict.reason, if told { Reason::TooBigTold } else { Reason::TooBig });
+            if told {
+                assert_eq!(frame.bytes(), quoting(&packet, mtu, quoted));
             }
         }
     }

@@ -238,7 +238,7 @@ fn traffic<'a>(all: &'a Subjects<'a>) -> Vec<Family<'a>> {
         family(
             "lb_connections_total",
             Kind::Counter,
-            "Flows that began.",
+            "TCP flows that began; UDP's in full-nat only.",
             [each(&all.backends, "", |of| of.it.traffic.connections as f64)],
         ),
         family(

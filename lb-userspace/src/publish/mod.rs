@@ -36,7 +36,7 @@ use lb_common::vlan::Vlan;
 use thiserror::Error;
 
 use crate::dataplane::Maps;
-use crate::dataplane::bpf::Mapped;
+use crate::dataplane::bpf::{Hash, Mapped};
 use protection::network_key;
 
 pub use protection::Protection;
@@ -682,7 +682,7 @@ impl Publisher {
     /// Frees ids of backends that are switched off, and what names them: it is not for whoever has them next.
     fn free_ids(&mut self, ids: &[u16]) -> Result<(), PublishError> {
         self.forget_faults(|fault| ids.contains(&fault.backend));
-        self.forget_open(ids)?;
+        self.forget_flows(ids)?;
         self.forget_names(ids)?;
         for &id in ids {
             self.registry.free_backend(&self.maps, id);
@@ -709,23 +709,17 @@ impl Publisher {
         Ok(())
     }
 
-    /// Forgets connections that are counted as those of backends. (Their pool is counted anew with the next sweep.)
-    fn forget_open(&self, ids: &[u16]) -> Result<(), PublishError> {
+    /// Forgets connections that are counted as those of backends, and flows that go past the VIP to them. (Their pool is counted anew
+    /// with the next sweep.)
+    fn forget_flows(&self, ids: &[u16]) -> Result<(), PublishError> {
         if ids.is_empty() {
             return Ok(());
         }
         let ids: HashSet<u16> = ids.iter().copied().collect();
-        let mut theirs = Vec::new();
-        let note = |key: &FlowKey, open: &Open| {
-            if ids.contains(&open.backend) {
-                theirs.push(*key);
-            }
-        };
-        self.maps.open.for_each(note).map_err(map_error("OPEN"))?;
-        for key in theirs {
-            self.maps.open.remove(&key).map_err(map_error("OPEN"))?;
-        }
-        Ok(())
+        remove_from(&self.maps.open, "OPEN", |_, open: &Open| ids.contains(&open.backend))?;
+        remove_from(&self.maps.direct, "DIRECT", |flow, _: &u32| {
+            u16::try_from(flow.owner).is_ok_and(|id| ids.contains(&id))
+        })
     }
 
     fn forget_replies(&self, id: u16, protocol: u8) -> Result<(), PublishError> {
@@ -793,6 +787,25 @@ fn limit(map: &Mapped<Limit>, index: u16, wanted: &Limit) -> bool {
 fn set_filter(maps: &Maps, filter: usize, address: Address) {
     let bit = address.filter_bit() as usize;
     maps.settings.word(0, filter + bit / 64 * 8).fetch_or(1 << (bit % 64), Ordering::AcqRel);
+}
+
+/// Removes the entries of flows that are of `theirs`.
+fn remove_from<V: bytemuck::Pod>(
+    map: &Hash<FlowKey, V>,
+    name: &'static str,
+    theirs: impl Fn(&FlowKey, &V) -> bool,
+) -> Result<(), PublishError> {
+    let mut flows = Vec::new();
+    let note = |flow: &FlowKey, value: &V| {
+        if theirs(flow, value) {
+            flows.push(*flow);
+        }
+    };
+    map.for_each(note).map_err(map_error(name))?;
+    for flow in flows {
+        map.remove(&flow).map_err(map_error(name))?;
+    }
+    Ok(())
 }
 
 fn map_error(map: &'static str) -> impl Fn(io::Error) -> PublishError {

@@ -31,6 +31,11 @@ pub fn claims() -> Vec<Trial> {
         let name = format!("megabytes go both ways over a {family:?} path of 1300 bytes in {mode}");
         claims.push(claim(&name, move || far_away(mode, family, inner)));
     }
+    for (mode, family) in [("nat", V4), ("nat", V6), ("full-nat", V4), ("full-nat", V6)] {
+        let name =
+            format!("{mode} replies leave by an interface that lbd is not attached to, over {family:?}");
+        claims.push(claim(&name, move || aside(mode, family)));
+    }
     for (mode, family, inner) in
         [("dsr-ipip", V4, V4), ("dsr-ipip", V6, V6), ("dsr-gue", V4, V6), ("dsr-gue", V6, V4)]
     {
@@ -188,6 +193,30 @@ fn far_away(mode: &'static str, family: Family, inner: Family) -> Result<()> {
     exchange(&scene, &far)?;
     // The backend cannot know but from the router.
     ensure!(count(&scene, Reason::ErrorForwarded)? > 0, "{:?}", counts(&scene)?);
+    Ok(())
+}
+
+/// What a client sends comes in by a router; what it gets leaves by a link of its own.
+fn aside(mode: &'static str, family: Family) -> Result<()> {
+    let scene = scene(mode, family, family, &Plan::default(), Lab::builder())?;
+    let balancer = scene.lab.balancer();
+    let far = behind(&scene.lab, scene.lab.client(0))?;
+    let side = VethEnd { namespace: balancer.namespace(), name: "side", mac: Mac([2, 0xfa, 0, 0, 1, 1]) };
+    far.connect("back", Mac([2, 0xfa, 0, 0, 1, 2]), side, 1500)?;
+    let (near, own, length) = match family {
+        Family::V4 => ("10.8.0.1", "10.8.0.2", 32),
+        Family::V6 => ("fd08::1", "fd08::2", 128),
+    };
+    let (near, own): (IpAddr, IpAddr) = (near.parse()?, own.parse()?);
+    balancer.add_address("side", near, length - 8)?;
+    far.add_address("back", own, length - 8)?;
+    balancer.route(IpNet::new(far_address(family).parse()?, length)?, own)?;
+    if mode == "nat" {
+        let all = IpNet::new(far_address(family).parse()?, length)?;
+        scene.lab.backend(0).route(all, balancer.ip(family))?;
+    }
+    exchange(&scene, &far)?;
+    ensure!(count(&scene, Reason::Replied)? > 0, "{:?}", counts(&scene)?);
     Ok(())
 }
 
