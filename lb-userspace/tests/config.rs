@@ -239,6 +239,34 @@ fn the_shipped_example_has_no_mistake_and_every_key() {
     }
 }
 
+/// The file within the manifest of Kubernetes.
+fn in_config_map(manifest: &str) -> String {
+    let lines = manifest.lines().skip_while(|line| line.trim() != "lb.toml: |").skip(1);
+    let lines = lines.take_while(|line| line.is_empty() || line.starts_with("    "));
+    lines.map(|line| line.get(4..).unwrap_or_default().to_owned() + "\n").collect()
+}
+
+#[test]
+fn the_samples_have_no_mistake_and_are_what_they_say() {
+    let Loaded { config, warnings } =
+        config::load(deployed("examples/blue-green.toml")).unwrap_or_else(|error| panic!("{error}"));
+    assert!(warnings.is_empty(), "{warnings}");
+    let plan = config.services[0].rollout.as_ref().expect("a rollout").plan(None, None);
+    assert!(plan.steps.len() == 1 && plan.steps[0].weight == 0.0 && plan.steps[0].gate.is_some(), "{plan:?}");
+    assert!(plan.preview.is_some() && plan.analysis.max_failure_ratio.is_some(), "{plan:?}");
+
+    let manifest = fs::read_to_string(deployed("kubernetes/lb.yaml")).unwrap();
+    let Loaded { config, warnings } = config::parse(&in_config_map(&manifest), "lb.toml").unwrap();
+    assert!(warnings.is_empty(), "{warnings}");
+    let pools = &config.services[0].pools;
+    assert!(pools.len() == 2 && pools.iter().all(|pool| pool.discovery.is_some()), "{pools:?}");
+    // As the unit and the container files have it.
+    let unit = fs::read_to_string(deployed("lbd.service")).unwrap();
+    let capabilities = unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities=")).unwrap();
+    let added = capabilities.replace("CAP_", "").replace(' ', ", ");
+    assert!(manifest.contains(&format!("capabilities: {{ drop: [ALL], add: [{added}] }}")), "{added}");
+}
+
 fn keys(schema: &serde_json::Value) -> Vec<String> {
     let properties = schema["properties"].as_object().into_iter().flatten();
     let mut keys: Vec<String> =

@@ -9,7 +9,7 @@
 //! | `` ```console `` | lines after `# ` or `$ ` are run; the lines below are what they print, `…` stands for anything |
 //! | `` ```console exit=3 `` | the last command ends so; `exit=any`: any does, however |
 //! | `` ```console skip="why" `` | nothing |
-//! | `` ```toml file=/etc/lb/lb.toml `` | the file is written |
+//! | `` ```toml file=/etc/lb/lb.toml ``, and of any other language | the file is written |
 
 use std::fmt::Write as _;
 use std::fs;
@@ -46,7 +46,11 @@ fn directory() -> PathBuf {
 }
 
 fn documents() -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory()).into_iter().flatten().flatten();
+    documents_in(&directory())
+}
+
+fn documents_in(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut documents: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|kind| kind == "md"))
@@ -108,7 +112,7 @@ fn kind(fence: &str) -> Kind {
             (_, Some(code)) => Kind::Console { exit: Exit::With(code) },
             _ => Kind::Other(fence.to_owned()),
         },
-        ("toml", _) if value("file").is_some() => Kind::File(value("file").unwrap_or_default().to_owned()),
+        (_, _) if value("file").is_some() => Kind::File(value("file").unwrap_or_default().to_owned()),
         _ => Kind::Other(fence.to_owned()),
     }
 }
@@ -261,15 +265,30 @@ fn is_like(line: &str, pattern: &str) -> bool {
 
 fn links() -> Result<()> {
     ensure!(is_like("web  203.0.113.10:80/tcp  v1  10 %  3/3", "web…v1…10 %…") && !is_like("a b", "a…c"));
-    for document in documents() {
+    ensure!(anchor("## In the `dsr` modes: what's left?") == "in-the-dsr-modes-whats-left");
+    for document in documents().into_iter().chain(documents_in(&directory().join(".."))) {
         let text = fs::read_to_string(&document)?;
+        let home = document.parent().context("a directory")?;
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let file = link.split('#').next().unwrap_or_default();
-            if file.is_empty() || file.contains("://") {
+            if link.contains("://") {
                 continue;
             }
-            ensure!(directory().join(file).exists(), "{} has a link to {link}", document.display());
+            let (file, place) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { document.clone() } else { home.join(file) };
+            ensure!(target.exists(), "{} has a link to {link}", document.display());
+            if !place.is_empty() {
+                let target = fs::read_to_string(&target)?;
+                let found = target.lines().any(|line| line.starts_with('#') && anchor(line) == place);
+                ensure!(found, "{}: no heading is {link}", document.display());
+            }
         }
     }
     Ok(())
+}
+
+/// What a link to a heading says, as GitHub has it.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|&c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }

@@ -216,6 +216,8 @@ fn contents() -> Result<()> {
         "usr/share/lb/grafana/lb.json",
         "usr/share/doc/lb/copyright",
         "usr/share/doc/lb/examples/lb.toml",
+        "usr/share/doc/lb/examples/blue-green.toml",
+        "usr/share/doc/lb/examples/kubernetes/lb.yaml",
         "usr/share/doc/lb/docs/first-steps.md",
     ];
     for name in manuals.chain(others.map(str::to_owned)) {

@@ -151,7 +151,7 @@ fn alone(archive: &Path, root: &Path) -> Result<()> {
 const PROGRAMS: [&str; 2] = ["lbd", "lbctl"];
 
 /// Files of the repository, and where they go.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 21] = [
     ("deploy/lb.sysusers", "usr/lib/sysusers.d/lb.conf"),
     ("deploy/lb.tmpfiles", "usr/lib/tmpfiles.d/lb.conf"),
     ("deploy/lb.schema.json", "usr/share/lb/lb.schema.json"),
@@ -160,6 +160,8 @@ const FILES: [(&str, &str); 17] = [
     ("deploy/prometheus/lb.rules.test.yml", "usr/share/lb/prometheus/lb.rules.test.yml"),
     ("deploy/grafana/lb.json", "usr/share/lb/grafana/lb.json"),
     ("deploy/lb.toml", "usr/share/doc/lb/examples/lb.toml"),
+    ("deploy/examples/blue-green.toml", "usr/share/doc/lb/examples/blue-green.toml"),
+    ("deploy/kubernetes/lb.yaml", "usr/share/doc/lb/examples/kubernetes/lb.yaml"),
     ("deploy/ci/rollout.sh", "usr/share/doc/lb/examples/ci/rollout.sh"),
     ("deploy/ci/Jenkinsfile", "usr/share/doc/lb/examples/ci/Jenkinsfile"),
     ("deploy/ci/github-workflow.yml", "usr/share/doc/lb/examples/ci/github-workflow.yml"),
@@ -167,6 +169,8 @@ const FILES: [(&str, &str); 17] = [
     ("README.md", "usr/share/doc/lb/README.md"),
     ("ARCHITECTURE.md", "usr/share/doc/lb/ARCHITECTURE.md"),
     ("CHANGELOG.md", "usr/share/doc/lb/CHANGELOG.md"),
+    ("CONTRIBUTING.md", "usr/share/doc/lb/CONTRIBUTING.md"),
+    ("SECURITY.md", "usr/share/doc/lb/SECURITY.md"),
     ("LICENSE-MIT", "usr/share/doc/lb/LICENSE-MIT"),
     ("LICENSE-APACHE", "usr/share/doc/lb/LICENSE-APACHE"),
 ];

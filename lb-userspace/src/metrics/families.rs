@@ -286,8 +286,8 @@ fn handshakes<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> 
         family(
             "lb_connections_rejected_total",
             Kind::Counter,
-            "Packets of flows that no backend may take, for want of one, beyond a limit, for a fault that is injected or for \
-             their sender (`[service.protection]`), by what they got (`on_empty`).",
+            "Packets that were refused, by reason: no backend may take them, there is no port or session (full-nat), a limit, an \
+             injected fault, or protection.",
             only_by("reason", REJECTIONS.map(|reason| (reason.name(), count_of(scrape, reason)))),
         ),
         family(

@@ -1,4 +1,4 @@
-//! Publish: the only writer of maps.
+//! Publish: what should be, into the maps. (ARCHITECTURE.md says which words have another writer.)
 //!
 //! What should be ([`ServicePlan`]) is compared with what the maps hold, and the difference is written, in an order in which
 //! every intermediate state is a valid one:

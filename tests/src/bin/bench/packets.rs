@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::bed::{Bed, Spec};
 use crate::driver::{Driver, Kind};
-use crate::report::{Section, Table, nanoseconds, ratio};
+use crate::report::{Section, Table, nanoseconds};
 use crate::rows::{Group, Row, Services, Shape};
 use crate::{Effort, Other, report, sessions};
 
@@ -38,8 +38,6 @@ struct Line {
     lb: Cost,
     /// By the name given on the command line.
     others: BTreeMap<String, Cost>,
-    /// Of another run, on another day.
-    katran_published_nanoseconds: Option<(u32, u32)>,
 }
 
 /// Nanoseconds over the floor.
@@ -195,7 +193,6 @@ fn line(bed: &Bed, driver: &mut Driver, row: &Row, candidates: &[Candidate], eff
         floor_nanoseconds: floor,
         lb,
         others: names.zip(costs).collect(),
-        katran_published_nanoseconds: row.katran,
     })
 }
 
@@ -280,7 +277,7 @@ impl Section for Costs {
     fn text(&self) -> String {
         let mut headings = vec!["packets", "lb"];
         headings.extend(self.others.iter().map(String::as_str));
-        headings.extend(["floor", "Katran*", "lb / Katran*"]);
+        headings.push("floor");
         let mut text = format!(
             "Nanoseconds over the floor, {}-byte frames; the least of {} rounds of {} packets.\n\n",
             self.frame_bytes, self.rounds, self.packets_a_round
@@ -299,20 +296,13 @@ impl Section for Costs {
                 None => String::new(),
             }));
             cells.push(nanoseconds(line.floor_nanoseconds));
-            match line.katran_published_nanoseconds {
-                Some((low, high)) => {
-                    let range = if low == high { low.to_string() } else { format!("{low}-{high}") };
-                    cells.extend([format!("{range} ns"), ratio(line.lb.nanoseconds, low, high)]);
-                }
-                None => cells.extend([String::new(), String::new()]),
-            }
             table.row(cells);
         }
         text += &table.to_string();
         text += &format!(
             "\nOf every tunnel's figure about {} are the kernel's: an empty program that only makes room for an outer\n\
              header costs as much, with taking it away again before the next packet.\n\
-             * published for a like machine, another run: a hint. `--with katran=PIN` measures it in this one.\n",
+             `--with NAME=PIN` measures another pinned XDP program on the same packets in the same run.\n",
             nanoseconds(self.grow_head.nanoseconds)
         );
         text

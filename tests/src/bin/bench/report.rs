@@ -96,12 +96,6 @@ pub fn time(duration: Duration) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// `value` as a part of a range, "0.62-0.71".
-pub fn ratio(value: u64, low: u32, high: u32) -> String {
-    let of = |whole: u32| value as f64 / f64::from(whole);
-    if low == high { format!("{:.2}", of(low)) } else { format!("{:.2}-{:.2}", of(high), of(low)) }
-}
-
 /// The middle value; of an even number of them the greater of the two.
 pub fn median<T: Copy + PartialOrd>(values: &[T]) -> Option<T> {
     let mut sorted = values.to_vec();
@@ -141,12 +135,6 @@ mod tests {
         ] {
             assert_eq!(time(Duration::from_nanos(nanoseconds)), text);
         }
-    }
-
-    #[test]
-    fn a_ratio_to_a_range_is_a_range() {
-        assert_eq!(ratio(95, 139, 153), "0.62-0.68");
-        assert_eq!(ratio(87, 174, 174), "0.50");
     }
 
     #[test]
