@@ -49,7 +49,7 @@ pub const RUST: [Package; 2] = [
     ),
 ];
 
-/// For tests, demo and benchmarks.
+/// For tests and benchmarks.
 pub const TESTS: [Package; 13] = [
     package("iproute2", "ip", "network namespaces, links, addresses"),
     package("ethtool", "ethtool", "checksum offload off on veth, so that XDP sees whole packets"),
@@ -81,6 +81,9 @@ pub const MACHINES: [Package; 4] = [
 /// For programs that need no library of the system (`cargo xtask package --musl`).
 pub const STATIC: [Package; 1] =
     [package("musl-tools", "musl-gcc", "builds the C parts of the allocator and of TLS")];
+
+/// Where apt gets them, as a line of its sources.
+const SECURITY: &str = "deb http://deb.debian.org/debian-security bookworm-security main";
 
 const fn package(name: &'static str, proof: &'static str, why: &'static str) -> Package {
     Package { name, proof, why, service: None }
@@ -120,10 +123,12 @@ pub fn install(packages: &'static [Package]) -> Result<()> {
     if let Err(error) = host::run(apt_get().args(["update", "-qq"])) {
         println!("      {error}; going on with the lists that are here");
     }
-    host::run(apt_get().args(["install", "-qq", "--yes", "--no-install-recommends", "--no-remove"]).args(&names))
-        .with_context(|| format!(
-            "these packages are of Debian 12 with its updates and security updates; see what apt says above, or run\n  {by_hand}"
-        ))?;
+    let install = host::run(
+        apt_get().args(["install", "-qq", "--yes", "--no-install-recommends", "--no-remove"]).args(&names),
+    );
+    if let Err(error) = install {
+        bail!("{error}: {}", remedy(&unknown(&names), &by_hand));
+    }
     for service in missing.iter().filter_map(|package| package.service) {
         disable(service);
     }
@@ -136,6 +141,34 @@ fn apt_get() -> Command {
         .args(["-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"])
         .stdin(Stdio::null());
     apt
+}
+
+/// What to do when apt installs nothing. An installer of Debian's lists its security updates, where LLVM 22 is; debootstrap does not.
+fn remedy(unknown: &[&str], by_hand: &str) -> String {
+    if unknown.is_empty() {
+        return format!("see what apt says above, or run\n  {by_hand}");
+    }
+    format!(
+        "apt does not know {}. Where it got its lists above, they lack Debian 12's security updates: add\n  {SECURITY}\n\
+         to /etc/apt/sources.list, and run `cargo xtask setup` again; where it did not, it needs a network",
+        unknown.join(" ")
+    )
+}
+
+/// The packages that none of apt's lists has.
+fn unknown<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let Ok(policy) = Command::new("apt-cache").arg("policy").args(names).env("LC_ALL", "C").output() else {
+        return Vec::new();
+    };
+    let policy = String::from_utf8_lossy(&policy.stdout);
+    names.iter().copied().filter(|name| !has_candidate(&policy, name)).collect()
+}
+
+/// Whether `apt-cache policy` says of a package which version would be installed.
+fn has_candidate(policy: &str, name: &str) -> bool {
+    let mut lines = policy.lines().skip_while(|line| line.strip_suffix(':') != Some(name)).skip(1);
+    let candidate = lines.find_map(|line| line.strip_prefix("  Candidate: "));
+    candidate.is_some_and(|version| version != "(none)")
 }
 
 /// A new service is enabled by its package, whatever [`NoServices`] says: it would run after the next boot. This
@@ -185,5 +218,41 @@ impl Drop for NoServices {
         {
             eprintln!("cannot remove {}: {error}; delete it", Self::POLICY);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: &str = "\
+gone:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+gcc:
+  Installed: 4:12.2.0-3
+  Candidate: 4:12.2.0-3
+  Version table:
+ *** 4:12.2.0-3 500
+        500 http://deb.debian.org/debian bookworm/main amd64 Packages
+";
+
+    #[test]
+    fn a_package_that_apt_does_not_know_is_told_from_one_that_it_has() {
+        assert!(has_candidate(POLICY, "gcc"));
+        assert!(!has_candidate(POLICY, "gone"), "the candidate of the next package is not its own");
+        assert!(!has_candidate(POLICY, "llvm-22-dev"));
+        assert!(!has_candidate("", "gcc"));
+    }
+
+    #[test]
+    fn sources_without_security_updates_get_the_line_that_they_lack() {
+        let remedy = remedy(&["llvm-22-dev"], "apt-get install llvm-22-dev");
+        assert!(remedy.starts_with("apt does not know llvm-22-dev"), "{remedy}");
+        assert!(
+            remedy.contains("deb http://deb.debian.org/debian-security bookworm-security main"),
+            "{remedy}"
+        );
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 /// # Errors
 /// Names the checks that failed; what they found is on the terminal.
 pub fn run() -> Result<()> {
-    setup::run(setup::Options { build_only: true, ..setup::Options::default() })?;
+    setup::run(setup::Options { purpose: setup::Purpose::Build, ..setup::Options::default() })?;
 
     let mut checks = vec![("formatting", cargo(&["fmt", "--all", "--check"]))];
     for (name, manifest) in

@@ -100,7 +100,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         match (&mut command, argument.as_str()) {
             (_, "-h" | "--help") => return Ok(Command::Help),
             (Command::Setup(options), "--check") => options.check = true,
-            (Command::Setup(options), "--build-only") => options.build_only = true,
+            (Command::Setup(options), "--build-only") => options.purpose = setup::Purpose::Build,
             (Command::Setup(options), "--musl") => options.musl = true,
             (Command::Package(options), "--musl") => options.musl = true,
             (Command::Package(options), "--programs") => {
@@ -133,7 +133,7 @@ mod tests {
         let options =
             test::Options { unprivileged: true, filters: vec!["drain".to_owned(), "reset".to_owned()] };
         assert_eq!(parsed("test drain --unprivileged reset"), Ok(Command::Test(options)));
-        let options = setup::Options { check: true, build_only: true, musl: true };
+        let options = setup::Options { check: true, purpose: setup::Purpose::Build, musl: true };
         assert_eq!(parsed("setup --build-only --musl --check"), Ok(Command::Setup(options)));
     }
 

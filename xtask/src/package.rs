@@ -41,7 +41,7 @@ pub fn run(options: &Options) -> Result<()> {
         None => host::target_dir()?.join("package"),
     };
     if options.programs.is_none() || options.musl {
-        setup::run(setup::Options { check: false, build_only: true, musl: options.musl })?;
+        setup::run(setup::Options { check: false, purpose: setup::Purpose::Build, musl: options.musl })?;
     }
     let programs = match &options.programs {
         Some(programs) => programs.clone(),

@@ -1,4 +1,4 @@
-//! Builds everything with optimisation, and becomes one of the programs of `tests/`.
+//! Builds what it takes with optimisation, and becomes one of the programs of `tests/`.
 
 use std::{os::unix::process::CommandExt as _, process::Command};
 
@@ -16,9 +16,11 @@ pub fn exec(program: &str, arguments: &[String]) -> Result<()> {
             "it makes network namespaces and loads programs into the kernel: run `cargo xtask {program}` as root"
         );
     }
-    setup::run(setup::Options::default())?;
+    let purpose = if program == "demo" { setup::Purpose::Demo } else { setup::Purpose::Everything };
+    setup::run(setup::Options { purpose, ..setup::Options::default() })?;
     let mut build = host::cargo();
-    build.args(["build", "--release", "--bins", "--package", "lb-userspace", "--package", "lb-tests"]);
+    build.args(["build", "--release", "--package", "lb-userspace", "--package", "lb-tests"]);
+    build.args(["--bin", "lbd", "--bin", "lbctl", "--bin", program]);
     host::run(&mut build)?;
     let path = host::target_dir()?.join("release").join(program);
     let error = Command::new(&path).args(arguments).current_dir(host::workspace()).exec();

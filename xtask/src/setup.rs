@@ -1,7 +1,7 @@
 //! Makes a bare Debian 12 with rustup's stable toolchain ready, and says what it does. Running it again does nothing.
 
 use std::{
-    fs,
+    env, fs,
     io::{self, Write as _},
     process::Command,
     time::{Duration, Instant},
@@ -21,10 +21,22 @@ use crate::{
 pub struct Options {
     /// Change nothing: say what is there and what is missing, and fail if something is.
     pub check: bool,
-    /// Only what `cargo build` needs; nothing for tests and demo.
-    pub build_only: bool,
+    /// What for.
+    pub purpose: Purpose,
     /// Also what static programs need (`cargo xtask package --musl`).
     pub musl: bool,
+}
+
+/// What a machine is made ready for; each has what those before it have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// `cargo build`.
+    Build,
+    /// The demo, which brings its own clients and backends: whoever only wants to look waits for no browser and no rival.
+    Demo,
+    /// Tests and benchmarks, too.
+    #[default]
+    Everything,
 }
 
 /// One thing that has to be there.
@@ -72,19 +84,20 @@ const STATIC: [Step; 2] = [
     },
 ];
 
-const RUN: [Step; 3] = [
+const DEMO: [Step; 1] = [Step {
+    what: "bpffs",
+    why: "keeps programs and maps when the agent ends",
+    find: find_bpffs,
+    install: mount_bpffs,
+    optional: false,
+}];
+
+const TESTS: [Step; 2] = [
     Step {
         what: "Debian packages",
-        why: "traffic, namespaces and rivals for tests and demo",
+        why: "traffic, namespaces and rivals for tests and benchmarks",
         find: || find_packages(&apt::TESTS),
         install: || apt::install(&apt::TESTS),
-        optional: false,
-    },
-    Step {
-        what: "bpffs",
-        why: "keeps programs and maps when the agent ends",
-        find: find_bpffs,
-        install: mount_bpffs,
         optional: false,
     },
     Step {
@@ -106,8 +119,11 @@ pub fn run(options: Options) -> Result<()> {
     if options.musl {
         steps.extend(&STATIC);
     }
-    if !options.build_only {
-        steps.extend(&RUN);
+    if options.purpose >= Purpose::Demo {
+        steps.extend(&DEMO);
+    }
+    if options.purpose >= Purpose::Everything {
+        steps.extend(&TESTS);
     }
     let mut missing = 0;
     for (index, step) in steps.iter().enumerate() {
@@ -186,12 +202,16 @@ fn install_rust() -> Result<()> {
 fn install_linker() -> Result<()> {
     apt::install(&apt::LINKER)?;
     let root = Linker::root().context("HOME is not set: set it, as the linker goes to $HOME/.cache/lb")?;
+    // Cargo warns of programs that are not on the PATH; nobody calls this one by its name.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths(env::split_paths(&path).chain([root.join("bin")]))?;
     let mut cargo = host::cargo();
     toolchain::isolate(&mut cargo);
-    if let Some(chosen) = std::env::var_os("RUSTUP_TOOLCHAIN") {
+    if let Some(chosen) = env::var_os("RUSTUP_TOOLCHAIN") {
         cargo.env("RUSTUP_TOOLCHAIN", chosen);
     }
     cargo
+        .env("PATH", path)
         .env("LLVM_PREFIX", format!("/usr/lib/llvm-{}", toolchain::LLVM_MAJOR))
         // Nobody debugs it here, and debug information is slow to make.
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false")

@@ -97,7 +97,8 @@ fn set_up(options: &Options) -> Result<Outcome> {
     if !options.unprivileged && !host::is_root() {
         bail!("the kernel tests need root: run as root, or `cargo xtask test --unprivileged` for the others");
     }
-    setup::run(setup::Options { build_only: options.unprivileged, ..setup::Options::default() })?;
+    let purpose = if options.unprivileged { setup::Purpose::Build } else { setup::Purpose::Everything };
+    setup::run(setup::Options { purpose, ..setup::Options::default() })?;
     Ok(Outcome::Ran(Tally::default()))
 }
 
