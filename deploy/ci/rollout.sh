@@ -1,7 +1,7 @@
 #!/bin/sh
 # Rolls a pool out, follows it to its end, and says how it ended by its exit code, which pipelines go by:
 #
-#   0  promoted          3  rolled back, or it could not begin
+#   0  promoted          3  rolled back, or ended before it began
 #   4  still under way   5  somebody else's rollout is under way
 #   6  no agent          1, 2  anything else
 #
@@ -26,7 +26,7 @@ code=$?
 
 case $code in
 0) echo "$service: $pool is promoted" ;;
-3) echo "$service: $pool was taken back" >&2 ;;
+3) echo "$service: $pool is not promoted" >&2 ;;
 4)
     if [ "${ON_TIMEOUT:-leave}" = abort ]; then
         echo "$service: $pool took longer than $timeout" >&2

@@ -239,29 +239,30 @@ pub fn sweep<A: Access>(
 ) -> Result<SweepReport, A::Error> {
     let report = SweepReport::default();
     let mut sweep = Sweep { access, patience, now, report, marked: HashSet::new() };
-    let mut unsettled = Vec::new();
+    let mut marked = Vec::new();
     let mut swept = HashMap::new();
     for clock in &mut *services {
         let service = sweep.settle_split(clock);
         let still = is_still(clock.split, &service);
         *clock.at_rest &= still;
-        let (wait, before) = (sweep.wait(&service), unsettled.len());
+        let wait = sweep.wait(&service);
+        let before = (sweep.report.unsettled, marked.len());
         for table in clock.stable.iter().chain(&clock.canary) {
             if *clock.at_rest {
                 sweep.count(table.takers);
             } else {
-                sweep.settle_slots(table, wait, &mut unsettled);
+                sweep.settle_slots(table, wait, &mut marked);
             }
         }
-        *clock.at_rest = still && unsettled.len() == before;
+        *clock.at_rest = still && (sweep.report.unsettled, marked.len()) == before;
         swept.insert(clock.service, service);
     }
     let mut marks = sweep.forget(&swept)?;
-    if !unsettled.is_empty() {
+    if sweep.report.unsettled > 0 || !marked.is_empty() {
         sweep.spare_handshakes(&swept, &mut marks)?;
     }
     sweep.mark(&marks);
-    sweep.lower(&unsettled, &marks);
+    sweep.lower(&marked, &marks);
     for clock in services {
         sweep.close_split(clock, &swept[&clock.service]);
         *clock.at_rest &= !sweep.marked.contains(&clock.service);
@@ -287,12 +288,11 @@ struct Wait {
     handshake: u32,
 }
 
-/// A slot as it was before the flows were read.
-struct Unsettled {
+/// A slot that is unsettled by its marks alone, as it was before the flows were read. (An agent that starts finds millions: a word
+/// has to do for each.)
+struct Marked {
     index: u32,
-    seen: Slot,
-    /// Whether a handshake may be under way that began before its last change.
-    recent: bool,
+    exceptions: u32,
 }
 
 /// An entry that nobody has to remember.
@@ -341,7 +341,7 @@ impl<A: Access> Sweep<'_, A> {
         access.service(index)
     }
 
-    fn settle_slots(&mut self, table: &TableClock<'_>, wait: Wait, unsettled: &mut Vec<Unsettled>) {
+    fn settle_slots(&mut self, table: &TableClock<'_>, wait: Wait, marked: &mut Vec<Marked>) {
         for (index, &changed) in (table.first..).zip(table.changed) {
             let age = self.age(changed);
             let mut slot = self.access.slot(index);
@@ -356,8 +356,14 @@ impl<A: Access> Sweep<'_, A> {
             }
             self.report.load_mut(slot.new()).slots += 1;
             self.report.load_mut(slot.home()).homes += 1;
-            if !slot.is_settled() {
-                unsettled.push(Unsettled { index, seen: slot, recent: age <= wait.handshake });
+            if slot.is_settled() {
+                continue;
+            }
+            // While a handshake may be under way that began before its last change, its marks stay.
+            if slot.new() != slot.home() || age <= wait.handshake {
+                self.report.unsettled += 1;
+            } else {
+                marked.push(Marked { index, exceptions: slot.exceptions() });
             }
         }
     }
@@ -475,11 +481,12 @@ impl<A: Access> Sweep<'_, A> {
         }
     }
 
-    fn lower(&mut self, unsettled: &[Unsettled], marks: &HashSet<u32>) {
-        for Unsettled { index, seen, recent } in unsettled {
-            let needed = *recent || seen.new() != seen.home() || marks.contains(index);
-            let lower = Slot::of(seen.new(), seen.home(), u32::from(seen.exceptions() > 1));
-            if needed || !self.access.cas_slot(*index, *seen, lower) || !lower.is_settled() {
+    fn lower(&mut self, marked: &[Marked], marks: &HashSet<u32>) {
+        for &Marked { index, exceptions } in marked {
+            let slot = self.access.slot(index);
+            let needed = slot.exceptions() != exceptions || marks.contains(&index);
+            let lower = Slot::of(slot.new(), slot.home(), u32::from(exceptions > 1));
+            if needed || !self.access.cas_slot(index, slot, lower) || !lower.is_settled() {
                 self.report.unsettled += 1;
             }
         }

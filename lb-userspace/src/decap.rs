@@ -49,7 +49,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     check_kernel()?;
     let allowed = Allowed { gue_port: Port::new(arguments.gue_port), ..allowed(&arguments.allow)? };
     let mut loader = EbpfLoader::new();
-    loader.override_global("AYA_LOG_LEVEL", &0u8, true);
+    loader.btf(None).override_global("AYA_LOG_LEVEL", &0u8, true);
     for name in maps::NAMES {
         // The balancer's own tables are in the same object; here they are as small as can be.
         loader.map_max_entries(name, if *name == "WANTED" { 4096 } else { 1 });

@@ -1,9 +1,16 @@
 //! Builds an object of kernel programs for the crate whose build script includes this file.
 
 use std::{
-    env, fs,
+    env,
+    error::Error,
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
+};
+
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
 };
 
 #[expect(dead_code, reason = "xtask, whose module this is, uses the rest")]
@@ -53,7 +60,9 @@ fn build(name: &str) -> Result<PathBuf, String> {
     // A copy of our own: the next build of another profile replaces the file in the shared directory.
     let built = target_dir.join(triple).join("release").join(name);
     let object = out_dir.join(name).with_extension("o");
-    fs::copy(&built, &object).map_err(|error| {
+    let copied =
+        fs::read(&built).map_err(Box::from).and_then(|whole| Ok(fs::write(&object, stripped(&whole)?)?));
+    copied.map_err(|error: Box<dyn Error>| {
         format!("error: cannot copy {} to {}: {error}", built.display(), object.display())
     })?;
 
@@ -71,6 +80,26 @@ fn build(name: &str) -> Result<PathBuf, String> {
     rerun_if_changed(&toolchain.rust.rustc);
     rerun_if_changed(&toolchain.linker.path);
     Ok(object)
+}
+
+/// The object without DWARF. BTF, which was made of it, has what the kernel wants; the rest is most of the object, and a program that
+/// carries it takes it into memory when it loads the object.
+fn stripped(whole: &[u8]) -> object::build::Result<Vec<u8>> {
+    let mut object = Builder::read(whole)?;
+    for section in &mut object.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    object.delete_orphans();
+    // The linker keeps the names of sections among those of symbols.
+    let names = object.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut rest = Vec::new();
+    object.write(&mut rest)?;
+    Ok(rest)
 }
 
 /// A directory beside the outer cargo's profiles: its lock is not ours to wait for, and all profiles share one build of

@@ -69,6 +69,7 @@ pub async fn start(
         false => Journal::open(&places.state_dir)?,
     };
     let desired = recall(&mut journal, &entries, config, text)?;
+    drop(entries);
     let mut desired = discovery::drop_misfits(desired, &mut journal, &log)?;
     let seed = seed(&desired.config.dataplane, &places.state_dir)?;
 

@@ -1,6 +1,6 @@
 //! `lbd`, the agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use lb_userspace::agent::{self, Handle, Places};
 use lb_userspace::api::Server;
+use lb_userspace::config::Config;
 use lb_userspace::lifecycle::{self, LogFormat, Manager};
 use lb_userspace::metrics::{Listener, Where};
 use lb_userspace::{chain, config, decap, version};
@@ -87,7 +88,7 @@ fn octal(text: &str) -> Result<u32, String> {
 fn give_back() {
     /// `mi_option_purge_delay` of mimalloc.h, which the crate does not name.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    const MILLISECONDS: libc::c_long = 10;
+    const MILLISECONDS: libc::c_long = 100;
     // SAFETY: neither call has to do with memory of ours: an option that exists, and a setting of the process, both before there
     // are threads.
     unsafe {
@@ -165,14 +166,7 @@ fn check(places: &Places) -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let path = &arguments.config;
-    let text = std::fs::read_to_string(path).with_context(|| {
-        format!("cannot read the configuration {} (another place: --config or LB_CONFIG)", path.display())
-    })?;
-    let loaded = match config::parse(&text, &path.display().to_string()) {
-        Ok(loaded) => loaded,
-        Err(diagnostics) => anyhow::bail!("the configuration has mistakes\n{diagnostics}"),
-    };
+    let (config, text) = read(&arguments.config)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -182,7 +176,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let manager = Manager::of_this_process();
     let log_level = if arguments.log_packets { 5 } else { 0 };
-    let handle = agent::start(places(&arguments), loaded.config, &text, log_level, arguments.recover).await?;
+    let handle = agent::start(places(&arguments), config, &text, log_level, arguments.recover).await?;
+    drop(text);
 
     let (stopping, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
@@ -215,6 +210,17 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Requests that are under way are answered, and the sockets taken away: the next agent finds no stale one.
     while servers.join_next().await.is_some() {}
     ended
+}
+
+/// The configuration, and its text.
+fn read(path: &Path) -> anyhow::Result<(Config, String)> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("cannot read the configuration {} (another place: --config or LB_CONFIG)", path.display())
+    })?;
+    match config::parse(&text, &path.display().to_string()) {
+        Ok(loaded) => Ok((loaded.config, text)),
+        Err(diagnostics) => anyhow::bail!("the configuration has mistakes\n{diagnostics}"),
+    }
 }
 
 /// Reads the configuration again, as often as it is told to. Ends if the agent does.

@@ -360,6 +360,8 @@ pub(super) fn load_object(
     let room = &options.capacities;
     let mut loader = EbpfLoader::new();
     loader
+        // The kernel's types are for programs that look into it; ours do not, and they take 20 MB.
+        .btf(None)
         .override_global(LOG_LEVEL, &options.log_level, true)
         .override_global(TRACE, if traced.is_some() { &1u8 } else { &0u8 }, true)
         .map_max_entries("TRACED", traced.unwrap_or(4096))

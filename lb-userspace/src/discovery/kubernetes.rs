@@ -16,8 +16,11 @@
 //!
 //! While no endpoint is ready, those that are `terminating` and still `serving` take new flows, as kube-proxy has it: a service of one
 //! pod that is replaced would have nobody else.
+//!
+//! A pod with addresses of both families is one backend: at the address of the VIP's family. (It is in slices of both, and they come
+//! one after the other: until the second one is there, the other address may be its backend for a moment.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -313,7 +316,7 @@ fn refused(status: StatusCode, body: &[u8]) -> String {
 
 /// The backends of some slices, sorted by address.
 fn backends<'a>(
-    slices: impl Iterator<Item = &'a Slice>,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
     port_name: Option<&config::Phrase>,
     port: u16,
     protocol: Protocol,
@@ -321,6 +324,10 @@ fn backends<'a>(
 ) -> Result<Vec<Backend>, String> {
     let mut all: BTreeMap<SocketAddr, AdminState> = BTreeMap::new();
     let mut last_resort = Vec::new();
+    // A pod that has addresses of both families is in slices of both.
+    let endpoints = slices.clone().flat_map(|slice| &slice.endpoints);
+    let first = endpoints.filter(|it| it.address().is_some_and(|address| families.puts_first(address)));
+    let first: HashSet<&str> = first.filter_map(Endpoint::pod).collect();
     for slice in slices {
         let port = match port {
             // A service of every port keeps the client's.
@@ -328,9 +335,11 @@ fn backends<'a>(
             _ => slice.port(port_name, protocol)?.unwrap_or(port),
         };
         for endpoint in &slice.endpoints {
-            // All addresses of one are as good as each other, and consumers are to take the first.
-            let address = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok());
-            let Some(address) = address.filter(|address| families.include(*address)) else { continue };
+            let address = endpoint.address().filter(|address| families.include(*address));
+            let Some(address) = address else { continue };
+            if !families.puts_first(address) && endpoint.pod().is_some_and(|pod| first.contains(pod)) {
+                continue;
+            }
             let Some(state) = endpoint.state() else { continue };
             if endpoint.serves_to_the_end() {
                 last_resort.push((address, port).into());
@@ -409,6 +418,14 @@ struct Endpoint {
     addresses: Vec<String>,
     #[serde(default)]
     conditions: Conditions,
+    #[serde(rename = "targetRef")]
+    target: Option<Target>,
+}
+
+/// What an endpoint stands for.
+#[derive(Deserialize)]
+struct Target {
+    uid: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -459,6 +476,16 @@ impl Slice {
 }
 
 impl Endpoint {
+    /// All addresses of one are as good as each other, and consumers are to take the first.
+    fn address(&self) -> Option<IpAddr> {
+        self.addresses.first()?.parse().ok()
+    }
+
+    /// What tells its pod from all others; `None` if it says nothing of a pod.
+    fn pod(&self) -> Option<&str> {
+        self.target.as_ref()?.uid.as_deref()
+    }
+
     /// `None`: it is as good as gone.
     fn state(&self) -> Option<AdminState> {
         let Conditions { ready, serving, terminating } = self.conditions;

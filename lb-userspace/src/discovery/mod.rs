@@ -43,9 +43,21 @@ pub struct Wanted {
 struct Families {
     v4: bool,
     v6: bool,
+    /// The VIP's is IPv4.
+    vip_v4: bool,
 }
 
 impl Families {
+    fn of(service: &Service) -> Self {
+        let (vip_v4, any) = (service.vip.is_ipv4(), service.mode.is_dsr());
+        Self { v4: any || vip_v4, v6: any || !vip_v4, vip_v4 }
+    }
+
+    /// Whether an address is of the VIP's family, which is taken of a backend that has both.
+    const fn puts_first(self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.vip_v4
+    }
+
     const fn include(self, address: IpAddr) -> bool {
         if address.is_ipv4() { self.v4 } else { self.v6 }
     }
@@ -57,9 +69,7 @@ impl Wanted {
     pub fn of(service: &Service, pool: &Pool) -> Option<Self> {
         let discovery = pool.discovery.clone()?;
         let port = discovery.port.unwrap_or(service.port);
-        let any = service.mode.is_dsr();
-        let families = Families { v4: any || service.vip.is_ipv4(), v6: any || service.vip.is_ipv6() };
-        Some(Self { discovery, port, protocol: service.protocol, families })
+        Some(Self { discovery, port, protocol: service.protocol, families: Families::of(service) })
     }
 }
 

@@ -122,11 +122,12 @@ impl Subject for OfBackend<'_> {
 impl<'a> Subjects<'a> {
     pub(super) fn of(scrape: &'a Scrape) -> Self {
         static NONE: Handshakes = Handshakes::NONE;
+        let pools = || scrape.services.iter().flat_map(|service| &service.pools);
         let mut all = Self {
             interfaces: scrape.interfaces.iter().map(|(name, _)| label("", "interface", name)).collect(),
-            services: Vec::new(),
-            pools: Vec::new(),
-            backends: Vec::new(),
+            services: Vec::with_capacity(scrape.services.len()),
+            pools: Vec::with_capacity(pools().count()),
+            backends: Vec::with_capacity(pools().map(|pool| pool.backends.len()).sum()),
         };
         for service in &scrape.services {
             let labels = label("", "frontend", &service.name);

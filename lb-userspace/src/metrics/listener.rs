@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -162,8 +162,15 @@ async fn metrics(State(app): State<App>) -> Result<Response, Response> {
     let _turn = app.turn.lock().await;
     let scrape = app.ask(|agent| agent.scrape()).await?;
     // Made while it is sent, and never there as a whole: that of ten thousand backends has 24 MB.
-    let (sender, mut receiver) = mpsc::channel(16);
-    tokio::task::spawn_blocking(move || scrape.write(|piece| sender.blocking_send(piece).is_ok()));
+    let (sender, mut receiver) = mpsc::channel(4);
+    tokio::task::spawn_blocking(move || {
+        let (sent, empty) = std::sync::mpsc::channel();
+        scrape.write(|text| {
+            let piece = Bytes::from_owner(Piece { text, sent: sent.clone() });
+            sender.blocking_send(piece).ok()?;
+            Some(empty.try_recv().unwrap_or_else(|_| text::piece()))
+        });
+    });
     let first = receiver.recv().await.ok_or_else(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
     let head = [(header::CONTENT_TYPE, text::MEDIA_TYPE)];
     let Some(second) = receiver.recv().await else {
@@ -172,6 +179,28 @@ async fn metrics(State(app): State<App>) -> Result<Response, Response> {
     let begun = stream::iter([first, second]);
     let rest = stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
     Ok((head, Body::from_stream(begun.chain(rest).map(Ok::<_, Infallible>))).into_response())
+}
+
+/// A piece of the text on its way. Once it is sent, its memory is written into again: new memory for each would cost more than to
+/// write it.
+struct Piece {
+    text: String,
+    sent: std::sync::mpsc::Sender<String>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        // Nobody writes any more if that fails.
+        let _ = self.sent.send(text);
+    }
 }
 
 /// Whether the agent answers.

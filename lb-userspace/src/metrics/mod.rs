@@ -128,8 +128,8 @@ pub struct Analysed {
 }
 
 impl Scrape {
-    /// In the text format, by pieces; ends early when `hand_over` says that nobody takes them any more.
-    pub fn write(&self, hand_over: impl FnMut(String) -> bool) {
+    /// In the text format, by pieces, each for an empty one; ends early when `hand_over` says that nobody takes them any more.
+    pub fn write(&self, hand_over: impl FnMut(String) -> Option<String>) {
         let all = families::Subjects::of(self);
         text::write(families::of(self, &all), hand_over);
     }

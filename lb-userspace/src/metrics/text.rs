@@ -70,11 +70,11 @@ pub(super) fn label(before: &str, name: &str, value: &str) -> String {
 /// Media type of the text.
 pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Writes everything, and hands it over in pieces of about `PIECE` bytes, each of whole lines; ends early when nobody takes them any
-/// more.
+/// Writes everything, and hands it over in pieces of about `PIECE` bytes, each of whole lines, for an empty piece each
+/// ([`piece`]); ends early when nobody takes them any more.
 pub(super) fn write<'a>(
     families: impl IntoIterator<Item = Family<'a>>,
-    hand_over: impl FnMut(String) -> bool,
+    hand_over: impl FnMut(String) -> Option<String>,
 ) {
     let mut pieces = Pieces { text: piece(), hand_over };
     if families.into_iter().try_for_each(|family| pieces.family(family)).is_continue() {
@@ -85,7 +85,8 @@ pub(super) fn write<'a>(
 /// As much as a few writes to a socket take.
 const PIECE: usize = 64 << 10;
 
-fn piece() -> String {
+/// Room for a piece.
+pub(super) fn piece() -> String {
     String::with_capacity(PIECE + PIECE / 8)
 }
 
@@ -95,7 +96,7 @@ struct Pieces<F> {
     hand_over: F,
 }
 
-impl<F: FnMut(String) -> bool> Pieces<F> {
+impl<F: FnMut(String) -> Option<String>> Pieces<F> {
     fn family(&mut self, Family { name, kind, help, series }: Family<'_>) -> ControlFlow<()> {
         // Writing into a string cannot fail.
         _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {}", kind.name());
@@ -129,11 +130,16 @@ impl<F: FnMut(String) -> bool> Pieces<F> {
         words.into_iter().for_each(|word| self.text.push_str(word));
         number(&mut self.text, value);
         self.text.push('\n');
-        let full = self.text.len() >= PIECE;
-        if full && !(self.hand_over)(std::mem::replace(&mut self.text, piece())) {
-            return ControlFlow::Break(());
+        if self.text.len() < PIECE {
+            return ControlFlow::Continue(());
         }
-        ControlFlow::Continue(())
+        match (self.hand_over)(std::mem::take(&mut self.text)) {
+            Some(empty) => {
+                self.text = empty;
+                ControlFlow::Continue(())
+            }
+            None => ControlFlow::Break(()),
+        }
     }
 }
 
@@ -180,7 +186,7 @@ mod tests {
         let mut text = String::new();
         write(families, |piece| {
             text += &piece;
-            true
+            Some(String::new())
         });
         text
     }
@@ -248,7 +254,7 @@ mod tests {
         let mut pieces = Vec::new();
         write(many(), |piece| {
             pieces.push(piece);
-            true
+            Some(String::new())
         });
         assert!(pieces.len() > 3 && pieces.iter().all(|piece| piece.ends_with('\n')));
         assert!(pieces.iter().all(|piece| piece.len() < PIECE + 100));
@@ -256,7 +262,7 @@ mod tests {
         let mut taken = 0;
         write(many(), |_| {
             taken += 1;
-            false
+            None
         });
         assert_eq!(taken, 1, "nobody takes more");
     }

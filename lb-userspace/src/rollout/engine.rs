@@ -6,6 +6,8 @@
 //!   failed          +----------------+--------- rolled back -------------+
 //! ```
 //!
+//! What ends while nobody is let in (a step of 0 % without guests) has failed as well: there is nothing to take back.
+//!
 //! The agent calls [`advance`] every now and then. What comes back is journaled before anything is done about it, and says
 //! the canary's share ([`Rollout::share`]); the agent brings the kernel there. An agent that dies in between finds the
 //! journal and does the rest. Nothing else is remembered: an agent that starts anew only has to gather evidence again.
@@ -67,7 +69,7 @@ pub enum Phase {
     Promoted,
     /// It was taken back.
     RolledBack,
-    /// It could not begin.
+    /// It ended before anybody was let in.
     Failed,
 }
 
@@ -234,7 +236,7 @@ impl Rollout {
 
     /// Back to nothing.
     fn back(&self, now: Timestamp, reason: impl Into<String>) -> Self {
-        self.to_phase(Phase::RolledBack, now, reason)
+        self.to_phase(if self.is_open() { Phase::RolledBack } else { Phase::Failed }, now, reason)
     }
 }
 

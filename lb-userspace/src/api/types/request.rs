@@ -1,6 +1,6 @@
 //! What is asked for.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
 use schemars::JsonSchema;
@@ -256,10 +256,14 @@ pub struct BackendPath {
 impl BackendPath {
     /// How a backend is called. Port 0 is every port: the address says it all.
     pub fn name_of(backend: SocketAddr) -> String {
-        match backend.port() {
-            0 => backend.ip().to_string(),
-            _ => backend.to_string(),
-        }
+        // As long as most of them: one that grows would be copied.
+        let mut name = String::with_capacity(24);
+        // Writing to a string does not fail.
+        _ = match backend.port() {
+            0 => write!(name, "{}", backend.ip()),
+            _ => write!(name, "{backend}"),
+        };
+        name
     }
 
     /// The backend's address, with port 0 where it is called by its address alone.

@@ -103,7 +103,7 @@ impl Invalid {
     }
 }
 
-impl Node {
+impl Node<'_> {
     /// The text that it is, where text like `expected` belongs.
     pub fn text(&self, expected: &str) -> Result<&str, Invalid> {
         match &self.shape {

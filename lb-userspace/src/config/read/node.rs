@@ -1,5 +1,7 @@
 //! A document as a tree whose every value knows its place.
 
+use std::borrow::Cow;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -8,37 +10,37 @@ use crate::config::report::{Code, Diagnostic};
 
 /// A value as it was written.
 #[derive(Debug)]
-pub(in crate::config) struct Node {
+pub(in crate::config) struct Node<'a> {
     pub at: Place,
-    pub shape: Shape,
+    pub shape: Shape<'a>,
 }
 
 #[derive(Debug)]
-pub(in crate::config) enum Shape {
-    Text(String),
+pub(in crate::config) enum Shape<'a> {
+    Text(Cow<'a, str>),
     /// Saturated: no key takes a number anywhere near the limits.
     Whole(i128),
     Fraction(f64),
     Truth(bool),
     Time,
     Null,
-    List(Vec<Node>),
+    List(Vec<Node<'a>>),
     /// In the order of the text.
-    Table(Vec<Entry>),
+    Table(Vec<Entry<'a>>),
 }
 
 /// A key and its value.
 #[derive(Debug)]
-pub(in crate::config) struct Entry {
-    pub key: String,
+pub(in crate::config) struct Entry<'a> {
+    pub key: Cow<'a, str>,
     /// Where the key itself stands.
     pub key_at: Place,
-    pub node: Node,
+    pub node: Node<'a>,
 }
 
-impl Node {
+impl<'a> Node<'a> {
     /// Reads TOML 1.1. What is not TOML is noted, and what could be understood is still given.
-    pub fn of_toml(text: &str, findings: &mut Findings) -> Self {
+    pub fn of_toml(text: &'a str, findings: &mut Findings) -> Self {
         let (root, errors) = DeTable::parse_recoverable(text);
         let root = Self::table(root.into_inner(), Place::default());
         for error in errors {
@@ -53,7 +55,7 @@ impl Node {
         let shape = match value {
             Value::Null => Shape::Null,
             Value::Bool(truth) => Shape::Truth(truth),
-            Value::String(text) => Shape::Text(text),
+            Value::String(text) => Shape::Text(text.into()),
             Value::Number(number) => match number.as_i128() {
                 Some(whole) => Shape::Whole(whole),
                 None => Shape::Fraction(number.as_f64().unwrap_or(f64::NAN)),
@@ -65,7 +67,7 @@ impl Node {
             Value::Object(map) => {
                 let entry = |(key, value): (String, Value)| {
                     let key_at = at.key(&key, 0..0);
-                    Entry { node: Self::of_json(value, key_at.clone()), key, key_at }
+                    Entry { node: Self::of_json(value, key_at.clone()), key: key.into(), key_at }
                 };
                 Shape::Table(map.into_iter().map(entry).collect())
             }
@@ -88,9 +90,9 @@ impl Node {
     }
 
     /// (By value: what is read goes, and a large file is not there twice.)
-    fn value(value: DeValue<'_>, at: Place) -> Self {
+    fn value(value: DeValue<'a>, at: Place) -> Self {
         let shape = match value {
-            DeValue::String(text) => Shape::Text(text.into_owned()),
+            DeValue::String(text) => Shape::Text(text),
             DeValue::Integer(digits) => {
                 let whole = i128::from_str_radix(digits.as_str(), digits.radix());
                 let limit = if digits.as_str().starts_with('-') { i128::MIN } else { i128::MAX };
@@ -100,7 +102,7 @@ impl Node {
             DeValue::Boolean(truth) => Shape::Truth(truth),
             DeValue::Datetime(_) => Shape::Time,
             DeValue::Array(list) => {
-                let node = |(index, node): (usize, Spanned<DeValue<'_>>)| {
+                let node = |(index, node): (usize, Spanned<DeValue<'a>>)| {
                     let at = at.index(index, node.span());
                     Self::value(node.into_inner(), at)
                 };
@@ -111,12 +113,12 @@ impl Node {
         Self { at, shape }
     }
 
-    fn table(table: DeTable<'_>, at: Place) -> Self {
-        let mut entries: Vec<Entry> = table
+    fn table(table: DeTable<'a>, at: Place) -> Self {
+        let mut entries: Vec<Entry<'a>> = table
             .into_iter()
             .map(|(key, value)| {
                 let key_span = key.span();
-                let key = key.into_inner().into_owned();
+                let key = key.into_inner();
                 let at = at.key(&key, value.span());
                 Entry { key_at: at.spanning(key_span), key, node: Self::value(value.into_inner(), at) }
             })
@@ -144,7 +146,7 @@ impl Node {
     }
 }
 
-fn syntax(error: &toml::de::Error, text: &str, root: &Node) -> Diagnostic {
+fn syntax(error: &toml::de::Error, text: &str, root: &Node<'_>) -> Diagnostic {
     let span = error.span().unwrap_or(text.len()..text.len());
     let at = Place::of_text(span.clone());
     if error.message() == "duplicate key" {
@@ -173,7 +175,7 @@ fn syntax(error: &toml::de::Error, text: &str, root: &Node) -> Diagnostic {
 mod tests {
     use super::*;
 
-    fn entries(node: &Node) -> &[Entry] {
+    fn entries<'a>(node: &'a Node<'a>) -> &'a [Entry<'a>] {
         let Shape::Table(entries) = &node.shape else { panic!("{node:?}") };
         entries
     }
@@ -194,8 +196,8 @@ mod tests {
 
     #[test]
     fn numbers_too_large_for_anything_stay_too_large() {
-        let root =
-            Node::of_toml(&format!("a = {0}\nb = -{0}\nc = 0xff", "9".repeat(50)), &mut Findings::default());
+        let text = format!("a = {0}\nb = -{0}\nc = 0xff", "9".repeat(50));
+        let root = Node::of_toml(&text, &mut Findings::default());
         let shapes = entries(&root).iter().map(|entry| &entry.node.shape);
         let wholes: Vec<i128> =
             shapes.map(|shape| if let Shape::Whole(n) = shape { *n } else { 0 }).collect();

@@ -86,12 +86,12 @@ pub(in crate::config) struct Field<T> {
 /// A table under the reader's eyes.
 pub(in crate::config) struct Entries<'a> {
     at: &'a Place,
-    entries: &'a [Entry],
+    entries: &'a [Entry<'a>],
 }
 
 impl<'a> Entries<'a> {
     /// Notes keys that are unknown, and those that are missing.
-    pub fn open<T: Table>(node: &'a Node, findings: &mut Findings) -> Option<Self> {
+    pub fn open<T: Table>(node: &'a Node<'a>, findings: &mut Findings) -> Option<Self> {
         let Shape::Table(entries) = &node.shape else {
             node.mistyped(&format!("the table {}", T::title()), None, findings);
             return None;

@@ -227,8 +227,8 @@ mod tests {
     use super::*;
     use crate::config::read::{Place, Shape};
 
-    fn node(text: &str) -> Node {
-        Node { at: Place::default(), shape: Shape::Text(text.to_owned()) }
+    fn node(text: &str) -> Node<'_> {
+        Node { at: Place::default(), shape: Shape::Text(text.into()) }
     }
 
     #[test]

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::config::read::Place;
 
-    fn node(shape: Shape) -> Node {
+    fn node(shape: Shape<'_>) -> Node<'_> {
         Node { at: Place::default(), shape }
     }
 

@@ -58,7 +58,7 @@ mod tests {
     use crate::config::read::Place;
 
     fn read(text: &str) -> Result<Duration, Code> {
-        let node = Node { at: Place::default(), shape: Shape::Text(text.to_owned()) };
+        let node = Node { at: Place::default(), shape: Shape::Text(text.into()) };
         Time::<100, 3_600_000>::parse(&node).map_err(|invalid| invalid.code)
     }
 

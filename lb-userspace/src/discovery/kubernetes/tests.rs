@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::*;
 
-const EVERYBODY: Families = Families { v4: true, v6: true };
+const EVERYBODY: Families = Families { v4: true, v6: true, vip_v4: true };
 
 fn endpoint(address: &str, conditions: Value) -> Value {
     json!({ "addresses": [address], "conditions": conditions })
@@ -89,13 +89,43 @@ fn families_names_and_go_s_way_to_write_nothing() {
     ];
     let list = json!({ "metadata": { "resourceVersion": "1" }, "items": null });
     assert!(serde_json::from_value::<List>(list).expect("a list").items.is_empty());
-    let v4 = Families { v4: true, v6: false };
+    let v4 = Families { v6: false, ..EVERYBODY };
     assert_eq!(of(&slices, None, 80, v4), Ok(vec!["10.0.0.1:8080 ready".to_owned()]));
     assert_eq!(of(&slices, None, 80, EVERYBODY).map(|all| all.len()), Ok(2));
     // A service of every port.
     assert_eq!(of(&slices, None, 0, v4), Ok(vec!["10.0.0.1:0 ready".to_owned()]));
     slices[0]["ports"] = Value::Null;
     assert_eq!(of(&slices[..1], None, 80, v4), Ok(vec!["10.0.0.1:80 ready".to_owned()]));
+}
+
+#[test]
+fn a_pod_of_both_families_is_one_backend_at_the_vips() {
+    let of_pod = |address: &str, pod: &str, ready: bool| json!({ "addresses": [address], "conditions": { "ready": ready }, "targetRef": { "kind": "Pod", "uid": pod } });
+    let slices = [
+        slice("six", 1, &[of_pod("2001:db8::1", "a", true), of_pod("2001:db8::3", "c", true)]),
+        slice("four", 2, &[of_pod("10.0.0.1", "a", false), of_pod("10.0.0.2", "b", true)]),
+        // Written by hand: it stands for nobody else.
+        slice("more", 3, &[endpoint("2001:db8::9", json!({}))]),
+    ];
+    let found = |vip_v4| of(&slices, None, 80, Families { vip_v4, ..EVERYBODY }).expect("backends");
+    assert_eq!(
+        found(true),
+        [
+            "10.0.0.1:8080 drain",
+            "10.0.0.2:8080 ready",
+            "[2001:db8::3]:8080 ready",
+            "[2001:db8::9]:8080 ready"
+        ]
+    );
+    assert_eq!(
+        found(false),
+        [
+            "10.0.0.2:8080 ready",
+            "[2001:db8::1]:8080 ready",
+            "[2001:db8::3]:8080 ready",
+            "[2001:db8::9]:8080 ready"
+        ]
+    );
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn text(scrape: &Scrape) -> String {
     let mut text = String::new();
     scrape.write(|piece| {
         text += &piece;
-        true
+        Some(String::new())
     });
     text
 }

@@ -274,6 +274,19 @@ fn a_step_of_nothing_is_open_to_guests_and_to_nobody_else() {
 }
 
 #[test]
+fn what_is_aborted_before_anybody_was_let_in_was_not_rolled_back() {
+    let aborted = |rollout: &Rollout| obey(rollout, Order::Abort, at(1)).expect("obeyed");
+    let preparing = Rollout::begin(pool("v2"), plan(&[1.0]), START);
+    let mut step_of_nothing = begun(&[0.0, 10.0]);
+    for closed in [&preparing, &step_of_nothing] {
+        assert_eq!((aborted(closed).phase, aborted(closed).reason.as_str()), (Phase::Failed, "aborted"));
+        assert!(obey(&aborted(closed), Order::Retry, at(2)).is_ok());
+    }
+    step_of_nothing.plan.guests = true;
+    assert_eq!(aborted(&step_of_nothing).phase, Phase::RolledBack, "guests were there");
+}
+
+#[test]
 fn the_journal_keeps_all_of_it() {
     let mut rollout = begun(&[0.1, 10.0]);
     rollout.plan.steps[1].gate = Some(Question {
@@ -335,7 +348,8 @@ proptest! {
                     Err(_) => prop_assert!(order != Order::Abort || before.phase.is_over()),
                 }
                 if order == Order::Abort && !before.phase.is_over() {
-                    prop_assert_eq!(rollout.phase, Phase::RolledBack);
+                    let end = if before.is_open() { Phase::RolledBack } else { Phase::Failed };
+                    prop_assert_eq!(rollout.phase, end);
                 }
             }
             while let Some(next) = advance(&rollout, &facts, at(now)) {
