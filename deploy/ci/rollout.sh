@@ -8,7 +8,7 @@
 #   rollout.sh SERVICE POOL [TIMEOUT] [REASON]
 #
 # It runs where the agent's socket is (a member of the group `lb` may talk to it), or over ssh. A pipeline that is stopped does
-# not stop the rollout; with ON_TIMEOUT=abort one that takes too long is taken back. SUPERSEDE=yes takes the place of a
+# not stop the rollout; with ON_TIMEOUT=abort one that takes too long is rolled back. SUPERSEDE=yes takes the place of a
 # rollout that is under way: the newest revision wins.
 set -u
 

@@ -61,7 +61,7 @@ codes! {
     "rollout_gate": "A rollout waits for an answer at a gate.",
     "rollout_soaking": "A rollout is at 100 %, and watched.",
     "rollout_promoted": "A rollout has ended: its pool is the stable one.",
-    "rollout_rolled_back": "A rollout was taken back.",
+    "rollout_rolled_back": "A rollout was rolled back.",
     "rollout_failed": "A rollout has ended before anybody was let in.",
     "rollout_waits": "A rollout waits: nothing can be measured, as too many are under way.",
     "preview_open": "A rollout's preview reaches its pool.",

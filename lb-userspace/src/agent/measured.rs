@@ -36,7 +36,7 @@ impl Agent {
 
     fn handshakes_of(&self, pools: Pools) -> Vec<(String, Handshakes)> {
         let name = |pool: u16| self.publisher.registry.pool_name(pool).map(str::to_owned);
-        let each = [(pools.stable, false), (pools.canary, true)].into_iter();
+        let each = [(pools.stable, false), (pools.canary, true)].into_iter().filter(|_| pools.measure != 0);
         each.filter_map(|(pool, canary)| {
             let (_, answered, first_byte) = self.measured(pools, canary);
             Some((name(pool)?, Handshakes { answered, first_byte }))

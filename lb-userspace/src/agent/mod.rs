@@ -258,6 +258,8 @@ impl Agent {
                     warn!(flows = self.books.lately(), "forgotten for want of room: see `lbctl status`");
                 }
                 self.swept = report;
+                // Their splits are zero now.
+                self.swept.lapsed.iter().for_each(|&index| self.set_lease(index, None));
                 let counted = self.sweep_sessions();
                 self.rooms = tokio::task::block_in_place(|| sweep::rooms(&self.publisher.maps, &self.books));
                 self.measure();

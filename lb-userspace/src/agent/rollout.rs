@@ -18,10 +18,11 @@ use crate::api::{
     QueryStatus, RolloutStatus, StartRollout, VerdictWord,
 };
 use crate::clock;
-use crate::config::{Mode, PoolName, Protocol, Rollout as Configured, ServiceName};
+use crate::compile::key_of;
+use crate::config::{PoolName, Protocol, Rollout as Configured, ServiceName};
 use crate::dataplane::maps;
 use crate::events::Occurrence;
-use crate::plural::{counted, either};
+use crate::plural::counted;
 use crate::publish::split::{self, Flows};
 use crate::rollout::analysis::{Count, SUSPICIOUS, Watch};
 use crate::rollout::engine::{self, Answer, Facts, Order, Phase, Rollout, Verdict};
@@ -40,6 +41,8 @@ pub(super) struct Follow {
     watch: Watch,
     /// The step that was looked at last.
     at: (Phase, usize),
+    /// When this agent began to look at it.
+    begun: Instant,
     /// Traffic when it began: the canary's, and the stable pool's.
     before: [Traffic; 2],
     /// Somebody at the gate is being asked.
@@ -59,6 +62,7 @@ struct Query {
 pub(super) struct Pools {
     pub canary: u16,
     pub stable: u16,
+    /// 0 where nothing is measured.
     pub measure: u16,
 }
 
@@ -69,7 +73,9 @@ impl Agent {
             let under_way = |intent: &Intent| intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over());
             if !self.desired.intents.get(&name).is_some_and(under_way) {
                 self.unmeasured.remove(&name);
-                self.end_measuring(&name);
+                if self.follows.contains_key(&name) {
+                    self.end_measuring(&name);
+                }
                 continue;
             }
             self.follow_rollout(&name);
@@ -137,23 +143,36 @@ impl Agent {
     fn keep_up(&mut self, name: &ServiceName) {
         let Some(rollout) = self.rollout_of(name) else { return };
         let Ok(index) = self.index(name.as_str()) else { return };
-        if let Some(lease) = rollout.plan.lease {
-            let now = clock::nanoseconds();
-            let until = now + lease.as_nanos() as u64;
-            let word =
-                self.publisher.maps.services.word(index, offset_of!(lb_common::abi::Service, lease_until));
-            // One that has run out is for the sweep to find: renewed before that, it would open the canary again.
-            let held = word.load(Ordering::Acquire);
-            let closed = self.publisher.maps.services.read(index).split().new() == 0;
-            if closed || held == 0 || held > now {
-                word.store(until, Ordering::Release);
-            }
-        }
+        self.set_lease(index, rollout.plan.lease);
         let now = self.publisher.maps.services.read(index).split();
         let share = word(&rollout);
         // An agent that died between journal and store left it behind. (At zero somebody has rolled back.)
         if now.new() != share && now.new() != 0 && self.may_raise(name.as_str(), now, share).is_ok() {
             self.publisher.set_split(index, now, share, clock::ticks());
+        }
+    }
+
+    /// How long from now on the kernel believes that somebody is there; `None`: for ever.
+    pub(super) fn set_lease(&self, index: u32, lease: Option<Duration>) {
+        let now = clock::nanoseconds();
+        let until = lease.map_or(0, |lease| now + lease.as_nanos() as u64);
+        let word = self.publisher.maps.services.word(index, offset_of!(lb_common::abi::Service, lease_until));
+        // One that has run out is for the sweep to find: changed before that, it would open the canary again.
+        let held = word.load(Ordering::Acquire);
+        let closed = self.publisher.maps.services.read(index).split().new() == 0;
+        if closed || held == 0 || held > now {
+            word.store(until, Ordering::Release);
+        }
+    }
+
+    /// Only a rollout that is under way has a lease: the next one, or a split by hand, begins without what is left of an earlier
+    /// one's.
+    pub(super) fn end_leases(&self) {
+        for service in &self.desired.config.services {
+            let Some(index) = self.publisher.registry.service_index(&key_of(service)) else { continue };
+            if self.rollout_of(&service.name).is_none() {
+                self.set_lease(index, None);
+            }
         }
     }
 
@@ -187,11 +206,14 @@ impl Agent {
 
     fn begin_step(&mut self, name: &ServiceName, rollout: &Rollout, pools: Pools) {
         let first = !self.follows.contains_key(name);
-        if !first {
+        // What an earlier agent has left there is of this rollout, too.
+        if !first || rollout.phase != Phase::Preparing {
             self.keep_handshakes(name, pools);
         }
-        self.set_cap(rollout, pools.measure);
-        self.clear_measure(pools.measure);
+        if pools.measure != 0 {
+            self.set_cap(rollout, pools.measure);
+            self.clear_measure(pools.measure);
+        }
         let traffic =
             |pool: u16| maps::traffic(&self.publisher.maps.pool_traffic, pool.into()).unwrap_or_default();
         let before = [traffic(pools.canary), traffic(pools.stable)];
@@ -208,6 +230,7 @@ impl Agent {
         let follow = self.follows.entry(name.clone()).or_insert_with(|| Follow {
             watch: Watch::new(&rollout.plan.analysis),
             at,
+            begun: Instant::now(),
             before,
             asked: None,
             answer: Answer::None,
@@ -220,14 +243,14 @@ impl Agent {
             };
             follow.queries = rollout.plan.metrics.iter().map(begin).collect();
         } else {
-            follow.watch.next_step();
             for query in &mut follow.queries {
                 // Asked anew: an answer under way is about the step before.
                 query.asking = Asking::begin(query.judge.metric(), &subject);
                 query.judge.next_step();
             }
         }
-        (follow.at, follow.before) = (at, before);
+        follow.watch.next_step(rollout.share() >= 100.0);
+        (follow.at, follow.begun, follow.before) = (at, Instant::now(), before);
         (follow.asked, follow.answer) = (None, Answer::None);
         self.set_tripwire(rollout, pools.measure);
     }
@@ -241,25 +264,36 @@ impl Agent {
     }
 
     fn set_tripwire(&self, rollout: &Rollout, measure: u16) {
+        if measure == 0 {
+            return;
+        }
         let line = rollout
-            .plan
-            .tripwire
+            .tripwire()
             .and_then(|ratio| Boundary::new(ratio / 4.0, ratio, rollout.plan.analysis.alpha / 10.0));
         let fixed = |value: f64| (value * 65_536.0).round() as u64;
         let (start, slope) = line.map_or((0, 0), |line| (fixed(line.start).max(1), fixed(line.slope)));
-        let measures = &self.publisher.maps.measures;
-        // The slope first: a line without a slope would be crossed too early.
-        measures.word(measure.into(), offset_of!(Measure, trip_slope)).store(slope, Ordering::Release);
-        measures.word(measure.into(), offset_of!(Measure, trip_start)).store(start, Ordering::Release);
+        let mut words = [(offset_of!(Measure, trip_slope), slope), (offset_of!(Measure, trip_start), start)];
+        // A line without a slope would be crossed too early: it comes first, and goes last.
+        if start == 0 {
+            words.reverse();
+        }
+        for (offset, value) in words {
+            self.publisher.maps.measures.word(measure.into(), offset).store(value, Ordering::Release);
+        }
     }
 
-    /// Keeps what was counted, as long as the pools have the roles that they were measured in.
+    /// Keeps what was counted, as long as the pools have the roles that they were measured in. Nobody has a lease any more.
     pub(super) fn end_measuring(&mut self, name: &ServiceName) {
+        if let Ok(index) = self.index(name.as_str()) {
+            self.set_lease(index, None);
+        }
         if self.follows.contains_key(name)
             && let Some(pools) = self.pools_of(name)
         {
             self.keep_handshakes(name, pools);
-            self.clear_measure(pools.measure);
+            if pools.measure != 0 {
+                self.clear_measure(pools.measure);
+            }
         }
         self.follows.remove(name);
     }
@@ -300,7 +334,8 @@ impl Agent {
         let service = self.index(name.as_str()).ok()?;
         let in_kernel = self.publisher.maps.services.read(service);
         let (canary, stable, measure) = (in_kernel.canary_pool, in_kernel.stable_pool, in_kernel.measure);
-        (canary != 0 && measure != 0).then_some(Pools { canary, stable, measure })
+        let is_counted = measure != 0 || self.not_measured(name).is_some();
+        (canary != 0 && is_counted).then_some(Pools { canary, stable, measure })
     }
 
     fn ask_at_gate(&mut self, name: &ServiceName, rollout: &Rollout) {
@@ -314,46 +349,81 @@ impl Agent {
         }
     }
 
+    /// What keeps the pool from taking clients: of all of it to begin with, of any of it to go on.
+    fn not_ready(&self, name: &ServiceName, rollout: &Rollout) -> Option<String> {
+        let preparing = rollout.phase == Phase::Preparing;
+        let pools = self.compiled.get(name).map(|compiled| &compiled.pools);
+        let Some(pool) = pools.and_then(|pools| pools.iter().find(|pool| pool.name == rollout.to.as_str()))
+        else {
+            return Some("it is not there".to_owned());
+        };
+        let not_ready = pool.not_ready(preparing);
+        if !preparing || not_ready.is_some() {
+            return not_ready;
+        }
+        let in_kernel = self.index(name.as_str()).map(|index| self.publisher.maps.services.read(index));
+        let canary = in_kernel.unwrap_or_default().canary_pool;
+        if self.publisher.registry.pool_name(canary) != Some(rollout.to.as_str()) {
+            return Some("the kernel does not have it as the canary yet".to_owned());
+        }
+        if self.lacks_measure(name) {
+            return Some(self.no_measure());
+        }
+        self.crowded(name, rollout, rollout.first_share())
+    }
+
+    /// What the limits of the canary have no room for, if it gets a share of the connections that there are.
+    fn crowded(&self, name: &ServiceName, rollout: &Rollout, share: f64) -> Option<String> {
+        let service = self.desired.service(name.as_str())?;
+        let limits = service.limits.as_ref().filter(|_| service.protocol == Protocol::Tcp)?;
+        let pools = self.compiled.get(name).map(|compiled| &compiled.pools)?;
+        let takers = pools.iter().find(|pool| pool.name == rollout.to.as_str())?.takers();
+        let of_all = limits.max_connections.map(|each| u64::from(each) * takers);
+        let room = of_all.into_iter().chain(limits.pool_max_connections.map(u64::from)).min()?;
+        let in_kernel = self.publisher.maps.services.read(self.index(name.as_str()).ok()?);
+        let open = |pool: u16| self.publisher.maps.pool_limits.read(pool.into()).open;
+        let open = open(in_kernel.stable_pool) + open(in_kernel.canary_pool);
+        let wanted = (open as f64 * share / 100.0).round() as u64;
+        (wanted > room).then(|| {
+            let connections = counted(room, "connection");
+            format!("its limits have room for {connections}, and {share} % of the {open} that are open are {wanted}")
+        })
+    }
+
     fn facts(&self, name: &ServiceName, rollout: &Rollout) -> Facts {
         let compiled = self.compiled.get(name);
         let pool = |wanted: &str| compiled.and_then(|c| c.pools.iter().find(|pool| pool.name == wanted));
         let stable = self.desired.intents.get(name).map(|intent| intent.stable.clone());
-        let canary = pool(rollout.to.as_str());
-        let (takers, wanted) = canary.map_or((0, 0), |pool| {
-            let wanted =
-                pool.backends.iter().filter(|b| b.state == crate::config::AdminState::Ready && b.weight > 0);
-            let takers = pool.backends.iter().filter(|backend| backend.why_not.is_none());
-            (takers.count(), wanted.count())
-        });
-        // All of them to begin with; any of them to go on.
-        let needed = if rollout.phase == Phase::Preparing { wanted.max(1) } else { 1 };
-        let why = canary.and_then(|pool| pool.backends.iter().find_map(|backend| backend.why_not));
-        let not_ready = (takers < needed).then(|| {
-            let all = counted(wanted as u64, "backend");
-            let why = why.map(|why| format!(": {}", why.words())).unwrap_or_default();
-            format!("{takers} of {all} {} new connections{why}", either(takers as u64, "takes", "take"))
-        });
-        let not_ready = not_ready.or_else(|| self.lacks_measure(name).then(|| self.no_measure()));
+        let not_ready = self.not_ready(name, rollout);
         let index = self.index(name.as_str()).ok();
         let in_kernel = index.map(|index| self.publisher.maps.services.read(index)).unwrap_or_default();
-        let follow = self.follows.get(name);
+        let lease = in_kernel.lease();
+        let follow = self.follows.get(name).filter(|follow| follow.at == (rollout.phase, rollout.step));
         Facts {
+            watched: follow.map_or_else(|| self.age(), |follow| follow.begun.elapsed()),
             not_ready,
             stable_takes: stable
                 .and_then(|stable| pool(stable.as_str()))
                 .is_some_and(|pool| pool.takes_new()),
             taken_back: self.is_taken_back(name, rollout).then(|| self.taken_back(name)),
             settled: split::is_settled_at_all(&in_kernel)
+                && (lease == 0 || lease > clock::nanoseconds())
                 && index.is_some_and(|index| self.publisher.registry.is_closed(index)),
             verdict: self.verdict(name, rollout),
             answer: follow.map_or(Answer::None, |follow| follow.answer.clone()),
         }
     }
 
+    /// How long this agent has been there.
+    fn age(&self) -> Duration {
+        Duration::try_from(Timestamp::now().duration_since(self.kernel.started)).unwrap_or_default()
+    }
+
     fn verdict(&self, name: &ServiceName, rollout: &Rollout) -> Verdict {
         let begun = self.follows.get(name).filter(|follow| follow.at == (rollout.phase, rollout.step));
         let Some(follow) = begun else {
-            let why = self.not_measured(name).unwrap_or("the step has just begun");
+            let none = if rollout.phase.is_over() { "it is over" } else { "the step has just begun" };
+            let why = self.not_measured(name).unwrap_or(none);
             return Verdict::NoData { why: why.to_owned(), then: rollout.plan.analysis.on_no_data };
         };
         let counted = follow.queries.iter().filter(|query| !query.judge.metric().shadow);
@@ -362,7 +432,11 @@ impl Agent {
             // Prometheus may know what the kernel program cannot.
             Some(_) if !follow.queries.is_empty() => Verdict::gravest(queries),
             Some(why) => Verdict::NoData { why: why.to_owned(), then: rollout.plan.analysis.on_no_data },
-            None => Verdict::gravest([follow.watch.verdict()].into_iter().chain(queries)),
+            None => {
+                let next = rollout.next_share().and_then(|share| self.crowded(name, rollout, share));
+                let crowded = next.map(Verdict::Unsure);
+                Verdict::gravest([follow.watch.verdict()].into_iter().chain(queries).chain(crowded))
+            }
         }
     }
 
@@ -393,6 +467,10 @@ impl Agent {
                 )
             }
             (None, true) => "the lease ran out: the agent was away for too long".to_owned(),
+            (None, false) if !self.follows.contains_key(name) => {
+                "it was rolled back while there was no agent, or the last one died before it had opened it"
+                    .to_owned()
+            }
             (None, false) => "rolled back by hand".to_owned(),
         }
     }
@@ -422,7 +500,7 @@ impl Agent {
             let took = begin.elapsed();
             self.went_back.insert(name.clone(), took);
             self.publisher.split_changed(index, clock::ticks());
-            self.log.tally(|tally| tally.rollback_took(name.as_str(), done.store.as_secs_f64()));
+            self.log.tally(|tally| tally.rollback_took(name.as_str(), took.as_secs_f64()));
             tracing::info!(service = %name, store = ?done.store, ?took, "rolled back");
         }
         intent.split = share;
@@ -430,8 +508,6 @@ impl Agent {
             intent.canary = Some(std::mem::replace(&mut intent.stable, next.to.clone()));
             intent.split = 0.0;
         }
-        let begins_again =
-            !next.phase.is_over() && intent.rollout.as_ref().is_some_and(|now| now.phase.is_over());
         let before = intent.rollout.replace(next.clone()).map_or(0, |rollout| word(&rollout));
         let wanted = word(&next);
         let expected = self.publisher.maps.services.read(index).split();
@@ -450,22 +526,22 @@ impl Agent {
             self.end_measuring(name);
         }
         self.settle_intent(name, intent);
-        if begins_again {
-            // It is measured again.
-            self.converge([name.clone()]);
-        }
-        if moved
-            && !next.phase.is_over()
+        if !next.phase.is_over()
             && let Some(pools) = self.pools_of(name)
         {
-            // Before the first new client comes.
-            self.begin_step(name, &next, pools);
+            if moved {
+                // Before the first new client comes.
+                self.begin_step(name, &next, pools);
+            } else {
+                self.set_tripwire(&next, pools.measure);
+            }
         }
         if next.phase == Phase::Promoted {
             if let Some((_, error)) = self.converge([name.clone()]).into_iter().next() {
                 return Err(ApiError::new(ErrorCode::Dataplane, error.to_string()).about(name.as_str()));
             }
         } else if next.phase != Phase::RolledBack && wanted != before {
+            self.set_lease(index, next.plan.lease);
             self.publisher.set_split(index, expected, wanted, clock::ticks());
         }
         if next.phase.is_over() {
@@ -486,11 +562,37 @@ impl Agent {
         Ok(())
     }
 
-    /// Begins a rollout.
+    /// Begins a rollout, as configured.
     pub(super) fn start_rollout(
         &mut self,
         service: &str,
         body: &StartRollout,
+        request: &Request,
+    ) -> Result<RolloutStatus, ApiError> {
+        let refused = |why: String| ApiError::new(ErrorCode::InvalidValue, why).about(service);
+        self.intent(service)?;
+        let hold = body.hold_seconds.map(Duration::try_from_secs_f64).transpose();
+        let hold = hold.map_err(|error| refused(format!("hold_seconds: {error}")))?;
+        let shares = body.shares.as_deref();
+        if shares.is_some_and(<[_]>::is_empty) {
+            return Err(refused("shares: a rollout has a step".to_owned())
+                .remedy("name the shares, 100 for everybody at once, or leave `shares` out"));
+        }
+        let configured = self.desired.service(service).and_then(|service| service.rollout.clone());
+        let plan = configured.unwrap_or_else(Configured::default).plan(shares, hold);
+        if !plan.steps.is_sorted_by(|a, b| a.weight < b.weight) {
+            return Err(refused("each step gives the canary more than the one before".to_owned()));
+        }
+        self.begin_rollout(service, &body.to, plan, body.supersede, request)
+    }
+
+    /// Begins a rollout, unless something is in its way.
+    fn begin_rollout(
+        &mut self,
+        service: &str,
+        to: &str,
+        plan: plan::Plan,
+        supersede: bool,
         request: &Request,
     ) -> Result<RolloutStatus, ApiError> {
         let (name, mut intent) = self.intent(service)?;
@@ -502,39 +604,24 @@ impl Agent {
             .pools
             .iter()
             .map(|pool| &pool.name)
-            .find(|pool| pool.as_str() == body.to)
+            .find(|pool| pool.as_str() == to)
             .cloned()
-            .ok_or_else(|| ApiError::no_pool(service, &body.to, pools()))?;
+            .ok_or_else(|| ApiError::no_pool(service, to, pools()))?;
         if to == intent.stable {
             return Err(ApiError::new(ErrorCode::InvalidValue, format!("{to} is the stable pool already"))
                 .about(service));
         }
-        if intent.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over()) {
-            if !body.supersede {
-                return Err(under_way(service).remedy(
-                    "wait for it (`lbctl rollout status --watch`), abort it, or take it back with --supersede",
-                ));
-            }
-            self.order_rollout(service, Order::Abort, request)?;
-            (_, intent) = self.intent(service)?;
+        let superseded = intent.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over());
+        if superseded && !supersede {
+            return Err(under_way(service).remedy(
+                "wait for it (`lbctl rollout status --watch`), abort it, or take its place with --supersede",
+            ));
         }
-        if intent.split > 0.0 {
+        if !superseded && intent.split > 0.0 {
             let message = format!("the canary has {} % of the clients already", intent.split);
             return Err(ApiError::new(ErrorCode::RolloutOrder, message)
                 .about(service)
                 .remedy("a rollout begins at 0 %: `lbctl rollback` first"));
-        }
-        let hold = body.hold_seconds.map(Duration::try_from_secs_f64).transpose().map_err(|error| {
-            ApiError::new(ErrorCode::InvalidValue, format!("hold_seconds: {error}")).about(service)
-        })?;
-        let configured = found.rollout.clone().unwrap_or_else(Configured::default);
-        let plan = configured.plan(body.shares.as_deref(), hold);
-        if !plan.steps.is_sorted_by(|a, b| a.weight < b.weight) {
-            return Err(ApiError::new(
-                ErrorCode::InvalidValue,
-                "each step gives the canary more than the one before",
-            )
-            .about(service));
         }
         let analyzed = plan.steps.iter().any(|step| step.analyze) && plan.metrics.is_empty();
         if analyzed && found.protocol == Protocol::Udp {
@@ -561,6 +648,22 @@ impl Agent {
                 .about(service)
                 .remedy("give each rollout a preview of its own"));
         }
+        // Before what is under way is rolled back for it.
+        let mut next = self.desired.clone();
+        if let Some(intent) = next.intents.get_mut(&name) {
+            intent.canary = Some(to.clone());
+        }
+        if self.roles_may_change(&next).is_err() {
+            let last = intent.canary.as_ref().map_or("another pool", PoolName::as_str);
+            let message = format!("{to} cannot become the canary: {last} is, and may have flows");
+            return Err(ApiError::new(ErrorCode::RolloutOrder, message)
+                .about(service)
+                .remedy("`lbctl rollback`, then wait until they are over (`lbctl status --wait=settled`)"));
+        }
+        if superseded {
+            self.order_rollout(service, Order::Abort, request)?;
+            (_, intent) = self.intent(service)?;
+        }
         // Not the same clients first each time. Flows that are still tracked were placed by the old salt.
         let index = self.index(service)?;
         if self.publisher.registry.is_closed(index) {
@@ -568,6 +671,7 @@ impl Agent {
         }
         intent.canary = Some(to.clone());
         self.follows.remove(&name);
+        self.went_back.remove(&name);
         let rollout = Rollout::begin(to, plan, Timestamp::now());
         intent.rollout = Some(rollout.clone());
         let summary = summary(&name, &rollout);
@@ -599,6 +703,9 @@ impl Agent {
         let next = engine::obey(&rollout, order, Timestamp::now()).map_err(|why| {
             ApiError::new(ErrorCode::RolloutOrder, format!("cannot {}: {why}", order.as_str())).about(service)
         })?;
+        if order == Order::Retry {
+            return self.begin_rollout(service, next.to.as_str(), next.plan, false, request);
+        }
         self.move_rollout(&name, next, request, begin)?;
         self.follow_rollout(&name);
         self.rollout_status(service)
@@ -634,15 +741,20 @@ impl Agent {
             Phase::Preparing => None,
             Phase::Holding => rollout.plan.steps.get(rollout.step).map(|step| step.hold),
             Phase::Gate => None,
-            Phase::Soaking => Some(rollout.plan.soak),
+            Phase::Soaking => Some(rollout.soak()),
             Phase::Promoted | Phase::RolledBack | Phase::Failed => None,
         };
-        let (verdict, verdict_reason) = in_words(self.verdict(&name, rollout));
+        let waits_for = (rollout.phase == Phase::Preparing).then(|| self.not_ready(&name, rollout)).flatten();
+        let (verdict, verdict_reason) = match waits_for {
+            Some(why) => (VerdictWord::NoData, Some(why)),
+            None => in_words(self.verdict(&name, rollout)),
+        };
         let verdict_reason =
             verdict_reason.unwrap_or_else(|| format!("clients of {} fare no worse", rollout.to));
         let queries = follow.map_or(Vec::new(), |follow| follow.queries.iter().map(query_status).collect());
-        let inferred = self.desired.service(service).is_some_and(|service| service.mode != Mode::Nat);
-        let metrics = follow.map_or(Vec::new(), |follow| {
+        let inferred = self.desired.service(service).is_some_and(|service| service.mode.is_dsr());
+        let measured = follow.filter(|_| self.not_measured(&name).is_none());
+        let metrics = measured.map_or(Vec::new(), |follow| {
             let limit = follow.watch.limit();
             let clients = |sample: crate::rollout::evidence::Sample| ClientCount {
                 tried: sample.tried,
@@ -673,7 +785,11 @@ impl Agent {
             to: rollout.to.as_str().to_owned(),
             phase: rollout.phase,
             paused: rollout.paused.is_some(),
-            step: if rollout.phase == Phase::Preparing { 0 } else { rollout.step + 1 },
+            ended_in: rollout.ended_in,
+            step: match rollout.ended_in.unwrap_or(rollout.phase) {
+                Phase::Preparing => 0,
+                _ => rollout.step + 1,
+            },
             plan: rollout.plan.shown(),
             reason: rollout.reason.clone(),
             began: rollout.began.to_string(),
@@ -696,9 +812,8 @@ impl Agent {
     }
 
     fn telemetry(&self, name: &ServiceName, rollout: &Rollout, inferred: bool) -> Vec<PoolTelemetry> {
-        let (Some(follow), Some(pools)) = (self.follows.get(name), self.pools_of(name)) else {
-            return Vec::new();
-        };
+        let pools = self.pools_of(name).filter(|pools| pools.measure != 0);
+        let (Some(follow), Some(pools)) = (self.follows.get(name), pools) else { return Vec::new() };
         let stable =
             self.desired.intents.get(name).map_or_else(String::new, |intent| intent.stable.to_string());
         let of = |canary: bool| {

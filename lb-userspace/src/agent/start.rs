@@ -172,6 +172,7 @@ impl Agent {
         let known: Vec<_> = self.publisher.registry.services.values().map(|record| record.key).collect();
         self.adopt_faults();
         let failures = self.converge(self.names());
+        self.end_leases();
         // An agent that died between the record of a lower split and its store has left the higher one.
         self.lower_splits();
         self.raise_splits_except(&known);
@@ -371,6 +372,10 @@ fn adopt_splits(
 ) -> anyhow::Result<()> {
     for service in desired.config.services.clone() {
         let Some(intent) = desired.intents.get_mut(&service.name) else { continue };
+        // A rollout that is under way raises it again, or finds that it was rolled back.
+        if intent.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over()) {
+            continue;
+        }
         let wanted = intent.share();
         let Some(index) = publisher.registry.service_index(&key_of(&service)) else { continue };
         let kernel = publisher.maps.services.read(index).split().new();

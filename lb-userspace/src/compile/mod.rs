@@ -39,6 +39,7 @@ use crate::config::{
 };
 use crate::health::Advice;
 use crate::outlier::{Gate, NEUTRAL};
+use crate::plural::{counted, either};
 use crate::publish::{Limits, Member, PoolPlan, Protection, QuicPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
@@ -278,6 +279,40 @@ impl PoolView {
     #[must_use]
     pub fn takes_new(&self) -> bool {
         self.backends.iter().any(|backend| backend.why_not.is_none())
+    }
+
+    /// How many do.
+    #[must_use]
+    pub fn takers(&self) -> u64 {
+        self.backends.iter().filter(|backend| backend.why_not.is_none()).count() as u64
+    }
+
+    /// What keeps the pool from taking clients; of `all`, as long as one is missing that should take some, or has yet to become warm.
+    #[must_use]
+    pub fn not_ready(&self, all: bool) -> Option<String> {
+        use WhyNot::{AgentDrain, AgentMaint, AgentWeight, Standby};
+        // Whoever is not meant to take any, or says so himself, is not missed.
+        let is_wanted = |backend: &&BackendView| {
+            backend.state == AdminState::Ready
+                && backend.weight > 0
+                && !matches!(backend.why_not, Some(AgentDrain | AgentMaint | AgentWeight | Standby))
+        };
+        let wanted: Vec<&BackendView> = self.backends.iter().filter(is_wanted).collect();
+        let takers = wanted.iter().filter(|backend| backend.why_not.is_none()).count();
+        let backends = counted(wanted.len() as u64, "backend");
+        if takers < if all { wanted.len().max(1) } else { 1 } {
+            let mut either_way = wanted.iter().copied().chain(&self.backends);
+            let why = either_way.find_map(|backend| backend.why_not);
+            let why = why.map(|why| format!(": {}", why.words())).unwrap_or_default();
+            return Some(format!(
+                "{takers} of {backends} {} new connections{why}",
+                either(takers as u64, "takes", "take")
+            ));
+        }
+        let cold = wanted.iter().filter(|backend| backend.slow_start.is_some()).count();
+        (all && cold > 0).then(|| {
+            format!("{cold} of {backends} {} still starting slowly", either(cold as u64, "is", "are"))
+        })
     }
 }
 

@@ -295,6 +295,42 @@ fn a_backend_that_comes_up_beside_others_gets_its_slots_little_by_little() {
 }
 
 #[test]
+fn a_pool_is_ready_when_all_of_it_take_clients_that_should() {
+    let mut bench = Bench::new("", &[("a", "", &[FIRST]), ("b", "", &[FIRST, FIRST, "priority = 1"])]);
+    let not_ready = |bench: &mut Bench, all| bench.compile().pools[1].not_ready(all);
+    assert_eq!(not_ready(&mut bench, true), None, "who stands by is not missed");
+    bench.fleet.set(&["b2"], Health::Down);
+    let why = not_ready(&mut bench, true).unwrap_or_default();
+    assert_eq!(
+        why, "2 of 3 backends take new connections: its health checks fail",
+        "the spare one does instead"
+    );
+    assert_eq!(not_ready(&mut bench, false), None, "somebody takes them");
+    bench.fleet.set(&["b2"], Health::Up);
+    bench.fleet.say("b2", "drain");
+    assert_eq!(not_ready(&mut bench, true), None, "who drains by himself is not missed");
+    bench.fleet.set(&["b1", "b2", "b3"], Health::Down);
+    assert!(not_ready(&mut bench, false).is_some());
+}
+
+#[test]
+fn a_pool_is_ready_when_it_is_warm() {
+    let mut bench = Bench::new(
+        "[service.slow_start]\nwindow = \"60s\"",
+        &[("a", "", &[FIRST]), ("b", "", &[FIRST, FIRST])],
+    );
+    assert_eq!(bench.compile().pools[1].not_ready(true), None);
+    bench.fleet.set(&["b2"], Health::Down);
+    bench.compile();
+    bench.fleet.set(&["b2"], Health::Up);
+    let pool = bench.compile().pools.remove(1);
+    assert_eq!(pool.not_ready(true).as_deref(), Some("1 of 2 backends is still starting slowly"));
+    assert_eq!(pool.not_ready(false), None, "that is no reason to go back");
+    bench.fleet.pass(Duration::from_secs(61));
+    assert_eq!(bench.compile().pools[1].not_ready(true), None);
+}
+
+#[test]
 fn between_two_steps_nothing_moves() {
     let mut bench = Bench::new("[service.slow_start]\nwindow = \"60s\"", &[("a", "", &[FIRST, FIRST])]);
     bench.fleet.set(&["a2"], Health::Down);

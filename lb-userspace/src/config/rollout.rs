@@ -32,7 +32,7 @@ table! {
         ready_within: Duration as Time<SECOND, DAY> = Duration::from_secs(300),
         /// How long the kernel believes an agent that has fallen silent; then it sends no new flow to the canary.
         lease: Option<Duration> as Maybe<Time<{ 5 * SECOND }, DAY>> = None,
-        /// Whether a bad canary is taken back, only talked about, or not looked for.
+        /// Whether a bad canary is rolled back, only talked about, or not looked for.
         analysis: AnalysisMode as AnalysisMode = AnalysisMode::Enforce,
         /// Clients of the canary that must have been seen in a step before it can be fine.
         min_clients: u32 as Count<1, 1_000_000> = 100,
@@ -43,7 +43,7 @@ table! {
         /// The share of the canary's clients that fare badly, in percent, at which the kernel program takes the canary back
         /// by itself; 0 is never.
         tripwire: Share as Share = Share::whole(20),
-        /// The share of good canaries that may be taken back by mistake, in percent.
+        /// The share of good canaries that may be rolled back by mistake, in percent.
         false_rollbacks: Share as Share = Share::whole(1),
         /// How long a step may go on beyond its time for want of data or of certainty.
         patience: Duration as Time<0, { 7 * DAY }> = Duration::from_secs(900),
@@ -131,7 +131,7 @@ words! {
 words! {
     /// What becomes of a bad canary.
     AnalysisMode, "a kind of analysis" {
-        /// It is taken back.
+        /// It is rolled back.
         Enforce = "enforce",
         /// It is talked about.
         Shadow = "shadow",

@@ -451,7 +451,7 @@ fn rollouts<'a>(scrape: &'a Scrape, all: &'a Subjects<'a>) -> Vec<Family<'a>> {
         family(
             "lb_rollbacks_total",
             Kind::Counter,
-            "Canaries that were taken back, by hand (from more than 0 %) or by their rollout, since the agent started.",
+            "Canaries that were rolled back, by hand (from more than 0 %) or by their rollout, since the agent started.",
             rollbacks,
         ),
         family(

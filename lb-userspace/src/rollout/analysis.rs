@@ -3,7 +3,7 @@
 use lb_common::measure::{BUCKETS, Outcome, PoolMeasure};
 
 use super::engine::Verdict;
-use super::evidence::{Absolute, Relative, Sample};
+use super::evidence::{Absolute, MOST, Relative, Sample};
 use super::plan;
 
 /// What was counted of one pool since the step began.
@@ -67,6 +67,12 @@ pub struct Watch {
     slow: Relative,
     /// By the tests of earlier steps; the one of this step is made from its counts.
     beyond_before: f64,
+    /// Likewise.
+    alone_before: f64,
+    /// The canary has everybody: there is nobody to compare with at the same time.
+    alone: bool,
+    /// Clients of the stable pool in the steps before.
+    past: Sample,
     /// The counts at the last look.
     canary: Count,
     stable: Count,
@@ -90,6 +96,9 @@ impl Watch {
             failing: Relative::new(plan.tolerance),
             slow: Relative::new(plan.tolerance),
             beyond_before: 1.0,
+            alone_before: 1.0,
+            alone: false,
+            past: Sample::default(),
             canary: Count::default(),
             stable: Count::default(),
             long: None,
@@ -98,9 +107,13 @@ impl Watch {
         }
     }
 
-    /// Another step begins, and the counters with it. The bets go on: the promise is one for the whole rollout.
-    pub fn next_step(&mut self) {
+    /// Another step begins, and the counters with it; the canary may be `alone` in it. The bets go on: the promise is one for
+    /// the whole rollout.
+    pub fn next_step(&mut self, alone: bool) {
         self.beyond_before = self.beyond().unwrap_or(1.0);
+        self.alone_before = self.alone();
+        self.past = self.past.plus(self.stable.clients);
+        self.alone = alone;
         (self.canary, self.stable) = Default::default();
         (self.slow_canary, self.slow_stable) = Default::default();
         self.long = None;
@@ -112,7 +125,9 @@ impl Watch {
             tried: now.clients.tried,
             bad: now.clients.bad.saturating_sub(before.clients.bad),
         };
-        self.failing.add(fresh(canary, self.canary), fresh(stable, self.stable));
+        if !self.alone {
+            self.failing.add(fresh(canary, self.canary), fresh(stable, self.stable));
+        }
         if let Some(long) = self.long {
             let waits = |now: &Count, before: &Count| Sample {
                 tried: now.waiting().saturating_sub(before.waiting()),
@@ -132,7 +147,17 @@ impl Watch {
         let limit = self.plan.max_failure_ratio?;
         let mut test = Absolute::new(limit);
         test.add(self.canary.clients);
-        Some(self.beyond_before * test.value())
+        Some((self.beyond_before * test.value()).min(MOST))
+    }
+
+    /// Alone, the canary is compared with what the stable pool's clients met before, with room for chance.
+    fn alone(&self) -> f64 {
+        if !self.alone || self.past.tried == 0 {
+            return self.alone_before;
+        }
+        let mut test = Absolute::new(self.failing.tolerance * self.past.at_most());
+        test.add(self.canary.clients);
+        (self.alone_before * test.value()).min(MOST)
     }
 
     /// How much evidence it takes. The chance of a mistake is divided among the tests.
@@ -145,9 +170,12 @@ impl Watch {
     /// What was seen.
     #[must_use]
     pub fn metrics(&self) -> Vec<Metric> {
-        let (canary, stable) = (self.canary.clients, self.stable.clients);
+        let canary = self.canary.clients;
+        let stable = if self.alone { self.past } else { self.stable.clients };
+        // One bet: it is made with the one test until the canary is alone, and then with the other.
+        let failing = (self.failing.value() * self.alone()).min(MOST);
         let mut metrics = vec![
-            Metric { name: "clients that fared badly", canary, stable, evidence: self.failing.value() },
+            Metric { name: "clients that fared badly", canary, stable, evidence: failing },
             Metric {
                 name: "clients that waited long",
                 canary: self.slow_canary,
@@ -189,6 +217,12 @@ impl Watch {
         if worst.evidence >= SUSPICIOUS {
             return Verdict::Unsure(in_words(worst));
         }
+        if self.alone && self.past.tried < self.plan.min_clients && self.plan.max_failure_ratio.is_none() {
+            return self.no_data(format!(
+                "{} of {} clients of the stable pool to compare with",
+                self.past.tried, self.plan.min_clients
+            ));
+        }
         Verdict::Fine
     }
 
@@ -219,6 +253,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::rollout::evidence::tests::Random;
     use crate::rollout::plan::{Analysis, OnNoData};
 
     fn plan() -> Analysis {
@@ -322,9 +357,96 @@ mod tests {
         watch.look(count(200, 2, &[]), count(1_800, 0, &[]));
         let before = watch.metrics()[0].evidence;
         assert!(before > 1.0);
-        watch.next_step();
+        watch.next_step(false);
         watch.look(count(0, 0, &[]), count(0, 0, &[]));
         assert_eq!(watch.metrics()[0].evidence, before);
         assert!(matches!(watch.verdict(), Verdict::NoData { .. }));
+    }
+
+    #[test]
+    fn alone_the_canary_is_compared_with_what_was_before() {
+        // Blue/green: until it has everybody, nobody is in it.
+        let switched = |bad: u64| {
+            let mut watch = Watch::new(&plan());
+            watch.look(count(0, 0, &[]), count(1_000, 2, &[]));
+            watch.next_step(true);
+            for round in 1..=10 {
+                // A straggler or two are nobody to compare with.
+                watch.look(count(50 * round, bad * round, &[]), count(2, 0, &[]));
+            }
+            watch.verdict()
+        };
+        assert_eq!(switched(0), Verdict::Fine);
+        let Verdict::Worse(why) = switched(5) else { panic!("{:?}", switched(5)) };
+        assert_eq!(
+            why,
+            "clients that fared badly: 10.00 % of 500 in the canary, 0.20 % of 1000 in the stable pool"
+        );
+    }
+
+    #[test]
+    fn alone_and_without_a_past_there_is_nobody_to_compare_with() {
+        let alone = |plan: &Analysis| {
+            let mut watch = Watch::new(plan);
+            watch.next_step(true);
+            watch.look(count(200, 2, &[]), count(0, 0, &[]));
+            watch.verdict()
+        };
+        assert!(matches!(alone(&plan()), Verdict::NoData { .. }), "{:?}", alone(&plan()));
+        assert_eq!(alone(&Analysis { max_failure_ratio: Some(0.05), ..plan() }), Verdict::Fine);
+    }
+
+    #[test]
+    fn what_a_canary_did_alone_is_not_forgotten_by_the_next_step() {
+        let mut watch = Watch::new(&plan());
+        watch.look(count(0, 0, &[]), count(1_000, 2, &[]));
+        watch.next_step(true);
+        watch.look(count(100, 8, &[]), count(0, 0, &[]));
+        let before = watch.metrics()[0].evidence;
+        assert!(before > 1.0, "{before}");
+        watch.next_step(true);
+        assert!((watch.metrics()[0].evidence - before).abs() < 1e-9);
+    }
+
+    /// The part of rollouts in which a canary with the stable pool's figures is thrown away: all tests together, from 1 % to 100 %.
+    fn thrown_away(plan: &Analysis, bad: f64, runs: u64) -> f64 {
+        const LOOKS: u64 = 20;
+        const CLIENTS: u64 = 100;
+        let mut random = Random(5);
+        // One of twenty waits for long.
+        let more = |random: &mut Random, count: &mut Count, clients: u64| {
+            let fresh = random.sample(clients, bad);
+            count.clients = count.clients.plus(fresh);
+            let long = random.sample(clients, 0.05).bad;
+            (count.waits[20], count.waits[30]) = (count.waits[20] + clients - long, count.waits[30] + long);
+        };
+        let is_thrown = |random: &mut Random| {
+            let mut watch = Watch::new(plan);
+            [1u64, 10, 50, 100].into_iter().any(|share| {
+                watch.next_step(share == 100);
+                let (mut canary, mut stable) = (Count::default(), Count::default());
+                (0..LOOKS).any(|_| {
+                    more(random, &mut canary, CLIENTS * share / 100);
+                    more(random, &mut stable, CLIENTS * (100 - share) / 100);
+                    watch.look(canary, stable);
+                    matches!(watch.verdict(), Verdict::Worse(_))
+                })
+            })
+        };
+        (0..runs).filter(|_| is_thrown(&mut random)).count() as f64 / runs as f64
+    }
+
+    #[test]
+    fn a_whole_rollout_throws_a_good_canary_away_at_most_once_in_a_hundred() {
+        // What is no worse than it may be is a good one; 1.0 leaves no room.
+        let strict = Analysis { tolerance: 1.0, ..plan() };
+        for bad in [0.002, 0.02, 0.2] {
+            let limited = Analysis { max_failure_ratio: Some(bad), ..strict.clone() };
+            for plan in [&strict, &limited] {
+                let thrown = thrown_away(plan, bad, 500);
+                // The promise, and three standard deviations of 500 rollouts.
+                assert!(thrown <= 0.01 + 0.013_4, "ratio {bad}: {thrown}");
+            }
+        }
     }
 }

@@ -48,6 +48,12 @@ pub struct Rollout {
     /// An operator has forced it: nobody else takes it back.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub forced: bool,
+    /// An operator waits for the end of the soak no longer.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub hurried: bool,
+    /// The phase that it was in when it ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ended_in: Option<Phase>,
     /// Why it is where it is, in a sentence.
     pub reason: String,
 }
@@ -67,7 +73,7 @@ pub enum Phase {
     Soaking,
     /// It is the stable pool.
     Promoted,
-    /// It was taken back.
+    /// It was rolled back.
     RolledBack,
     /// It ended before anybody was let in.
     Failed,
@@ -160,6 +166,8 @@ pub enum Answer {
 /// What is seen of the world.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
+    /// How long this agent has watched the phase, or the step: not while another one was, or none.
+    pub watched: Duration,
     /// What keeps the pool from taking clients; `None`: nothing.
     pub not_ready: Option<String>,
     /// Somebody in the stable pool takes new flows.
@@ -188,6 +196,8 @@ impl Rollout {
             paused: None,
             approved: false,
             forced: false,
+            hurried: false,
+            ended_in: None,
             reason: "it begins when the pool is ready".to_owned(),
         }
     }
@@ -202,10 +212,27 @@ impl Rollout {
         }
     }
 
+    /// The share that it begins with.
+    #[must_use]
+    pub fn first_share(&self) -> f64 {
+        self.plan.steps.first().map_or(100.0, |step| step.weight)
+    }
+
+    /// The share after this step's, while it holds one.
+    #[must_use]
+    pub fn next_share(&self) -> Option<f64> {
+        let next = self.plan.steps.get(self.step + 1).map_or(100.0, |step| step.weight);
+        (self.phase == Phase::Holding).then_some(next)
+    }
+
     /// Whether anybody is to enter the canary: at a share of 0 % its guests are.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.share() > 0.0 || (self.plan.guests && matches!(self.phase, Phase::Holding | Phase::Gate))
+        match self.phase {
+            Phase::Holding | Phase::Gate => self.share() > 0.0 || self.plan.guests,
+            Phase::Soaking => true,
+            Phase::Preparing | Phase::Promoted | Phase::RolledBack | Phase::Failed => false,
+        }
     }
 
     /// How long the phase, or the step, has lasted; pauses do not count.
@@ -221,17 +248,45 @@ impl Rollout {
     }
 
     fn to_phase(&self, phase: Phase, now: Timestamp, reason: impl Into<String>) -> Self {
-        Self { phase, since: now, paused: None, reason: reason.into(), ..self.clone() }
+        let ended_in = phase.is_over().then_some(self.phase);
+        Self { phase, since: now, paused: None, ended_in, reason: reason.into(), ..self.clone() }
     }
 
-    /// To the step after this one, or to the end of them.
-    fn next_step(&self, now: Timestamp, reason: impl Into<String>) -> Self {
-        let next = Self { step: self.step + 1, approved: false, ..self.clone() };
-        if next.step < self.plan.steps.len() {
-            next.to_phase(Phase::Holding, now, reason)
+    /// To a step, or to the end of them.
+    fn to_step(&self, step: usize, now: Timestamp, reason: impl Into<String>) -> Self {
+        if step < self.plan.steps.len() {
+            Self { step, ..self.to_phase(Phase::Holding, now, reason) }
         } else {
-            Self { step: self.step, ..next }.to_phase(Phase::Soaking, now, reason)
+            self.to_phase(Phase::Soaking, now, reason)
         }
+    }
+
+    /// To the step after this one. An approval is for this one's gate, or else for one that is to come.
+    fn next_step(&self, now: Timestamp, reason: impl Into<String>) -> Self {
+        let passed = self.current().is_some_and(|step| step.gate.is_some());
+        Self { approved: self.approved && !passed, ..self.to_step(self.step + 1, now, reason) }
+    }
+
+    /// Waits for nothing more at 100 %.
+    fn hurried(&self, reason: &str) -> Self {
+        Self { hurried: true, paused: None, reason: reason.to_owned(), ..self.clone() }
+    }
+
+    /// How long 100 % is watched.
+    #[must_use]
+    pub fn soak(&self) -> Duration {
+        if self.hurried { Duration::ZERO } else { self.plan.soak }
+    }
+
+    /// The part of the canary's clients that fare badly at which the kernel program takes it back.
+    #[must_use]
+    pub fn tripwire(&self) -> Option<f64> {
+        self.plan.tripwire.filter(|_| !self.forced)
+    }
+
+    /// Whether analysis has a say.
+    const fn is_enforced(&self) -> bool {
+        self.plan.analysis.enforce && !self.forced
     }
 
     /// Back to nothing.
@@ -253,7 +308,7 @@ pub fn advance(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollo
         return prepare(rollout, facts, now);
     }
     if let Verdict::Worse(why) = &facts.verdict
-        && rollout.plan.analysis.enforce
+        && rollout.is_enforced()
     {
         return Some(rollout.back(now, why.clone()));
     }
@@ -270,10 +325,14 @@ pub fn advance(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollo
     match rollout.phase {
         Phase::Holding => hold(rollout, facts, now),
         Phase::Gate => gate(rollout, facts, now),
-        Phase::Soaking => (rollout.elapsed(now) >= rollout.plan.soak && facts.settled)
-            .then(|| rollout.to_phase(Phase::Promoted, now, "everybody is there, and stays")),
+        Phase::Soaking => soak(rollout, facts, now),
         _ => None,
     }
+}
+
+/// How long the phase, or the step, has lasted under this agent's eyes: what nobody has seen is held against nobody.
+fn watched(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Duration {
+    rollout.elapsed(now).min(facts.watched)
 }
 
 fn prepare(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
@@ -281,8 +340,8 @@ fn prepare(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> 
         return None;
     }
     match &facts.not_ready {
-        None => Some(rollout.to_phase(Phase::Holding, now, "the pool is ready")),
-        Some(why) if rollout.elapsed(now) >= rollout.plan.ready_within => {
+        None => Some(rollout.to_step(0, now, "the pool is ready")),
+        Some(why) if watched(rollout, facts, now) >= rollout.plan.ready_within => {
             Some(rollout.to_phase(Phase::Failed, now, format!("the pool did not become ready: {why}")))
         }
         Some(_) => None,
@@ -291,31 +350,54 @@ fn prepare(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> 
 
 fn hold(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
     let step = rollout.current()?;
-    let elapsed = rollout.elapsed(now);
-    if elapsed < step.hold {
+    if rollout.elapsed(now) < step.hold {
         return None;
     }
     // In shadow nothing that is found holds anything up.
-    if step.analyze && rollout.plan.analysis.enforce {
+    if step.analyze && rollout.is_enforced() {
+        let watched = watched(rollout, facts, now);
         let patience = step.hold + rollout.plan.analysis.patience;
         match &facts.verdict {
             Verdict::Fine | Verdict::Worse(_) => {}
-            Verdict::Unsure(_) if elapsed < patience => return None,
-            Verdict::Unsure(why) => {
-                return Some(rollout.back(now, format!("still not sure that it is good: {why}")));
-            }
+            Verdict::Unsure(why) => return unsure(rollout, why, watched >= patience, now),
             Verdict::NoData { why, then } => match then {
                 OnNoData::Hold => return None,
-                OnNoData::Fail if elapsed < patience => return None,
+                OnNoData::Fail if watched < patience => return None,
                 OnNoData::Fail => return Some(rollout.back(now, format!("no data: {why}"))),
+                OnNoData::Pass if watched < step.hold => return None,
                 OnNoData::Pass => {}
             },
         }
     }
-    if step.gate.is_some() {
-        return Some(rollout.to_phase(Phase::Gate, now, format!("{} % passed", step.weight)));
+    let Some(gate) = &step.gate else {
+        return Some(rollout.next_step(now, format!("{} % passed", step.weight)));
+    };
+    let who = match gate.what {
+        Gate::Approve => "it waits for `lbctl rollout approve`",
+        Gate::Command(_) | Gate::Http(_) | Gate::File(_) => "its gate is asked",
+    };
+    Some(rollout.to_phase(Phase::Gate, now, format!("the step at {} % is over; {who}", step.weight)))
+}
+
+/// Waits for more, until patience `is_over`.
+fn unsure(rollout: &Rollout, why: &str, is_over: bool, now: Timestamp) -> Option<Rollout> {
+    is_over.then(|| rollout.back(now, format!("still not sure that it is good: {why}")))
+}
+
+fn soak(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
+    let soak = rollout.soak();
+    if rollout.elapsed(now) < soak {
+        return None;
     }
-    Some(rollout.next_step(now, format!("{} % passed", step.weight)))
+    // Where 100 % is not to be watched, nobody waits to become sure of it.
+    if let Verdict::Unsure(why) = &facts.verdict
+        && rollout.is_enforced()
+        && !soak.is_zero()
+    {
+        let patience = soak + rollout.plan.analysis.patience;
+        return unsure(rollout, why, watched(rollout, facts, now) >= patience, now);
+    }
+    facts.settled.then(|| rollout.to_phase(Phase::Promoted, now, "everybody is there, and stays"))
 }
 
 fn gate(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
@@ -329,7 +411,7 @@ fn gate(rollout: &Rollout, facts: &Facts, now: Timestamp) -> Option<Rollout> {
         // An approval is an operator's, whatever else may be asked.
         Answer::Yes if gate.what != Gate::Approve => Some(rollout.next_step(now, "the gate said yes")),
         Answer::No(why) => Some(rollout.back(now, format!("the gate said no: {why}"))),
-        _ if gate.timeout.is_some_and(|timeout| rollout.elapsed(now) >= timeout) => {
+        _ if gate.timeout.is_some_and(|timeout| watched(rollout, facts, now) >= timeout) => {
             Some(match gate.on_timeout {
                 OnGateTimeout::Fail => rollout.back(now, "nobody answered at the gate in time"),
                 OnGateTimeout::Pass => rollout.next_step(now, "nobody objected at the gate in time"),
@@ -348,9 +430,9 @@ pub enum Order {
     Resume,
     /// Do not wait for the end of this step.
     Promote,
-    /// To 100 % at once.
+    /// To 100 % at once; there, do not wait for the end of the soak.
     PromoteFull,
-    /// To 100 % at once, whatever anybody thinks of it: from then on only an operator takes it back.
+    /// The same, whatever anybody thinks of it: from then on only an operator takes it back.
     Force,
     /// Back to nothing.
     Abort,
@@ -412,7 +494,10 @@ pub fn obey(rollout: &Rollout, order: Order, now: Timestamp) -> Result<Rollout, 
             let since = rollout.since.checked_add(shift).unwrap_or(now);
             Ok(Rollout { paused: None, since, ..rollout.clone() })
         }
-        Order::Approve if rollout.plan.steps.iter().skip(rollout.step).all(|step| step.gate.is_none()) => {
+        Order::Approve
+            if phase == Phase::Soaking
+                || rollout.plan.steps.iter().skip(rollout.step).all(|step| step.gate.is_none()) =>
+        {
             Err("no gate is left".to_owned())
         }
         Order::Approve => Ok(Rollout { approved: true, ..rollout.clone() }),
@@ -420,17 +505,18 @@ pub fn obey(rollout: &Rollout, order: Order, now: Timestamp) -> Result<Rollout, 
             Err("it is paused; resume it first".to_owned())
         }
         Order::Promote if phase == Phase::Preparing => Err("the pool is not ready yet".to_owned()),
-        Order::Promote if phase == Phase::Soaking => {
-            let plan = Plan { soak: Duration::ZERO, ..rollout.plan.clone() };
-            Ok(Rollout { plan, reason: "the soak was cut short".to_owned(), ..rollout.clone() })
+        Order::Promote | Order::PromoteFull if phase == Phase::Soaking => {
+            Ok(rollout.hurried("the soak was cut short"))
         }
         Order::Promote => Ok(rollout.next_step(now, "promoted by hand")),
         Order::PromoteFull => Ok(rollout.to_phase(Phase::Soaking, now, "promoted to the end by hand")),
         Order::Force => {
-            let mut forced = rollout.to_phase(Phase::Soaking, now, "forced to the end by hand");
-            forced.plan.analysis.enforce = false;
-            (forced.plan.tripwire, forced.forced) = (None, true);
-            Ok(forced)
+            let reason = "forced to the end by hand";
+            let next = match phase {
+                Phase::Soaking => rollout.hurried(reason),
+                _ => rollout.to_phase(Phase::Soaking, now, reason),
+            };
+            Ok(Rollout { forced: true, ..next })
         }
         Order::Retry if phase == Phase::Promoted => Err("it was promoted".to_owned()),
         Order::Retry => Ok(Rollout::begin(rollout.to.clone(), rollout.plan.clone(), now)),

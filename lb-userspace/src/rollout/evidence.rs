@@ -33,6 +33,18 @@ impl Sample {
         if self.tried == 0 { 0.0 } else { self.bad as f64 / self.tried as f64 }
     }
 
+    /// What that part is at most where so many were seen, in 999 of 1000 cases (Wilson 1927); everything where nobody tried.
+    #[must_use]
+    pub fn at_most(self) -> f64 {
+        const Z: f64 = 3.090_232;
+        if self.tried == 0 {
+            return 1.0;
+        }
+        let (n, p) = (self.tried as f64, self.ratio());
+        let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+        ((p + Z * Z / (2.0 * n) + half) / (1.0 + Z * Z / n)).min(1.0)
+    }
+
     /// Both together.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
@@ -43,6 +55,9 @@ impl Sample {
 /// Multiples that the stake is divided among: from half as bad again to hopeless.
 const MULTIPLES: [f64; 6] = [1.5, 2.0, 4.0, 8.0, 32.0, 128.0];
 
+/// What a bet can become. More would say no more, and JSON has no infinity.
+pub const MOST: f64 = 1e300;
+
 /// A bet that is divided among alternatives: the logarithm of what each part has become.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Stakes([f64; MULTIPLES.len()]);
@@ -50,7 +65,8 @@ struct Stakes([f64; MULTIPLES.len()]);
 impl Stakes {
     /// What the whole stake of 1 has become.
     fn value(&self) -> f64 {
-        self.0.iter().map(|log| log.exp()).sum::<f64>() / self.0.len() as f64
+        let sum: f64 = self.0.iter().map(|log| log.exp()).sum();
+        (sum / self.0.len() as f64).min(MOST)
     }
 }
 
@@ -157,19 +173,19 @@ impl Boundary {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// SplitMix64: the same numbers in every run.
-    struct Random(u64);
+    pub(in crate::rollout) struct Random(pub u64);
 
     impl Random {
-        fn next(&mut self) -> f64 {
+        pub fn next(&mut self) -> f64 {
             self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
             (lb_common::hash::mix(self.0) >> 11) as f64 / (1u64 << 53) as f64
         }
 
-        fn sample(&mut self, tried: u64, ratio: f64) -> Sample {
+        pub fn sample(&mut self, tried: u64, ratio: f64) -> Sample {
             Sample { tried, bad: (0..tried).filter(|_| self.next() < ratio).count() as u64 }
         }
     }
@@ -243,6 +259,26 @@ mod tests {
         let mut test = Relative::new(1.0);
         test.add(Sample { tried: 100, bad: 100 }, Sample::default());
         assert_eq!(test.value(), 1.0);
+    }
+
+    #[test]
+    fn evidence_stays_finite_however_bad_the_canary_is() {
+        let (mut relative, mut absolute) = (Relative::new(1.0), Absolute::new(0.01));
+        for _ in 0..1_000 {
+            relative.add(Sample { tried: 100, bad: 100 }, Sample { tried: 9_900, bad: 0 });
+            absolute.add(Sample { tried: 100, bad: 100 });
+        }
+        assert_eq!((relative.value(), absolute.value()), (MOST, MOST));
+    }
+
+    #[test]
+    fn what_a_part_is_at_most_is_wilsons_upper_end() {
+        assert_eq!(Sample::default().at_most(), 1.0);
+        let none = Sample { tried: 1_000, bad: 0 }.at_most();
+        assert!((none - 0.009_459).abs() < 1e-6, "{none}");
+        let some = Sample { tried: 1_000, bad: 100 }.at_most();
+        assert!((0.1..0.14).contains(&some), "{some}");
+        assert!(Sample { tried: 1, bad: 1 }.at_most() <= 1.0);
     }
 
     #[test]

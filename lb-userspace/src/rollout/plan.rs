@@ -126,7 +126,7 @@ pub enum OnGateTimeout {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Analysis {
-    /// Whether a bad one is taken back; otherwise it is only said (`shadow`).
+    /// Whether a bad one is rolled back; otherwise it is only said (`shadow`).
     pub enforce: bool,
     /// Clients of the canary that must have been seen in a step before it can be fine.
     pub min_clients: u64,
@@ -135,7 +135,7 @@ pub struct Analysis {
     /// The part of the canary's clients that may fare badly whatever the stable pool does.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_failure_ratio: Option<f64>,
-    /// The probability that a canary which is not worse is taken back all the same.
+    /// The probability that a canary which is not worse is rolled back all the same.
     pub alpha: f64,
     /// How long a step may go on beyond its time for want of data or of certainty.
     #[serde(with = "seconds")]

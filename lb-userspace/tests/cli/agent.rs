@@ -717,6 +717,7 @@ pub fn rollout(service: &str, phase: Phase) -> RolloutStatus {
         from: "v41".to_owned(),
         to: "v42".to_owned(),
         phase,
+        ended_in: None,
         paused: false,
         step: 1,
         plan: lb_userspace::config::Rollout::default().plan(None, None),

@@ -70,7 +70,7 @@ fn in_a_pipe_it_is_a_line_for_each_thing_that_is_new() {
     let expected = "\
 checkout: v41 -> v42   step 1 of 4, 1 %, 59s left: the pool is ready
 checkout: v41 -> v42   step 2 of 4, 5 %, 59s left, seen 5 % (3.81 to 6.53) of 1000: 1 % passed
-checkout: v41 -> v42   rolled-back, 59s left: it is over
+checkout: v41 -> v42   rolled back, 59s left: it is over
 ";
     assert_eq!(ran.out, expected);
 }

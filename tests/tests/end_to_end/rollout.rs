@@ -5,6 +5,7 @@ mod preview;
 mod prometheus;
 
 use std::os::fd::AsFd as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use lb_tests::test_run::LiveFrames;
 use lb_tests::traffic::{Behaviour, Load, LoadSpec, Pool, PoolSpec, Sources, Tally};
 use lb_tests::{Family, programs};
 use lb_userspace::dataplane::maps::{Maps, directory};
+use lb_userspace::publish::split;
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -30,8 +32,14 @@ pub fn claims() -> Vec<Trial> {
         claim("a slow canary goes back by itself", slow),
         claim("a rollout without traffic waits", no_traffic),
         claim("a rollout goes on after the agent was killed", agent_killed),
+        claim("handshakes of a step outlive the agent that asked for them", handshakes_kept),
         claim("an agent that was killed finds every state of a rollout again", killed_everywhere),
+        claim("a rollout whose agent died before it had raised the split goes on", raised_again),
         claim("a canary whose lease runs out gets no new flow", lease),
+        claim("a lease ends with its rollout: the next canary is not killed by it", lease_is_over),
+        claim("a rollout to another pool waits until the flows of the last canary are over", other_pool),
+        claim("a rollout of UDP asks its gates", udp),
+        claim("a step waits whose clients' connections the canary's limits have no room for", room),
         claim("a pipeline knows by its exit code how a rollout ended", pipelines),
         claim("where the stable pool is dead, an operator forces the canary", forced),
         claim("under 50 000 packets a second a rollback costs no connection to the stable pool", under_load),
@@ -89,6 +97,17 @@ fn reason(status: &Value) -> &str {
     status["reason"].as_str().unwrap_or_default()
 }
 
+/// How many were counted of all pools.
+fn handshakes(scene: &Scene) -> Result<f64> {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--fail", &format!("http://{}/metrics", scene.agent.places().metrics)]);
+    let output = scene.lab.balancer().namespace().output(curl)?;
+    ensure!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    let lines = text.lines().filter(|line| line.starts_with("lb_handshake_duration_seconds_count"));
+    Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+}
+
 /// Nothing goes to the canary any more.
 fn is_back(scene: &Scene) -> Result<()> {
     let load = LoadSpec::lines(scene.target()).from(Sources::crowd(500)).flows(500);
@@ -124,7 +143,7 @@ fn pipeline(scene: &Scene, timeout: &str, environment: &[(&str, &str)]) -> Resul
 }
 
 fn good() -> Result<()> {
-    let scene = Scene::start(plan("shares = [5, 50]\nhold = \"2s\"\nsoak = \"1s\"\nmin_clients = 50"))?;
+    let mut scene = Scene::start(plan("shares = [5, 50]\nhold = \"2s\"\nsoak = \"1s\"\nmin_clients = 50"))?;
     let pool = Pool::open(
         scene.lab.client(0),
         PoolSpec::new(scene.target(), 200).from(Sources::Crowd { first: 30_000, count: 200 }),
@@ -144,6 +163,13 @@ fn good() -> Result<()> {
     let load = LoadSpec::lines(scene.target()).from(Sources::crowd(500)).flows(500);
     let tally = Load::run(scene.lab.client(0), load.concurrency(64).timeout(Duration::from_secs(5)))?;
     ensure!(tally.failed() == 0 && canaries(&tally) == 500, "everybody is on the new pool: {tally:?}");
+
+    scene.agent.kill9();
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))?;
+    let events = scene.lbctl(&["-o", "json", "get", "events"])?;
+    ensure!(!events.contains("split_adopted"), "a promoted rollout has no split: {events}");
+    ensure!(rollout(&scene)?["phase"] == "promoted");
     Ok(())
 }
 
@@ -228,6 +254,24 @@ fn agent_killed() -> Result<()> {
     Ok(())
 }
 
+fn handshakes_kept() -> Result<()> {
+    let mut scene = Scene::start(plan("shares = [50]\nhold = \"1h\""))?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    wait_for(&scene, "holding")?;
+    let some = LoadSpec::lines(scene.target()).from(Sources::crowd(300)).flows(300).concurrency(64);
+    Load::run(scene.lab.client(0), some)?;
+    let before = handshakes(&scene)?;
+    ensure!(before >= 250.0, "one of each client: {before}");
+    scene.agent.kill9();
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))?;
+    // It has looked at the rollout.
+    std::thread::sleep(Duration::from_millis(600));
+    let after = handshakes(&scene)?;
+    ensure!(after >= before, "{before} and then {after}");
+    Ok(())
+}
+
 fn killed_everywhere() -> Result<()> {
     let steps = "hold = \"100ms\"\nsoak = \"1h\"\nanalysis = \"off\"\n\
                  [[service.rollout.step]]\nshare = 10\ngate = \"approve\"\n\
@@ -266,6 +310,43 @@ fn killed_everywhere() -> Result<()> {
     is_back(&scene)
 }
 
+fn raised_again() -> Result<()> {
+    let mut scene = Scene::start(plan("shares = [50]\nhold = \"1h\"\nanalysis = \"off\""))?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    wait_for(&scene, "holding")?;
+    let percent = |scene: &Scene| -> Result<Value> {
+        let services = scene.json(&["get", "services", SERVICE])?;
+        Ok(services["services"][0]["split"]["percent"].clone())
+    };
+    // As an agent leaves it that dies between the journal and the store.
+    let restart_at = |scene: &mut Scene, share: f64| -> Result<()> {
+        scene.agent.kill9();
+        let maps = Maps::open(&directory(&scene.agent.places().pins))?;
+        let key = VipKey::new(scene.target().ip(), scene.target().port(), IPPROTO_TCP);
+        let index = maps.vips.get(&key)?.context("it is in the kernel")?;
+        split::set(&maps.services, index, split::share(share));
+        scene.agent.restart()?;
+        scene.agent.wait_ready(Duration::from_secs(30))
+    };
+    restart_at(&mut scene, 1.0)?;
+    let deadline = Instant::now() + SOON;
+    while percent(&scene)? != 50.0 {
+        ensure!(Instant::now() < deadline, "{:#}", rollout(&scene)?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let path = scene.agent.places().config.display().to_string();
+    let config = scene.plan.config(&scene.lab).replace("hold = \"1h\"", "hold = \"2h\"");
+    scene.agent.write_config(&config)?;
+    scene.lbctl(&["apply", "-f", &path])?;
+    ensure!(percent(&scene)? == 50.0, "no change of something else lowers it");
+    let events = scene.lbctl(&["-o", "json", "get", "events"])?;
+    ensure!(!events.contains("split_adopted"), "{events}");
+    restart_at(&mut scene, 0.0)?;
+    let status = wait_for(&scene, "rolled-back")?;
+    ensure!(reason(&status).starts_with("it was rolled back while there was no agent"), "{status:#}");
+    Ok(())
+}
+
 fn lease() -> Result<()> {
     let mut scene = Scene::start(plan("shares = [50]\nhold = \"60s\"\nlease = \"5s\""))?;
     scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
@@ -279,6 +360,103 @@ fn lease() -> Result<()> {
     scene.agent.wait_ready(Duration::from_secs(30))?;
     wait_for(&scene, "rolled-back")?;
     is_back(&scene)
+}
+
+fn lease_is_over() -> Result<()> {
+    let rules = "shares = [50]\nhold = \"1h\"\nanalysis = \"off\"\nlease = \"5s\"";
+    let scene = Scene::start(plan(rules))?;
+    let percent = || -> Result<Value> {
+        let services = scene.json(&["get", "services", SERVICE])?;
+        Ok(services["services"][0]["split"]["percent"].clone())
+    };
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    wait_for(&scene, "holding")?;
+    scene.lbctl(&["rollout", "abort", SERVICE])?;
+    std::thread::sleep(Duration::from_millis(5_500));
+
+    scene.lbctl(&["set", "split", SERVICE, "50"])?;
+    let some = LoadSpec::lines(scene.target()).from(Sources::crowd(200)).flows(200).concurrency(64);
+    ensure!(canaries(&Load::run(scene.lab.client(0), some)?) > 50, "half of the clients are in the canary");
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(percent()? == 50.0, "nobody takes it back: {}", percent()?);
+
+    scene.lbctl(&["rollback", SERVICE])?;
+    scene.lbctl(&["rollout", "retry", SERVICE])?;
+    wait_for(&scene, "holding")?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(rollout(&scene)?["phase"] == "holding" && percent()? == 50.0, "{:#}", rollout(&scene)?);
+    Ok(())
+}
+
+fn other_pool() -> Result<()> {
+    let rules = "shares = [20]\nhold = \"1h\"\nanalysis = \"off\"";
+    let mut scene = Scene::start(Plan { canary: 2, ..plan(rules) })?;
+    // The last backend of all gets a pool of its own.
+    let config = scene.plan.config(&scene.lab);
+    let (all, last) = config.rsplit_once("[[service.pool.backend]]").context("a backend")?;
+    let config = format!("{all}[[service.pool]]\nname = \"other\"\n[[service.pool.backend]]{last}");
+    scene.agent.write_config(&config)?;
+    let path = scene.agent.places().config.display().to_string();
+    scene.lbctl(&["apply", "-f", &path])?;
+
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    wait_for(&scene, "holding")?;
+    let start = ["rollout", "start", SERVICE, "--to", "other"];
+    let refused = scene.agent.lbctl(&[&start[..], &["--supersede"]].concat())?;
+    ensure!(refused.code == Some(1) && refused.stderr.contains("--wait=settled"), "{refused:?}");
+    let status = rollout(&scene)?;
+    ensure!(status["phase"] == "holding" && status["to"] == "canary", "it goes on: {status:#}");
+    scene.lbctl(&["rollout", "abort", SERVICE])?;
+    let refused = scene.agent.lbctl(&start)?;
+    ensure!(refused.code == Some(1), "clients may still be in the canary: {refused:?}");
+    is_back(&scene)?;
+
+    let deadline = Instant::now() + PROMOTED;
+    while scene.agent.lbctl(&start)?.code != Some(0) {
+        ensure!(Instant::now() < deadline, "never settled: {}", scene.lbctl(&["status"])?);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    wait_for(&scene, "holding")?;
+    let some = LoadSpec::lines(scene.target()).from(Sources::crowd(500)).flows(500).concurrency(64);
+    let tally = Load::run(scene.lab.client(0), some)?;
+    let (canary, other) = (tally.answered_by("canary0"), tally.answered_by("canary1"));
+    ensure!(canary == 0 && other > 50, "the new pool, and not the one before: {tally:?}");
+    Ok(())
+}
+
+fn udp() -> Result<()> {
+    let go = std::env::temp_dir().join(format!("lb-gate-{}", std::process::id()));
+    let rules = format!(
+        "hold = \"100ms\"\nsoak = \"1h\"\nanalysis = \"off\"\n\
+         [[service.rollout.step]]\nshare = 10\ngate = \"file\"\nfile = \"{}\"\n",
+        go.display()
+    );
+    let scene = Scene::start(Plan { protocol: "udp", lines: false, ..plan(&rules) })?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    wait_for(&scene, "gate")?;
+    std::fs::write(&go, "")?;
+    let status = wait_for(&scene, "soaking");
+    std::fs::remove_file(&go)?;
+    let status = status?;
+    ensure!(reason(&status) == "the gate said yes", "{status:#}");
+    ensure!(status["metrics"] == serde_json::json!([]), "nothing is counted of UDP: {status:#}");
+    Ok(())
+}
+
+fn room() -> Result<()> {
+    let rules = "shares = [50]\nhold = \"100ms\"";
+    let limits = "[service.limits]\nmax_connections = 40".to_owned();
+    let scene = Scene::start(Plan { service: limits, ..plan(rules) })?;
+    let crowd = Sources::Crowd { first: 30_000, count: 60 };
+    let _pool = Pool::open(scene.lab.client(0), PoolSpec::new(scene.target(), 60).from(crowd))?;
+    // They are counted anew with each sweep.
+    std::thread::sleep(Duration::from_secs(1));
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    let status = wait_for(&scene, "holding")?;
+    ensure!(status["verdict"] == "unsure", "half of 60 are fewer than 40: {status:#}");
+    let why = "its limits have room for 40 connections, and 100 % of the 60 that are open are 60";
+    ensure!(status["verdict_reason"] == why, "{status:#}");
+    Ok(())
 }
 
 /// Packets a second, beside those of connections that come and go. Each is answered with a RST, which comes back this way.
@@ -367,8 +545,11 @@ fn forced() -> Result<()> {
     scene.lbctl(&["rollout", "pause", SERVICE])?;
     let refused = scene.agent.lbctl(&["rollout", "promote", SERVICE, "--full"])?;
     ensure!(refused.code == Some(1), "it is paused: {refused:?}");
-    scene.lbctl(&["rollout", "promote", SERVICE, "--full", "--force"])?;
+    // What is at 100 % already is forced likewise: the wire in the kernel is cut.
+    scene.lbctl(&["rollout", "resume", SERVICE])?;
+    scene.lbctl(&["rollout", "promote", SERVICE, "--full"])?;
     wait_for(&scene, "soaking")?;
+    scene.lbctl(&["rollout", "promote", SERVICE, "--full", "--force"])?;
     drop(load);
     let all = LoadSpec::lines(scene.target()).from(Sources::crowd(500)).flows(500).concurrency(64);
     let tally = Load::run(scene.lab.client(0), all)?;
@@ -411,6 +592,13 @@ fn orders() -> Result<()> {
     is_back(&scene)?;
     order("retry")?;
     wait_for(&scene, "gate")?;
+    order("abort")?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary", "--steps", "100"])?;
+    let status = wait_for(&scene, "soaking")?;
+    ensure!(status["desired_percent"] == 100.0, "to everybody at once: {status:#}");
+    order("abort")?;
+    let status = wait_for(&scene, "rolled-back")?;
+    ensure!(status["ended_in"] == "soaking", "{status:#}");
     Ok(())
 }
 

@@ -50,6 +50,9 @@ pub struct RolloutStatus {
     pub to: String,
     /// Where it stands.
     pub phase: Phase,
+    /// Where it stood when it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_in: Option<Phase>,
     /// Whether it is paused.
     pub paused: bool,
     /// The step it is at, from 1; 0 before the first.
@@ -67,7 +70,7 @@ pub struct RolloutStatus {
     pub left_seconds: Option<f64>,
     /// The canary's share that the rollout asks for, in percent.
     pub desired_percent: f64,
-    /// How long it took this agent to take it back: from the look at the figures that were too bad, or the arrival of an
+    /// How long it took this agent to roll it back: from the look at the figures that were too bad, or the arrival of an
     /// order, to the store after which no new flow enters the canary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_back_microseconds: Option<f64>,
@@ -252,7 +255,7 @@ pub struct MetricStatus {
     pub canary: ClientCount,
     /// Likewise of the stable pool.
     pub stable: ClientCount,
-    /// What a bet of 1 on "the canary is worse" has become; it is taken back at [`limit`](Self::limit).
+    /// What a bet of 1 on "the canary is worse" has become; it is rolled back at [`limit`](Self::limit).
     pub evidence: f64,
     /// How much evidence it takes.
     pub limit: f64,

@@ -48,7 +48,7 @@ pub(in crate::cli) struct Start {
     /// How long each step lasts at least (`5m`), instead of what is configured.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     hold: Option<Duration>,
-    /// Takes back the rollout that is under way, if one is.
+    /// Rolls the rollout back that is under way, if one is.
     #[arg(long)]
     supersede: bool,
     /// Why, for the history.
@@ -56,7 +56,7 @@ pub(in crate::cli) struct Start {
     reason: Option<String>,
 }
 
-/// Says where it stands. Exit code 0 if it was promoted or goes on, 3 if it was taken back, 4 if time is up.
+/// Says where it stands. Exit code 0 if it was promoted or goes on, 3 if it was rolled back, 4 if time is up.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Status {
     /// The service.

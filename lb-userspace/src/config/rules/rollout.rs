@@ -16,9 +16,17 @@ pub(super) fn check(service: &ServiceDraft, findings: &mut Findings) {
         findings.add(found.help("the next version is a second `[[service.pool]]`"));
     }
     two_ways(rollout, findings);
+    chances(rollout, findings);
     preview(service, rollout, findings);
     let shares = rollout.shares.value.iter().flatten().flatten().map(|(at, share)| (*share, at));
     rising(shares, findings);
+    if let Some((Some(shares), at)) = rollout.shares.get()
+        && shares.is_empty()
+    {
+        let found =
+            Diagnostic::new(Code::RolloutSteps, "this rollout has no step").at(at, "expected a share");
+        findings.add(found.help("name the shares, 100 for everybody at once, or leave `shares` out"));
+    }
     let steps = rollout.steps.value.as_deref().unwrap_or_default();
     rising(steps.iter().filter_map(|step| step.share.get()).map(|(share, at)| (*share, at)), findings);
     for step in steps {
@@ -108,6 +116,25 @@ fn two_ways(rollout: &RolloutDraft, findings: &mut Findings) {
             .at(&rollout.shares.at, "here in short")
             .at(&rollout.steps.at, "here in full");
         findings.add(found.help("leave one of them out"));
+    }
+}
+
+/// What is never sure enough, or always, decides nothing.
+fn chances(rollout: &RolloutDraft, findings: &mut Findings) {
+    if let Some((chance, at)) = rollout.false_rollbacks.get()
+        && [Share::ZERO, Share::ALL].contains(chance)
+    {
+        let found =
+            Diagnostic::new(Code::OutOfRange, format!("{chance} is outside the range of false_rollbacks"))
+                .at(at, "expected more than 0 and less than 100 percent");
+        findings.add(found.help("to keep whatever is found, say analysis = \"shadow\" or \"off\""));
+    }
+    if let Some((ratio, at)) = rollout.tripwire.get()
+        && *ratio == Share::ALL
+    {
+        let found = Diagnostic::new(Code::OutOfRange, format!("{ratio} is outside the range of tripwire"))
+            .at(at, "expected less than 100 percent");
+        findings.add(found.help("0 is no tripwire"));
     }
 }
 

@@ -154,10 +154,10 @@ function split(service) {
 
 function rollout(it) {
   const over = ["promoted", "rolled_back", "rolled-back", "failed"].includes(it.phase);
-  const lost = over && it.phase !== "promoted";
+  const lost = over && it.phase !== "promoted", soaked = [it.phase, it.ended_in].includes("soaking");
   const steps = it.plan.steps.map((step, i) => {
     const at = i + 1;
-    const is = it.phase === "promoted" || at < it.step ? "done" : at > it.step ? "" : lost ? "lost" : it.phase === "soaking" ? "done" : "now";
+    const is = it.phase === "promoted" || soaked || at < it.step ? "done" : at > it.step ? "" : lost ? "lost" : "now";
     return h("li", { class: is, "aria-current": is === "now" ? "step" : null }, `${+step.weight} %`);
   });
   const part = (clients) => (clients.tried ? percent(clients.bad / clients.tried) : "–");

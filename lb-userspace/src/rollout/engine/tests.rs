@@ -7,6 +7,10 @@ fn pool(name: &str) -> PoolName {
     serde_json::from_value(name.into()).expect("a name")
 }
 
+fn approval() -> Question {
+    Question { what: Gate::Approve, timeout: None, on_timeout: OnGateTimeout::Fail }
+}
+
 fn step(weight: f64) -> Step {
     Step { weight, hold: Duration::from_secs(60), analyze: true, gate: None }
 }
@@ -42,6 +46,7 @@ fn at(seconds: i64) -> Timestamp {
 
 fn good() -> Facts {
     Facts {
+        watched: Duration::MAX,
         not_ready: None,
         stable_takes: true,
         taken_back: None,
@@ -200,6 +205,121 @@ fn a_gate_waits_for_approval_which_may_come_early() {
 }
 
 #[test]
+fn an_early_approval_is_kept_until_its_gate() {
+    let mut rollout = begun(&[5.0, 25.0, 50.0]);
+    rollout.plan.steps[1].gate = Some(approval());
+    let early = obey(&rollout, Order::Approve, at(1)).expect("obeyed");
+    let second = advance(&early, &good(), at(60)).expect("the first step is over");
+    assert!(second.approved, "the first step has no gate: it is for the second one's");
+    let waiting = advance(&second, &good(), at(120)).expect("at the gate");
+    let third = advance(&waiting, &good(), at(120)).expect("goes on");
+    assert_eq!((third.phase, third.step, third.approved), (Phase::Holding, 2, false));
+    let skipped = obey(&second, Order::Promote, at(61)).expect("obeyed");
+    assert!(!skipped.approved, "its gate was passed by");
+}
+
+#[test]
+fn while_it_soaks_no_gate_is_left() {
+    let mut rollout = begun(&[5.0]);
+    rollout.plan.steps[0].gate = Some(approval());
+    let soaking = obey(&rollout, Order::Promote, at(1)).expect("obeyed");
+    assert_eq!(soaking.phase, Phase::Soaking);
+    assert!(obey(&soaking, Order::Approve, at(2)).is_err());
+}
+
+#[test]
+fn a_rollout_without_steps_goes_to_everybody_at_once() {
+    use Phase::{Preparing, Promoted, Soaking};
+    let rollout = Rollout::begin(pool("v2"), plan(&[]), START);
+    assert_eq!(story(rollout, &good(), 1_000), [(Preparing, 0.0), (Soaking, 100.0), (Promoted, 100.0)]);
+}
+
+#[test]
+fn the_next_share_is_known_while_a_step_holds() {
+    let rollout = Rollout::begin(pool("v2"), plan(&[1.0, 10.0]), START);
+    assert_eq!((rollout.first_share(), rollout.next_share()), (1.0, None));
+    let first = begun(&[1.0, 10.0]);
+    let second = obey(&first, Order::Promote, at(1)).expect("obeyed");
+    assert_eq!((first.next_share(), second.next_share()), (Some(10.0), Some(100.0)));
+    assert_eq!(Rollout::begin(pool("v2"), plan(&[]), START).first_share(), 100.0);
+}
+
+#[test]
+fn what_is_over_is_open_to_nobody() {
+    let promoted = advance(&begun(&[]), &good(), at(600)).expect("promoted");
+    assert_eq!((promoted.phase, promoted.is_open()), (Phase::Promoted, false));
+}
+
+#[test]
+fn promoted_while_it_soaks_it_waits_no_more() {
+    let soaking = obey(&begun(&[1.0]), Order::PromoteFull, at(1)).expect("obeyed");
+    for order in [Order::Promote, Order::PromoteFull, Order::Force] {
+        let hurried = obey(&soaking, order, at(100)).expect("obeyed");
+        assert_eq!(advance(&hurried, &good(), at(100)).map(|next| next.phase), Some(Phase::Promoted));
+        let unsettled = Facts { settled: false, ..good() };
+        assert_eq!(advance(&hurried, &unsettled, at(100)), None, "but for flows that are elsewhere");
+    }
+    let paused = obey(&soaking, Order::Pause, at(50)).expect("obeyed");
+    let forced = obey(&paused, Order::Force, at(100)).expect("obeyed");
+    assert_eq!((forced.forced, forced.tripwire(), forced.paused), (true, None, None));
+    let back = obey(&forced, Order::Abort, at(101)).expect("obeyed");
+    let again = obey(&back, Order::Retry, at(102)).expect("obeyed");
+    assert_eq!(again, Rollout::begin(pool("v2"), soaking.plan.clone(), at(102)), "nothing of it is left");
+}
+
+#[test]
+fn a_soak_does_not_end_while_nobody_is_sure() {
+    let soaking = obey(&begun(&[1.0]), Order::PromoteFull, START).expect("obeyed");
+    let unsure = Facts { verdict: Verdict::Unsure("1 of 3 bad".into()), ..good() };
+    assert_eq!(advance(&soaking, &unsure, at(600 + 899)), None);
+    assert_eq!(advance(&soaking, &unsure, at(600 + 900)).map(|next| next.phase), Some(Phase::RolledBack));
+    let promoted = Some(Phase::Promoted);
+    assert_eq!(advance(&soaking, &good(), at(600)).map(|next| next.phase), promoted);
+    let hurried = obey(&soaking, Order::Promote, at(1)).expect("obeyed");
+    assert_eq!(advance(&hurried, &unsure, at(1)).map(|next| next.phase), promoted, "an operator is sure");
+}
+
+#[test]
+fn what_nobody_has_watched_is_held_against_nobody() {
+    let looked = |seconds| Facts { watched: Duration::from_secs(seconds), ..good() };
+    let no_data = |then, seconds| Facts {
+        verdict: Verdict::NoData { why: "3 of 100 clients".into(), then },
+        ..looked(seconds)
+    };
+    // An agent that comes back a day later.
+    let (late, rollout) = (at(86_400), begun(&[1.0]));
+    assert_eq!(advance(&rollout, &no_data(OnNoData::Fail, 0), late), None);
+    let back = advance(&rollout, &no_data(OnNoData::Fail, 960), late).map(|next| next.phase);
+    assert_eq!(back, Some(Phase::RolledBack));
+    let unsure = Facts { verdict: Verdict::Unsure("2 of 3".into()), ..looked(0) };
+    assert_eq!(advance(&rollout, &unsure, late), None);
+    assert_eq!(advance(&rollout, &no_data(OnNoData::Pass, 59), late), None, "it was not measured");
+    assert!(advance(&rollout, &no_data(OnNoData::Pass, 60), late).is_some());
+
+    let mut gated = rollout;
+    let timeout = Some(Duration::from_secs(3_600));
+    gated.plan.steps[0].gate = Some(Question { timeout, ..approval() });
+    let waiting = advance(&gated, &good(), at(60)).expect("at the gate");
+    assert_eq!(advance(&waiting, &looked(0), late), None, "it was not asked");
+    assert!(advance(&waiting, &looked(3_600), late).is_some());
+
+    let preparing = Rollout::begin(pool("v2"), plan(&[1.0]), START);
+    let ill = |seconds| Facts { not_ready: Some("0 of 3".into()), ..looked(seconds) };
+    assert_eq!(advance(&preparing, &ill(0), late), None);
+    assert_eq!(advance(&preparing, &ill(300), late).map(|next| next.phase), Some(Phase::Failed));
+}
+
+#[test]
+fn where_it_ended_is_known() {
+    let holding = begun(&[1.0]);
+    let soaking = obey(&holding, Order::PromoteFull, at(1)).expect("obeyed");
+    for (rollout, phase) in [(holding, Phase::Holding), (soaking, Phase::Soaking)] {
+        assert_eq!(rollout.ended_in, None);
+        assert_eq!(obey(&rollout, Order::Abort, at(2)).map(|over| over.ended_in), Ok(Some(phase)));
+    }
+}
+
+#[test]
 fn a_machine_at_the_gate_says_yes_or_no() {
     let mut rollout = begun(&[1.0, 10.0]);
     rollout.plan.steps[0].gate = Some(Question {
@@ -309,8 +429,10 @@ fn any_facts() -> impl Strategy<Value = Facts> {
     ];
     let answer = prop_oneof![Just(Answer::None), Just(Answer::Yes), Just(Answer::No("no".into()))];
     let sometimes = |text: &'static str| prop_oneof![9 => Just(None), 1 => Just(Some(text.to_owned()))];
-    (sometimes("ill"), any::<bool>(), sometimes("by hand"), any::<bool>(), verdict, answer).prop_map(
-        |(not_ready, stable_takes, taken_back, settled, verdict, answer)| Facts {
+    let watched = prop_oneof![Just(Duration::ZERO), Just(Duration::MAX)];
+    (watched, sometimes("ill"), any::<bool>(), sometimes("by hand"), any::<bool>(), verdict, answer).prop_map(
+        |(watched, not_ready, stable_takes, taken_back, settled, verdict, answer)| Facts {
+            watched,
             not_ready,
             stable_takes,
             taken_back,
@@ -322,22 +444,42 @@ fn any_facts() -> impl Strategy<Value = Facts> {
 }
 
 fn any_order() -> impl Strategy<Value = Order> {
-    use Order::{Abort, Approve, Pause, Promote, PromoteFull, Resume};
+    use Order::{Abort, Approve, Force, Pause, Promote, PromoteFull, Resume, Retry};
     prop_oneof![
-        4 => Just(Approve), 4 => Just(Promote), 4 => Just(Pause), 4 => Just(Resume), 1 => Just(PromoteFull), 1 => Just(Abort)
+        4 => Just(Approve), 4 => Just(Promote), 4 => Just(Pause), 4 => Just(Resume), 2 => Just(Retry), 1 => Just(PromoteFull),
+        1 => Just(Force), 1 => Just(Abort)
     ]
+}
+
+/// Some of its steps have gates, some of these a time.
+fn any_plan() -> impl Strategy<Value = Plan> {
+    let what = prop_oneof![Just(Gate::Approve), Just(Gate::File("/run/go".to_owned()))];
+    let timeout = prop::option::of((1u64..500).prop_map(Duration::from_secs));
+    let on_timeout = prop_oneof![Just(OnGateTimeout::Fail), Just(OnGateTimeout::Pass)];
+    let gate = (what, timeout, on_timeout).prop_map(|(what, timeout, on_timeout)| Question {
+        what,
+        timeout,
+        on_timeout,
+    });
+    prop::collection::vec(prop::option::of(gate), 0..4).prop_map(|gates| {
+        let mut plan = plan(&[0.1, 5.0, 25.0][..gates.len()]);
+        plan.steps.iter_mut().zip(gates).for_each(|(step, gate)| step.gate = gate);
+        plan
+    })
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     /// Whatever is seen and ordered: the share only grows until it is nothing, an abort is obeyed wherever it is given,
-    /// a worse canary is gone after one look, and what is over stays over.
+    /// a worse canary is gone after one look unless it was forced, no gate opens by itself, and what is over stays over
+    /// until it is tried again from the beginning.
     #[test]
     fn a_rollout_goes_up_or_back_and_never_to_and_fro(
+        plan in any_plan(),
         history in prop::collection::vec((any_facts(), prop::option::of(any_order()), 0i64..200), 1..60),
     ) {
-        let mut rollout = Rollout::begin(pool("v2"), plan(&[0.1, 5.0, 25.0]), START);
+        let mut rollout = Rollout::begin(pool("v2"), plan, START);
         let mut now = 0;
         for (facts, order, pause) in history {
             now += pause;
@@ -347,20 +489,39 @@ proptest! {
                     Ok(next) => rollout = next,
                     Err(_) => prop_assert!(order != Order::Abort || before.phase.is_over()),
                 }
-                if order == Order::Abort && !before.phase.is_over() {
-                    let end = if before.is_open() { Phase::RolledBack } else { Phase::Failed };
-                    prop_assert_eq!(rollout.phase, end);
+                let done = rollout != before;
+                match order {
+                    Order::Abort if !before.phase.is_over() => {
+                        let end = if before.is_open() { Phase::RolledBack } else { Phase::Failed };
+                        prop_assert_eq!(rollout.phase, end);
+                    }
+                    Order::Force if !before.phase.is_over() => prop_assert_eq!(rollout.phase, Phase::Soaking),
+                    Order::Retry => {
+                        prop_assert_eq!(done, matches!(before.phase, Phase::RolledBack | Phase::Failed));
+                        prop_assert!(!done || rollout == Rollout::begin(pool("v2"), before.plan.clone(), at(now)));
+                    }
+                    _ => {}
                 }
+                prop_assert!(order == Order::Abort || rollout.phase.is_over() || rollout.share() >= before.share());
             }
             while let Some(next) = advance(&rollout, &facts, at(now)) {
                 prop_assert!(next.share() >= rollout.share() || next.share() == 0.0);
                 prop_assert!(!rollout.phase.is_over());
+                if rollout.phase == Phase::Gate && !next.phase.is_over() {
+                    let gate = rollout.current().and_then(|step| step.gate.as_ref());
+                    let late = gate.is_some_and(|gate| gate.timeout.is_some() && gate.on_timeout == OnGateTimeout::Pass);
+                    let told = gate.is_some_and(|gate| gate.what != Gate::Approve) && facts.answer == Answer::Yes;
+                    prop_assert!(rollout.approved || late || told);
+                }
+                prop_assert!(!next.approved || rollout.approved);
                 rollout = next;
             }
             if matches!(facts.verdict, Verdict::Worse(_)) {
-                prop_assert!(rollout.phase.is_over() || rollout.phase == Phase::Preparing);
+                prop_assert!(rollout.phase.is_over() || rollout.phase == Phase::Preparing || rollout.forced);
             }
-            prop_assert!(!before.phase.is_over() || rollout == before);
+            let again = order == Some(Order::Retry);
+            prop_assert!(!before.phase.is_over() || rollout == before || again);
+            prop_assert_eq!(rollout.phase.is_over(), rollout.ended_in.is_some());
             prop_assert!(rollout.share() <= 100.0 && rollout.elapsed(at(now)) <= Duration::from_secs(now as u64));
         }
     }

@@ -37,7 +37,7 @@ pub(super) fn draw(status: &RolloutStatus) -> String {
     }
     let soaking = match status.phase {
         Phase::Promoted => "v",
-        Phase::Soaking => ">",
+        _ if place_of(status) == Phase::Soaking => here(status),
         _ => " ",
     };
     text += &row(soaking, 100.0, status.plan.soak.as_secs(), "soak");
@@ -68,7 +68,7 @@ pub(super) fn draw(status: &RolloutStatus) -> String {
     }
     text += &format!("  {}\n", status.reason);
     if let Some(took) = status.took_back_microseconds {
-        text += &format!("  taken back {} after the verdict\n", short(took / 1e6));
+        text += &format!("  rolled back {} after the verdict\n", short(took / 1e6));
     }
     text
 }
@@ -113,7 +113,7 @@ fn headline(status: &RolloutStatus) -> String {
         Phase::Holding | Phase::Gate => {
             format!("step {step} of {}, {}", plan.steps.len(), percent(status.desired_percent))
         }
-        _ => phase.name().to_owned(),
+        _ => phase.name().replace('-', " "),
     };
     let at_gate = if *phase == Phase::Gate { ", at the gate" } else { "" };
     let paused = if status.paused { ", paused" } else { "" };
@@ -133,11 +133,10 @@ fn bar(share: f64) -> String {
 
 fn line(status: &RolloutStatus, index: usize, step: &Step) -> String {
     let place = index + 1;
-    let mark = match status.phase {
+    let mark = match place_of(status) {
         Phase::Soaking | Phase::Promoted => "v",
-        Phase::RolledBack | Phase::Failed if place == status.step => "x",
         _ if place < status.step => "v",
-        Phase::Holding | Phase::Gate if place == status.step => ">",
+        Phase::Holding | Phase::Gate if place == status.step => here(status),
         _ => " ",
     };
     let gate = match step.gate.as_ref().map(|gate| &gate.what) {
@@ -148,6 +147,16 @@ fn line(status: &RolloutStatus, index: usize, step: &Step) -> String {
         Some(Gate::File(path)) => format!("gate: {path}"),
     };
     row(mark, step.weight, step.hold.as_secs(), &gate)
+}
+
+/// The phase that it is in, or that it ended in.
+fn place_of(status: &RolloutStatus) -> Phase {
+    status.ended_in.unwrap_or(status.phase)
+}
+
+/// Marks that place.
+fn here(status: &RolloutStatus) -> &'static str {
+    if status.phase.is_over() { "x" } else { ">" }
 }
 
 fn row(mark: &str, weight: f64, seconds: u64, note: &str) -> String {
@@ -202,8 +211,9 @@ fn short(seconds: f64) -> String {
 fn figure(status: &RolloutStatus, metric: &MetricStatus) -> String {
     let MetricStatus { name, canary, stable, evidence, limit, verdict, inferred } = metric;
     let source = if *inferred { " (inferred from clients' packets)" } else { "" };
+    let evidence = if *evidence < 1e6 { format!("{evidence:.1}") } else { format!("{evidence:.0e}") };
     format!(
-        "{name}{source}   {} {} of {}   {} {} of {}   evidence {evidence:.1} of {limit:.0}   {}",
+        "{name}{source}   {} {} of {}   {} {} of {}   evidence {evidence} of {limit:.0}   {}",
         status.to,
         count(canary.bad),
         count(canary.tried),
@@ -257,6 +267,7 @@ mod tests {
             from: "v41".into(),
             to: "v42".into(),
             phase,
+            ended_in: None,
             paused: false,
             step,
             plan: Rollout::default().plan(None, None),
@@ -330,6 +341,28 @@ checkout: v41 -> v42   step 2 of 4, 5 %, 3m left
   1 % passed
 ";
         assert_eq!(picture, expected);
+    }
+
+    #[test]
+    fn a_rollout_that_went_back_is_marked_where_it_ended() {
+        let marks = |ended_in, step| {
+            let picture =
+                draw(&RolloutStatus { ended_in: Some(ended_in), ..status(Phase::RolledBack, step) });
+            let rows = picture.lines().skip(2).take(5);
+            rows.map(|row| row.chars().nth(2).unwrap_or(' ')).collect::<String>()
+        };
+        assert_eq!(marks(Phase::Preparing, 0), "     ");
+        assert_eq!(marks(Phase::Holding, 2), "vx   ");
+        assert_eq!(marks(Phase::Gate, 4), "vvvx ");
+        assert_eq!(marks(Phase::Soaking, 1), "vvvvx");
+        assert!(draw(&status(Phase::RolledBack, 1)).starts_with("checkout: v41 -> v42   rolled back"));
+    }
+
+    #[test]
+    fn evidence_without_end_stays_on_its_line() {
+        let mut status = status(Phase::Holding, 1);
+        status.metrics[0].evidence = 1e300;
+        assert!(draw(&status).contains("evidence 1e300 of 100   fine"), "{}", draw(&status));
     }
 
     #[test]
