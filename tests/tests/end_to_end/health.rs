@@ -21,6 +21,7 @@ pub fn claims() -> Vec<Trial> {
     vec![
         claim("a backend that stops answering gets no new flow after unhealthy * interval + timeout", silent),
         claim("a backend whose page says 503 is taken out and comes back", bad_status),
+        claim("a check that a running service gets takes nobody out before it is over", new_check),
         claim("with every stable backend down new flows are refused at once", all_down),
         claim("a backend whose certificate is for another name is taken out by an https check", certificate),
         claim(
@@ -99,6 +100,22 @@ fn bad_status() -> Result<()> {
     ensure!(tally.failed() == 0 && tally.answered_by("stable1") > 0, "{tally:?}");
     let events = scene.lbctl(&["get", "events", SERVICE])?;
     ensure!(events.contains("is down") && events.contains("is healthy"), "{events}");
+    Ok(())
+}
+
+fn new_check() -> Result<()> {
+    let scene = Scene::start(Plan { stable: 3, canary: 0, ..Plan::default() })?;
+    let load = LoadSpec::http(scene.target(), "/").from(Sources::crowd(5000));
+    let load = Load::start(scene.lab.client(0), load.rate(500.0).timeout(Duration::from_secs(2)))?;
+    // Where nobody answers it takes a second to know.
+    for port in [8080, 8081] {
+        apply(&scene, &format!("type = \"tcp\"\nport = {port}\ninterval = \"1s\"\ntimeout = \"500ms\"\n"))?;
+        scene.wait_taking(3, Duration::from_millis(100))?;
+        thread::sleep(Duration::from_millis(300));
+    }
+    scene.wait_taking(0, Duration::from_secs(10))?;
+    let tally = load.stop()?;
+    ensure!(tally.failed.get("refused").is_none_or(|refused| *refused < 100), "{tally:?}");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lb_tests::agent::Reply;
 use lb_tests::scene::{Plan, SERVICE, Scene};
-use lb_tests::traffic::{Load, LoadSpec, Sources};
+use lb_tests::traffic::{Load, LoadSpec, Pool, PoolSpec, Sources};
 use lb_tests::{Finished, claim};
 use libtest_mimic::Trial;
 use nix::mount::{MsFlags, mount};
@@ -19,6 +19,10 @@ pub fn claims() -> Vec<Trial> {
     vec![
         claim("an undo brings back weights, states and split, and lowers a split at once", undo),
         claim("an undo brings back a configuration, and a service that was removed", undo_of_an_apply),
+        claim("what changes nothing makes no revision, and an undo finds what came before it", nothing_new),
+        claim("a service that gets another name keeps its split, its overrides and its flows", another_name),
+        claim("keys by which living flows are found cannot change", living_keys),
+        claim("an agent starts whatever was written into its file meanwhile, and says what waits", waits),
         claim("what cannot be undone while it runs is refused with its reason", undo_refused),
         claim("an override survives reloads and restarts until the file changes its value", overrides),
         claim("a configuration file with mistakes is rejected by SIGHUP and changes nothing", rejected),
@@ -158,6 +162,110 @@ fn undo_of_an_apply() -> Result<()> {
     scene.agent.restart()?;
     scene.agent.wait_ready(Duration::from_secs(30))?;
     ensure!(revision(&scene)? == gone + 1);
+    Ok(())
+}
+
+fn nothing_new() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    let agents = || Ok::<_, anyhow::Error>(scene.json(&["status"])?["revision"].clone());
+    let weight = scene.backend(0);
+    for change in [
+        &["set", "split", SERVICE, "40"][..],
+        &["set", "weight", &weight, "30"],
+        &["set", "health", &weight, "up"],
+        &["set", "state", &weight, "drain"],
+        &["rollback", SERVICE],
+    ] {
+        scene.lbctl(change)?;
+        let (begin, before) = (revision(&scene)?, agents()?);
+        scene.lbctl(change)?;
+        ensure!(revision(&scene)? == begin && agents()? == before, "{change:?} made a revision");
+    }
+    let events = scene.lbctl(&["get", "events", SERVICE])?;
+    ensure!(events.matches("rollback of").count() == 1, "{events}");
+    scene.lbctl(&["undo", SERVICE])?;
+    ensure!(percent(&scene)? == 40.0, "the rollback is undone");
+    Ok(())
+}
+
+fn another_name() -> Result<()> {
+    let mut scene = Scene::start(Plan { lines: true, ..Plan::default() })?;
+    scene.lbctl(&["set", "split", SERVICE, "40"])?;
+    scene.lbctl(&["set", "weight", &scene.backend(0), "30"])?;
+    let pool = Pool::open(scene.lab.client(0), PoolSpec::new(scene.target(), 300).from(Sources::crowd(300)))?;
+    let config = scene.plan.config(&scene.lab).replace(&format!("\"{SERVICE}\""), "\"shop\"");
+    reload(&mut scene, &config)?;
+    wait_for("the reload", || Ok(scene.lbctl(&["get", "services", "shop"]).is_ok()))?;
+    let services = scene.json(&["get", "services", "shop"])?;
+    ensure!(services["services"][0]["split"]["percent"] == 40.0, "{services:#}");
+    let backends = scene.json(&["get", "backends", "shop"])?;
+    ensure!(backends["backends"][0]["weight"] == 30, "{backends:#}");
+    let report = pool.check()?;
+    ensure!(report.broken.is_empty(), "{report:?}");
+    let canary = |count: u64| -> Result<u64> {
+        let load =
+            LoadSpec::lines(scene.target()).from(Sources::Crowd { first: 1000, count: 500 }).flows(count);
+        Ok(Load::run(scene.lab.client(0), load)?.answered_by("canary0"))
+    };
+    ensure!(canary(500)? > 100);
+    scene.lbctl(&["rollback", "shop"])?;
+    ensure!(canary(500)? == 0);
+    // At another address it is another entry of the kernel's, with the same share.
+    scene.lbctl(&["set", "split", "shop", "30"])?;
+    let elsewhere = config.replace("port = 80\n", "port = 81\n");
+    reload(&mut scene, &elsewhere)?;
+    wait_for("the reload", || {
+        let services = scene.json(&["get", "services", "shop"])?;
+        Ok(services["services"][0]["vip"].as_str().is_some_and(|vip| vip.ends_with(":81"))
+            || services.to_string().contains("81"))
+    })?;
+    let services = scene.json(&["get", "services", "shop"])?;
+    let split = &services["services"][0]["split"];
+    ensure!(
+        split["percent"] == 30.0 && split["new"].as_f64().is_some_and(|new| (new - 0.3).abs() < 1e-6),
+        "{split:#}"
+    );
+    Ok(())
+}
+
+fn living_keys() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    scene.lbctl(&["set", "split", SERVICE, "30"])?;
+    let before = revision(&scene)?;
+    for (line, what) in [
+        ("backend_key = \"source-ip\"", "backend_key"),
+        ("split_key = \"5-tuple\"", "split_key"),
+        ("mode = \"full-nat\"", "full-nat"),
+    ] {
+        let config = match what {
+            "full-nat" => Plan { mode: "full-nat", ..scene.plan.clone() },
+            _ => Plan { service: line.to_owned(), ..scene.plan.clone() },
+        };
+        let refused = apply(&scene, &config.config(&scene.lab))?.exits(1)?;
+        ensure!(refused.stderr.contains("LB0512") && refused.stderr.contains(what), "{}", refused.stderr);
+    }
+    ensure!(revision(&scene)? == before);
+    Ok(())
+}
+
+fn waits() -> Result<()> {
+    let mut scene = Scene::start(Plan::default())?;
+    scene.lbctl(&["set", "split", SERVICE, "30"])?;
+    scene.agent.kill9();
+    // A running agent would refuse both.
+    let without = Plan { canary: 0, ..scene.plan.clone() }.config(&scene.lab);
+    let larger = Plan { service: "table_size = 32771".to_owned(), ..scene.plan.clone() }.config(&scene.lab);
+    for (config, why) in [(without, "its split has not settled"), (larger, "table_size")] {
+        scene.agent.write_config(&config)?;
+        scene.agent.restart()?;
+        scene.agent.wait_ready(Duration::from_secs(30))?;
+        let findings = scene.json(&["status"])?["findings"].clone();
+        let findings = findings.as_array().context("findings")?;
+        let found = findings.iter().find(|finding| finding["code"] == "LB1015").context("a finding")?;
+        ensure!(found["message"].as_str().unwrap_or_default().contains(why), "{found:#}");
+        ensure!(canary_gets(&scene, 0)? == 0, "the pool that went has no new flows");
+        scene.agent.kill9();
+    }
     Ok(())
 }
 
