@@ -392,7 +392,7 @@ fn protected() -> Result<()> {
     }
 
     // What packets have counted stays, and so does what does not change.
-    kernel.maps.guards.word(index, 0).store(7, std::sync::atomic::Ordering::Release);
+    kernel.maps.guards.word(index, 0).store(7, Ordering::Release);
     let mut publisher = Publisher::adopt(Arc::clone(&kernel.maps), 0)?;
     ensure!(!publisher.publish(&one, SEED, 0)?.changed, "nothing has changed");
     ensure!(kernel.maps.guards.read(index).connections_due == 7);
