@@ -23,6 +23,13 @@ pub fn claims() -> Vec<Trial> {
         claim("a service that gets another name keeps its split, its overrides and its flows", another_name),
         claim("keys by which living flows are found cannot change", living_keys),
         claim("an agent starts whatever was written into its file meanwhile, and says what waits", waits),
+        claim("an undo leaves the clients of a canary where they are", same_clients),
+        claim(
+            "a rollout whose service is removed is over, also if the service comes back",
+            removed_in_rollout,
+        ),
+        claim("a rollback without an agent outlives the maps", rolled_back_for_good),
+        claim("a rollout that is aborted with a full disk is written down later", aborted_on_a_full_disk),
         claim("what cannot be undone while it runs is refused with its reason", undo_refused),
         claim("an override survives reloads and restarts until the file changes its value", overrides),
         claim("a configuration file with mistakes is rejected by SIGHUP and changes nothing", rejected),
@@ -267,6 +274,86 @@ fn waits() -> Result<()> {
     let refused = scene.agent.lbctl(&["set", "split", SERVICE, "10"])?.exits(1)?;
     ensure!(refused.stderr.contains("tables are not as they should be"), "{}", refused.stderr);
     Ok(())
+}
+
+fn same_clients() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    let begin = revision(&scene)?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    scene.lbctl(&["rollout", "abort", SERVICE])?;
+    scene.lbctl(&["set", "split", SERVICE, "20"])?;
+    let before = revision(&scene)?;
+    ensure!(differences(&scene, begin, before)?.iter().any(|line| line.starts_with("salt ")));
+    scene.lbctl(&["undo", SERVICE, "--to", &begin.to_string()])?;
+    ensure!(differences(&scene, before, before + 1)? == ["split 20 % 0 %"]);
+    Ok(())
+}
+
+fn phase(scene: &Scene) -> Result<String> {
+    let status = scene.json(&["rollout", "status", SERVICE])?;
+    Ok(status["phase"].as_str().context("a phase")?.to_owned())
+}
+
+/// A rollout, at its first step.
+fn in_rollout(scene: &Scene) -> Result<()> {
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary", "--steps", "10,50"])?;
+    ensure!(phase(scene)? == "holding" && percent(scene)? == 10.0);
+    Ok(())
+}
+
+fn removed_in_rollout() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    in_rollout(&scene)?;
+    let whole = scene.plan.config(&scene.lab);
+    apply(&scene, whole.split("[[service]]").next().context("a head")?)?.done()?;
+    let events = scene.lbctl(&["get", "events", "-o", "json"])?;
+    ensure!(events.contains("there is no service of that name any more"), "{events}");
+    scene.lbctl(&["undo", SERVICE])?;
+    ensure!(phase(&scene)? == "rolled-back" && percent(&scene)? == 0.0);
+    // So it is where the pool alone goes, before anybody is there.
+    scene.lbctl(&["set", "state", &scene.backend(2), "maint"])?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    ensure!(phase(&scene)? == "preparing");
+    apply(&scene, &Plan { canary: 0, ..scene.plan.clone() }.config(&scene.lab))?.done()?;
+    let events = scene.lbctl(&["get", "events", "-o", "json"])?;
+    ensure!(
+        phase(&scene)? == "rolled-back" && events.contains("its pool was taken out of the configuration"),
+        "{events}"
+    );
+    Ok(())
+}
+
+fn rolled_back_for_good() -> Result<()> {
+    let mut scene = Scene::start(Plan::default())?;
+    in_rollout(&scene)?;
+    scene.agent.kill9();
+    scene.lbctl(&["rollback", SERVICE])?;
+    // As after a reboot: the journal is all that is left.
+    scene.lbctl(&["detach"])?;
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))?;
+    ensure!(phase(&scene)? == "rolled-back" && percent(&scene)? == 0.0);
+    Ok(())
+}
+
+fn aborted_on_a_full_disk() -> Result<()> {
+    let mut scene = Scene::start(Plan::default())?;
+    scene.agent.kill9();
+    small_disk(&scene.agent.places().state)?;
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))?;
+    in_rollout(&scene)?;
+    fill_last_page(&scene)?;
+    let filler = scene.agent.places().state.join("filler");
+    fill(&filler)?;
+    let begin = revision(&scene)?;
+    scene.lbctl(&["rollout", "abort", SERVICE])?;
+    ensure!(phase(&scene)? == "rolled-back" && percent(&scene)? == 0.0);
+    fs::remove_file(&filler)?;
+    wait_for("the record", || {
+        let newest = scene.json(&["history", SERVICE])?["revisions"][0].clone();
+        Ok(newest["revision"].as_u64() > Some(begin) && newest["summary"].to_string().contains("rolled-back"))
+    })
 }
 
 fn undo_refused() -> Result<()> {
