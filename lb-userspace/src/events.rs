@@ -63,6 +63,7 @@ codes! {
     "rollout_promoted": "A rollout has ended: its pool is the stable one.",
     "rollout_rolled_back": "A rollout was rolled back.",
     "rollout_failed": "A rollout has ended before anybody was let in.",
+    "rollout_order": "Somebody has paused, resumed, approved or hurried a rollout.",
     "rollout_waits": "A rollout waits: nothing can be measured, as too many are under way.",
     "preview_open": "A rollout's preview reaches its pool.",
     "preview_closed": "A rollout's preview is gone.",

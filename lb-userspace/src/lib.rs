@@ -29,6 +29,7 @@ pub mod rollout;
 pub mod sessions;
 pub mod state;
 pub mod sweep;
+mod sysctl;
 pub mod sysdump;
 pub mod version;
 mod wanted;

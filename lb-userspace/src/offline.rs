@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use lb_common::abi::{Backend, LAYOUT, Service, VipKey};
 use thiserror::Error;
 
@@ -16,7 +17,8 @@ use crate::dataplane::bpf::{Hash, Mapped};
 use crate::dataplane::{self, Place, maps};
 use crate::netlink;
 use crate::publish::split::{self, Flows};
-use crate::state::{Author, Change, Desired, Intent, Journal, JournalError};
+use crate::state::{Author, Change, Desired, Journal, JournalError};
+use crate::sysctl;
 
 /// There is no journal that would tell services by name.
 #[derive(Debug, Error)]
@@ -78,7 +80,7 @@ pub fn rollback(
     // The store counts; a journal that cannot be written does not stop it.
     let before = split::percent(done.before.new());
     let summary = format!("rollback of {service}: {before} % -> 0 %, without the agent");
-    let written = record(state_dir, &name, reason, summary);
+    let written = record(state_dir, &name, reason, summary, before == 0.0 && flows == Flows::Keep);
     let (revision, service_revision) = match written {
         Ok((revision, service_revision)) => (Some(revision), service_revision),
         Err(error) => {
@@ -139,35 +141,41 @@ fn rollback_in(
     Ok(split::RolledBack { before, store: start.elapsed() })
 }
 
-/// Writes a rollback into the journal, unless an agent has it. Returns the revisions that it made: the agent's, and the
-/// service's.
+/// Writes a rollback into the journal, unless an agent has it. One that has `changed_nothing` is written only if the journal
+/// says otherwise. Returns the agent's revision and the service's.
 fn record(
     state_dir: &Path,
     name: &ServiceName,
     reason: Option<String>,
     summary: String,
+    changed_nothing: bool,
 ) -> Result<(u64, Option<u64>), JournalError> {
     let (mut journal, entries) = Journal::open(state_dir)?;
-    let mut desired = Desired::replayed(&entries);
+    let desired = Desired::replayed(&entries);
+    let revision = |desired: &Option<Desired>| desired.as_ref()?.revisions.get(name).copied();
     let intent = desired.as_ref().and_then(|desired| desired.intents.get(name));
-    let Some(intent) = intent else { return Ok((journal.last(), None)) };
-    let change = Change::Service { name: name.clone(), intent: Intent { split: 0.0, ..intent.clone() } };
+    let Some(mut intent) = intent.cloned() else { return Ok((journal.last(), None)) };
+    if changed_nothing && intent.split == 0.0 && !intent.is_in_rollout() {
+        return Ok((journal.last(), revision(&desired)));
+    }
+    // After a reboot the journal is all that knows of it.
+    intent.roll_back(Timestamp::now());
+    let change = Change::Service { name: name.clone(), intent };
     let pid = Some(std::process::id() as i32);
     // SAFETY: neither takes an argument or can fail.
     let actor = unsafe { Actor { uid: libc::geteuid(), gid: libc::getegid(), pid } };
     let author = Author { name: actor.name(), pid };
     let entry = journal.append(clock::timestamp(), author, reason, summary, change)?;
-    desired = Desired::after(desired, &entry.change);
-    let service_revision = desired.and_then(|desired| desired.revisions.get(name).copied());
-    Ok((entry.sequence, service_revision))
+    Ok((entry.sequence, revision(&Desired::after(desired, &entry.change))))
 }
 
-/// Takes programs, maps and addresses off this host. Returns what was removed, in words.
+/// Takes programs, maps and addresses off this host, and gives it back the settings that an agent has changed. Returns what was
+/// removed, in words.
 ///
 /// # Errors
 ///
 /// Names what could not be removed; calling it again goes on from there.
-pub fn detach(pin_dir: &Path) -> anyhow::Result<Vec<String>> {
+pub fn detach(pin_dir: &Path, state_dir: &Path) -> anyhow::Result<Vec<String>> {
     let pins = dataplane::detach(pin_dir)?;
     let mut removed: Vec<String> = pins.iter().map(|pin| pin.display().to_string()).collect();
     let vips = netlink::remove_vips()?;
@@ -179,5 +187,6 @@ pub fn detach(pin_dir: &Path) -> anyhow::Result<Vec<String>> {
             removed.push(format!("{count} {}", if count == 1 { one } else { many }));
         }
     }
+    removed.extend(sysctl::restore(state_dir)?.into_iter().map(|name| format!("{name} = 1")));
     Ok(removed)
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use lb_common::abi::Split;
 use lb_common::settle::Load;
 
@@ -13,10 +14,11 @@ use super::{Agent, Shared};
 use crate::api::{ApiError, BackendPath, ErrorCode};
 use crate::clock;
 use crate::compile::key_of;
-use crate::config::{AdminState, Config, ServiceName};
+use crate::config::{AdminState, Config, Mode, Service, ServiceName};
 use crate::events::Occurrence;
 use crate::publish::PublishError;
 use crate::publish::split::{self, Flows};
+use crate::rollout::engine::Phase;
 use crate::state::{Author, Change, Deadline, Desired, Intent, JournalError, Override, Overrides};
 
 /// A rollback, done.
@@ -79,6 +81,21 @@ pub(super) struct Owed {
     summary: String,
 }
 
+/// Why the maps do not hold a service as they should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unpublished {
+    /// In a sentence.
+    pub why: String,
+    /// Its clients are where they should be, by the split that is left: the promotion that ends it waits.
+    pub keeps_split: bool,
+}
+
+impl Unpublished {
+    pub fn of(error: &PublishError) -> Self {
+        Self { why: error.to_string(), keeps_split: matches!(error, PublishError::NotSettled { .. }) }
+    }
+}
+
 /// A backend, as the command line names it.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -106,9 +123,14 @@ impl Agent {
         let change = Change::Config { config: Box::new(config), file: file.clone() };
         self.record(request, summary.to_owned(), change)?;
         self.file = file.or_else(|| self.file.take());
+        let in_rollout = self.desired.intents.iter().filter(|(_, intent)| intent.is_in_rollout());
+        let in_rollout: Vec<ServiceName> = in_rollout.map(|(name, _)| name.clone()).collect();
         self.desired = next;
         let failures = self.follow_desired();
         self.note("applied", None, request, summary.to_owned());
+        for name in in_rollout {
+            self.tell_ended(&name, request);
+        }
         match failures.into_iter().next() {
             None => Ok(()),
             Some((name, error)) => {
@@ -121,15 +143,47 @@ impl Agent {
     pub(super) fn follow_desired(&mut self) -> Vec<(ServiceName, PublishError)> {
         self.end_previews();
         self.remove_services_that_are_gone();
-        self.compiled.retain(|name, _| self.desired.intents.contains_key(name));
+        self.forget_who_is_gone();
         let mut keys: HashSet<_> = self.desired.config.services.iter().map(key_of).collect();
         keys.extend(self.preview_keys());
         self.compiler.keep(&keys);
         self.follow_config();
+        let known = self.known_keys();
         let failures = self.converge(self.names());
+        self.raise_splits_except(&known);
         self.share_indexes();
         self.lower_splits();
         failures
+    }
+
+    fn forget_who_is_gone(&mut self) {
+        let stays = |name: &ServiceName| self.desired.intents.contains_key(name);
+        self.compiled.retain(|name, _| stays(name));
+        self.unpublished.retain(|name, _| stays(name));
+        self.follows.retain(|name, _| stays(name));
+        self.went_back.retain(|name, _| stays(name));
+        self.unmeasured.retain(stays);
+        self.stuck.retain(stays);
+        let names: HashSet<&str> = self.desired.intents.keys().map(ServiceName::as_str).collect();
+        self.measured.retain(|(service, _), _| names.contains(service.as_str()));
+    }
+
+    /// Tells of a rollout that was under way and, by another configuration, is not any more.
+    fn tell_ended(&self, name: &ServiceName, request: &Request) {
+        let message = match self.desired.intents.get(name).map(|intent| &intent.rollout) {
+            None => format!("rollout of {name}: there is no service of that name any more"),
+            Some(Some(rollout)) if rollout.phase.is_over() => super::rollout::summary(name, rollout),
+            Some(_) => return,
+        };
+        self.log.push(Occurrence {
+            code: "rollout_rolled_back",
+            severe: true,
+            service: Some(name.as_str().to_owned()),
+            message,
+            actor: Some(request.author.name.clone()),
+            revision: Some(self.newest_revision()),
+            ..Occurrence::default()
+        });
     }
 
     /// What a running agent cannot change.
@@ -152,22 +206,6 @@ impl Agent {
         if now.hash_seed != then.hash_seed {
             return fixed("hash_seed", "traffic goes on meanwhile, and flows move");
         }
-        for (name, intent) in &next.intents {
-            let promoted = self.desired.intents.get(name).is_some_and(|now| now.stable != intent.stable);
-            let settled = |index| {
-                split::is_settled_at_all(&self.publisher.maps.services.read(index))
-                    && self.publisher.registry.is_closed(index)
-            };
-            if promoted && self.index(name.as_str()).is_ok_and(|index| !settled(index)) {
-                let message = format!(
-                    "{} cannot become its stable pool before its split has settled at 100 %",
-                    intent.stable
-                );
-                return Err(ApiError::new(ErrorCode::NeedsRestart, message).about(name.as_str()).remedy(
-                    "make it the canary, `set split` to 100, wait for the drain time (`status` shows it), and try again",
-                ));
-            }
-        }
         // Without it, the configuration has been checked already.
         if !next.discovered.is_empty() {
             next.goes_together().map_err(|why| {
@@ -178,40 +216,81 @@ impl Agent {
                 .remedy("`lbctl get backends` shows what was discovered, and by whom")
             })?;
         }
-        self.roles_may_change(next)?;
+        // The flows are those of the address, whatever the service is called.
         let by_key: HashMap<_, _> = self.desired.config.services.iter().map(|it| (key_of(it), it)).collect();
-        for service in &next.config.services {
-            if let Some(other) = by_key.get(&key_of(service))
-                && other.table_size != service.table_size
-            {
-                let message = "table_size cannot change while the service has flows: each would be looked for in another slot";
-                return Err(ApiError::new(ErrorCode::NeedsRestart, message)
-                    .about(service.name.as_str())
-                    .remedy("remove the service, apply, and add it again"));
-            }
+        for service in next.services() {
+            let key = key_of(&service);
+            let (Some(now), Some(index)) = (by_key.get(&key), self.publisher.registry.service_index(&key))
+            else {
+                continue;
+            };
+            self.roles_may_change(next, now, &service, index)?;
+            self.hashes_may_change(now, &service, index)?;
         }
         Ok(())
     }
 
-    /// Whether the pools of each service may take the roles that they would have.
-    pub(super) fn roles_may_change(&self, next: &Desired) -> Result<(), ApiError> {
-        for service in next.services() {
-            let (now, then) = (self.desired.intents.get(&service.name), next.intents.get(&service.name));
-            let (Some(now), Some(then)) = (now, then) else { continue };
-            if (&now.stable, &now.canary) == (&then.stable, &then.canary) {
-                continue;
+    /// Whether a service's pools may take the roles that they would have.
+    pub(super) fn roles_may_change(
+        &self,
+        next: &Desired,
+        now: &Service,
+        service: &Service,
+        index: u32,
+    ) -> Result<(), ApiError> {
+        let (now, then) = (self.desired.intents.get(&now.name), next.intents.get(&service.name));
+        let (Some(now), Some(then)) = (now, then) else { return Ok(()) };
+        let refused = |message: String, remedy: &str| {
+            Err(ApiError::new(ErrorCode::NeedsRestart, message).about(service.name.as_str()).remedy(remedy))
+        };
+        let settled = split::is_settled_at_all(&self.publisher.maps.services.read(index))
+            && self.publisher.registry.is_closed(index);
+        if now.stable != then.stable && !settled {
+            return refused(
+                format!(
+                    "{} cannot become its stable pool before its split has settled at 100 %",
+                    then.stable
+                ),
+                "make it the canary, `set split` to 100, wait for the drain time (`status` shows it), and try again",
+            );
+        }
+        if (&now.stable, &now.canary) == (&then.stable, &then.canary) {
+            return Ok(());
+        }
+        let mut compiler = self.compiler.knowing([key_of(service)]);
+        let compiled = compiler.compile(service, then, &self.seed, &self.world());
+        match self.publisher.check(index, &compiled.plan) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                refused(error.to_string(), "`status` shows when the split has settled; try again then")
             }
-            let Ok(index) = self.index(service.name.as_str()) else { continue };
-            let mut compiler = self.compiler.knowing([key_of(&service)]);
-            let compiled = compiler.compile(&service, then, &self.seed, &self.world());
-            if compiled.plan.key != key_of(&service) {
-                continue;
-            }
-            self.publisher.check(index, &compiled.plan).map_err(|error| {
-                ApiError::new(ErrorCode::NeedsRestart, error.to_string())
-                    .about(service.name.as_str())
-                    .remedy("`status` shows when the split has settled; try again then")
-            })?;
+        }
+    }
+
+    /// Whether established flows would still be found by the hashes that a service would have.
+    fn hashes_may_change(&self, now: &Service, then: &Service, index: u32) -> Result<(), ApiError> {
+        let refused = |what: &str, why: &str, remedy: &str| {
+            let message = format!("{what} cannot change while the service has flows: {why}");
+            Err(ApiError::new(ErrorCode::NeedsRestart, message).about(then.name.as_str()).remedy(remedy))
+        };
+        let anew = "remove the service, apply, and add it again";
+        if now.table_size != then.table_size {
+            return refused("table_size", "each would be looked for in another slot", anew);
+        }
+        if now.backend_key != then.backend_key {
+            return refused("backend_key", "each would be looked for in another slot", anew);
+        }
+        if now.mode != then.mode && [now.mode, then.mode].contains(&Mode::FullNat) {
+            return refused("a mode from or to full-nat", "none would be found where it is kept", anew);
+        }
+        let undivided = split::is_settled_at_zero(&self.publisher.maps.services.read(index))
+            && self.publisher.registry.is_closed(index);
+        if now.split_key != then.split_key && !undivided {
+            return refused(
+                "split_key",
+                "some may be in the canary, and would be looked for in the other pool",
+                "`lbctl rollback`, wait until the split has settled (`status` shows it), and apply again",
+            );
         }
         Ok(())
     }
@@ -290,8 +369,20 @@ impl Agent {
         // Read before the journal is written: a rollback that comes in between wins.
         let index = self.index(service)?;
         let expected = self.publisher.maps.services.read(index).split();
-        self.may_raise(service, expected, split::share(percent))?;
+        let share = split::share(percent);
+        self.may_raise(service, expected, share)?;
+        if let Some(unpublished) = self.unpublished.get(&name)
+            && share > expected.new()
+        {
+            let message = format!("its tables are not as they should be: {}", unpublished.why);
+            return Err(ApiError::new(ErrorCode::Dataplane, message)
+                .about(service)
+                .remedy("it is tried again by itself; `lbctl status` shows when that has worked"));
+        }
         let before = split::percent(expected.new());
+        if (intent.split, expected.new()) == (percent, share) {
+            return Ok(before);
+        }
         intent.split = percent;
         let summary = format!("split of {service}: {before} % -> {percent} %");
         self.record(
@@ -300,7 +391,10 @@ impl Agent {
             Change::Service { name: name.clone(), intent: intent.clone() },
         )?;
         self.settle_intent(&name, intent);
-        if !self.publisher.set_split(index, expected, split::share(percent), clock::ticks()) {
+        // A disk may be slow: a rollback of a split of 0 changes nothing that the store would see.
+        if self.may_raise(service, expected, share).is_err()
+            || !self.publisher.set_split(index, expected, share, clock::ticks())
+        {
             return self.rolled_back_meanwhile(service, &name, request);
         }
         self.follow_split(&name);
@@ -354,14 +448,21 @@ impl Agent {
     ) -> Result<Remembered, ApiError> {
         self.rollbacks += 1;
         let (name, mut intent) = self.intent(service)?;
+        if done.before == 0.0 && flows == Flows::Keep && intent.split == 0.0 && !intent.is_in_rollout() {
+            return Ok(Remembered {
+                revision: Some(self.newest_revision()),
+                service_revision: self.desired.revisions.get(&name).copied(),
+                established: self.tracked_in_canary(service),
+                warning: None,
+            });
+        }
         let index = self.index(service)?;
         self.publisher.split_changed(index, clock::ticks());
         // Whoever asked for more at the same moment, and was heard first, loses.
         self.lower(index, 0);
-        intent.split = 0.0;
         self.end_measuring(&name);
-        let measured = intent.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over());
-        self.rollout_after_rollback(&mut intent);
+        let measured = intent.is_in_rollout();
+        intent.roll_back(Timestamp::now());
         self.desired.intents.insert(name.clone(), intent.clone());
         let kept = match flows {
             Flows::Keep => "established flows finish where they are",
@@ -375,10 +476,12 @@ impl Agent {
         } else {
             self.owe(&name, request, summary.clone());
         }
-        if done.before > 0.0 {
+        self.note("rolled_back", Some(&name), request, summary);
+        if measured {
+            self.tell_ended(&name, request);
+        } else if done.before > 0.0 {
             self.log.tally(|tally| tally.rolled_back(service));
         }
-        self.note("rolled_back", Some(&name), request, summary);
         if measured {
             // Nothing is measured or capped any more.
             self.converge([name.clone()]);
@@ -403,6 +506,43 @@ impl Agent {
                 )),
             },
         })
+    }
+
+    /// Gives the pools their old roles back, where the journal has a promotion that a rollback came before. Returns whether
+    /// that is so.
+    pub(super) fn take_promotion_back(&mut self, name: &ServiceName) -> bool {
+        let (Ok((_, mut intent)), Ok(index)) = (self.intent(name.as_str()), self.index(name.as_str())) else {
+            return false;
+        };
+        let rolled_back = self.publisher.maps.services.read(index).split().new() != Split::ALL;
+        let Some(rollout) = intent
+            .rollout
+            .as_mut()
+            .filter(|it| rolled_back && it.phase == Phase::Promoted && it.to == intent.stable)
+        else {
+            return false;
+        };
+        let Some(before) = intent.canary.take() else { return false };
+        rollout.phase = Phase::RolledBack;
+        rollout.reason = "rolled back by hand when it was about to be promoted".to_owned();
+        let summary = super::rollout::summary(name, rollout);
+        intent.canary = Some(std::mem::replace(&mut intent.stable, before));
+        intent.split = 0.0;
+        let request = Request { author: Author::agent("rollout"), reason: None };
+        let change = Change::Service { name: name.clone(), intent: intent.clone() };
+        match self.record(&request, summary.clone(), change) {
+            Ok(()) => self.desired.count(name),
+            Err(_) => self.owe(name, &request, summary.clone()),
+        }
+        self.desired.intents.insert(name.clone(), intent);
+        self.log.push(Occurrence {
+            code: "split_adopted",
+            severe: true,
+            service: Some(name.as_str().to_owned()),
+            message: summary,
+            ..Occurrence::default()
+        });
+        true
     }
 
     /// Remembers that the journal lacks what holds of a service now.
@@ -471,7 +611,11 @@ impl Agent {
     ) -> Result<(), ApiError> {
         let (name, mut intent) = self.intent(&target.service)?;
         let overrides = intent.backends.entry(target.backend).or_default();
+        let before = overrides.clone();
         change(overrides, request.author.clone(), clock::timestamp());
+        if overrides.say_the_same(&before) {
+            return Ok(());
+        }
         if *overrides == Overrides::default() {
             intent.backends.remove(&target.backend);
         }
@@ -507,6 +651,9 @@ impl Agent {
         for service in self.desired.config.services.clone() {
             let Some(intent) = self.desired.intents.get(&service.name) else { continue };
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
+            if self.unpublished.get(&service.name).is_some_and(|unpublished| unpublished.keeps_split) {
+                continue;
+            }
             let now: Split = self.publisher.maps.services.read(index).split();
             let wanted = intent.share();
             // Only ever down: what raises a split is `set split`, and nothing else.

@@ -15,7 +15,7 @@ use crate::api::{
     History, KeepOrReset, Moved, OrderRollout, Rollback, RolledBack, RolloutStatus, ServiceQuery, Services,
     SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
 };
-use crate::compile::{BackendView, key_of};
+use crate::compile::{BackendView, Health, key_of};
 use crate::config::Loaded;
 use crate::publish::split;
 use crate::rollout::engine::Order;
@@ -89,6 +89,15 @@ fn state_words(backend: &BackendView) -> String {
             let then = if drain.reset { KeepOrReset::Reset } else { KeepOrReset::Keep };
             format!("{} until {:.0}, then {then}", backend.state, drain.deadline)
         }
+    }
+}
+
+/// What was said of a backend's health by hand.
+fn health_words(backend: &BackendView) -> HealthWord {
+    match (backend.health_is_forced, backend.health) {
+        (false, _) => HealthWord::Auto,
+        (true, Health::Down) => HealthWord::Down,
+        (true, _) => HealthWord::Up,
     }
 }
 
@@ -214,8 +223,9 @@ impl Control for Handle {
                 HealthWord::Down => Some(false),
                 HealthWord::Auto => None,
             };
+            let from = agent.held(target, |backend| health_words(backend).to_string());
             agent.set_health(target, up, request)?;
-            Ok(agent.change(target, "health", None, body.health.to_string()))
+            Ok(agent.change(target, "health", from, body.health.to_string()))
         })
         .await
     }
@@ -307,7 +317,7 @@ impl Control for Handle {
                 // Whoever keeps things where they are lets go of them first.
                 agent.vips.set(BTreeSet::new());
                 agent.next_hops.set_targets(BTreeSet::new());
-                let removed = crate::offline::detach(&agent.places.pin_dir)
+                let removed = crate::offline::detach(&agent.places.pin_dir, &agent.places.state_dir)
                     .map_err(|error| ApiError::new(ErrorCode::Dataplane, crate::chain(&error)))?;
                 Ok(Detached { removed, ..Detached::default() })
             })

@@ -47,7 +47,7 @@ use crate::dataplane::{Attached, Capacities};
 use crate::events::{EventLog, Occurrence};
 use crate::health::{HealthEvent, Scheduler, TargetId};
 use crate::netlink::{Links, NextHop, NextHopEvent, NextHops, Resolver, Unreachable, Vips};
-use crate::publish::Publisher;
+use crate::publish::{PublishError, Publisher};
 use crate::sessions::{self, Sessions};
 use crate::state::journal::Folded;
 use crate::state::{Desired, Journal, JournalError};
@@ -65,6 +65,8 @@ pub struct Agent {
     journal: Journal,
     /// Makes what the journal holds shorter.
     compaction: Option<std::thread::JoinHandle<Result<Option<Folded>, JournalError>>>,
+    /// Services that the maps do not hold as they should.
+    unpublished: BTreeMap<ServiceName, change::Unpublished>,
     /// Services whose last change the journal could not take.
     owed: BTreeMap<ServiceName, change::Owed>,
     /// Rollbacks that were heard of.
@@ -95,6 +97,8 @@ pub struct Agent {
     previews: preview::Previews,
     /// Services whose rollouts wait for a measure.
     unmeasured: std::collections::BTreeSet<ServiceName>,
+    /// Services whose rollouts cannot go on.
+    stuck: std::collections::BTreeSet<ServiceName>,
     tracing: Option<trace::Tracing>,
     /// Of the kernel program.
     log_level: u8,
@@ -142,7 +146,7 @@ struct Targets {
     /// Of agent checks.
     agents: HashMap<(ServiceName, SocketAddr), TargetId>,
     backends: HashMap<TargetId, (ServiceName, SocketAddr)>,
-    /// Backends that took flows before this agent started are taken for healthy until their first check is over.
+    /// Backends that took flows before they were checked are taken for healthy until their first check is over.
     presumed_up: std::collections::HashSet<(ServiceName, SocketAddr)>,
     /// What runs when health has taken a backend out.
     hooks: crate::health::Hooks,
@@ -282,6 +286,8 @@ impl Agent {
         {
             error!("handshakes cannot be read: {error}");
         }
+        // What was in their way may have settled.
+        self.converge(self.unpublished.keys().cloned().collect::<Vec<_>>());
         tokio::task::block_in_place(|| self.tend_journal());
         // What could not be attached when it came may be free by now.
         self.attach_missing();
@@ -316,19 +322,26 @@ impl Agent {
     }
 
     /// Brings the maps to what should be, for services by name.
-    fn converge(
-        &mut self,
-        names: impl IntoIterator<Item = ServiceName>,
-    ) -> Vec<(ServiceName, crate::publish::PublishError)> {
+    fn converge(&mut self, names: impl IntoIterator<Item = ServiceName>) -> Vec<(ServiceName, PublishError)> {
         let mut failures = Vec::new();
         for name in names {
-            let done = self.converge_one(&name);
+            let mut done = self.converge_one(&name);
+            if matches!(done, Err(PublishError::NotSettled { .. })) && self.take_promotion_back(&name) {
+                done = self.converge_one(&name);
+            }
             self.follow_preview(&name);
-            if let Err(error) = done {
+            let Err(error) = done else {
+                self.unpublished.remove(&name);
+                continue;
+            };
+            // It is tried again and again, and told once.
+            let why = change::Unpublished::of(&error);
+            if self.unpublished.get(&name) != Some(&why) {
                 warn!(service = %name, "not published: {error}");
                 self.log.tally(|tally| tally.refused += 1);
-                failures.push((name, error));
+                self.unpublished.insert(name.clone(), why);
             }
+            failures.push((name, error));
         }
         // Who has which index changes only where services come, go or get another name.
         if self.shared.indexes.load().len() != self.publisher.registry.services.len() {
@@ -338,7 +351,7 @@ impl Agent {
         failures
     }
 
-    fn converge_one(&mut self, name: &ServiceName) -> Result<(), crate::publish::PublishError> {
+    fn converge_one(&mut self, name: &ServiceName) -> Result<(), PublishError> {
         let Some(service) = self.desired.effective(name.as_str()) else { return Ok(()) };
         let Some(intent) = self.desired.intents.get(name) else { return Ok(()) };
         let mut compiler = std::mem::take(&mut self.compiler);

@@ -73,6 +73,7 @@ impl Agent {
             let under_way = |intent: &Intent| intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over());
             if !self.desired.intents.get(&name).is_some_and(under_way) {
                 self.unmeasured.remove(&name);
+                self.stuck.remove(&name);
                 if self.follows.contains_key(&name) {
                     self.end_measuring(&name);
                 }
@@ -92,9 +93,13 @@ impl Agent {
             let Some(next) = engine::advance(&rollout, &facts, Timestamp::now()) else { break };
             let request = Request { author: Author::agent("rollout"), reason: None };
             if let Err(error) = self.move_rollout(name, next, &request, begin) {
-                tracing::warn!(service = %name, "the rollout stays where it is: {}", error.message);
-                return;
+                // Tried again at every look, and told once. Whatever is in its way, the agent is there.
+                if self.stuck.insert(name.clone()) {
+                    tracing::warn!(service = %name, "the rollout stays where it is: {}", error.message);
+                }
+                break;
             }
+            self.stuck.remove(name);
         }
         self.keep_up(name);
     }
@@ -448,7 +453,9 @@ impl Agent {
 
     fn is_taken_back(&self, name: &ServiceName, rollout: &Rollout) -> bool {
         let split = |index: u32| self.publisher.maps.services.read(index).split();
-        rollout.is_open() && self.index(name.as_str()).is_ok_and(|index| split(index).new() == 0)
+        // A rollback that the agent has yet to hear of is told by whoever made it.
+        let heard = self.shared.rollbacks.load(Ordering::Acquire) == self.rollbacks;
+        heard && rollout.is_open() && self.index(name.as_str()).is_ok_and(|index| split(index).new() == 0)
     }
 
     /// Why the kernel's split is zero although the rollout's is not.
@@ -488,7 +495,9 @@ impl Agent {
         let share = next.share();
         let moved =
             intent.rollout.as_ref().is_none_or(|now| (now.phase, now.step) != (next.phase, next.step));
-        let summary = summary(name, &next);
+        let ordered = intent.rollout.as_ref().filter(|_| !moved).map(|now| ordered(now, &next));
+        let summary = ordered
+            .map_or_else(|| summary(name, &next), |what| format!("rollout of {name} to {}: {what}", next.to));
         if next.phase == Phase::RolledBack {
             // Before anything is written: from the verdict to the next packet is one store.
             let done = split::roll_back(
@@ -519,8 +528,9 @@ impl Agent {
         if next.phase != Phase::RolledBack {
             written?;
         } else if let Err(error) = written {
-            // What is taken back stays so; the journal has it with the next change.
+            // What is taken back stays so, also after a reboot.
             tracing::error!(service = %name, "the rollback is in force and not in the journal: {}", error.message);
+            self.owe(name, request, summary.clone());
         }
         if next.phase.is_over() {
             self.end_measuring(name);
@@ -540,16 +550,20 @@ impl Agent {
             if let Some((_, error)) = self.converge([name.clone()]).into_iter().next() {
                 return Err(ApiError::new(ErrorCode::Dataplane, error.to_string()).about(name.as_str()));
             }
-        } else if next.phase != Phase::RolledBack && wanted != before {
+        } else if next.phase != Phase::RolledBack
+            && wanted != before
+            // Asked again: a disk may be slow.
+            && self.may_raise(name.as_str(), expected, wanted).is_ok()
+        {
             self.set_lease(index, next.plan.lease);
             self.publisher.set_split(index, expected, wanted, clock::ticks());
         }
         if next.phase.is_over() {
             self.converge([name.clone()]);
         }
-        if moved {
+        if self.desired.intents.get(name).is_some_and(|it| it.rollout.as_ref() == Some(&next)) {
             self.log.push(Occurrence {
-                code: code(next.phase),
+                code: if moved { code(next.phase) } else { "rollout_order" },
                 severe: matches!(next.phase, Phase::RolledBack | Phase::Failed),
                 service: Some(name.as_str().to_owned()),
                 pool: Some(next.to.as_str().to_owned()),
@@ -653,7 +667,8 @@ impl Agent {
         if let Some(intent) = next.intents.get_mut(&name) {
             intent.canary = Some(to.clone());
         }
-        if self.roles_may_change(&next).is_err() {
+        let index = self.index(service)?;
+        if self.roles_may_change(&next, &found, &found, index).is_err() {
             let last = intent.canary.as_ref().map_or("another pool", PoolName::as_str);
             let message = format!("{to} cannot become the canary: {last} is, and may have flows");
             return Err(ApiError::new(ErrorCode::RolloutOrder, message)
@@ -665,9 +680,8 @@ impl Agent {
             (_, intent) = self.intent(service)?;
         }
         // Not the same clients first each time. Flows that are still tracked were placed by the old salt.
-        let index = self.index(service)?;
         if self.publisher.registry.is_closed(index) {
-            intent.salt = self.journal.last() + 1;
+            found.pools.iter().filter(|pool| pool.name == to).for_each(|pool| intent.begin_with_others(pool));
         }
         intent.canary = Some(to.clone());
         self.follows.remove(&name);
@@ -709,16 +723,6 @@ impl Agent {
         self.move_rollout(&name, next, request, begin)?;
         self.follow_rollout(&name);
         self.rollout_status(service)
-    }
-
-    /// Takes note that somebody has rolled back by hand.
-    pub(super) fn rollout_after_rollback(&self, intent: &mut Intent) {
-        if let Some(rollout) = intent.rollout.take() {
-            intent.rollout =
-                Some(engine::obey(&rollout, Order::Abort, Timestamp::now()).map_or(rollout, |aborted| {
-                    Rollout { reason: "rolled back by hand".to_owned(), ..aborted }
-                }));
-        }
     }
 
     /// Refuses what a rollout under way decides itself.
@@ -913,11 +917,22 @@ fn no_rollout(service: &str) -> ApiError {
         .remedy("`lbctl rollout start SERVICE --to POOL` begins one")
 }
 
-fn summary(name: &ServiceName, rollout: &Rollout) -> String {
+pub(super) fn summary(name: &ServiceName, rollout: &Rollout) -> String {
     let Rollout { to, phase, reason, .. } = rollout;
     match phase {
         Phase::Holding => format!("rollout of {name} to {to}: {} % ({reason})", rollout.share()),
         _ => format!("rollout of {name} to {to}: {} ({reason})", phase.name()),
+    }
+}
+
+/// What an order has changed of a rollout that stays where it is.
+fn ordered(now: &Rollout, next: &Rollout) -> String {
+    let share = next.share();
+    match () {
+        () if next.paused.is_some() && now.paused.is_none() => format!("paused at {share} %"),
+        () if next.paused.is_none() && now.paused.is_some() => format!("resumed at {share} %"),
+        () if next.approved && !now.approved => format!("approved at {share} %"),
+        () => next.reason.clone(),
     }
 }
 

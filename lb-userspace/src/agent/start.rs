@@ -92,7 +92,7 @@ pub async fn start(
         Arc::new(Shared { maps, indexes: arc_swap::ArcSwap::default(), rollbacks: AtomicU64::new(0) });
     let probed = Arc::new(super::roads::Probed::new(Arc::clone(&shared.maps)));
     let mut agent = Agent {
-        targets: presume_up(&desired, &publisher),
+        targets: Targets::default(),
         adopted_hops: adopted_hops(&publisher),
         hops: HashMap::new(),
         devices: HashMap::new(),
@@ -109,6 +109,7 @@ pub async fn start(
         follows: HashMap::new(),
         previews: BTreeMap::new(),
         unmeasured: std::collections::BTreeSet::new(),
+        stuck: std::collections::BTreeSet::new(),
         tracing: None,
         traces: 0,
         log_level,
@@ -138,12 +139,13 @@ pub async fn start(
         file: Some(fingerprint(text)),
         journal,
         compaction: None,
+        unpublished: BTreeMap::new(),
         owed: BTreeMap::new(),
         rollbacks: 0,
         publisher,
         seed,
     };
-    agent.begin(loaded.adopted)?;
+    agent.begin(loaded.adopted);
     let inbox = Inbox { calls, health, hops, sources, wanted: Wanted::open(&directory)? };
     // Keeps the object, whose programs and maps live by their pins, out of the way of the task.
     drop(loaded.object);
@@ -157,7 +159,7 @@ impl Agent {
         options(&self.places, &self.desired.config.dataplane, self.log_level)
     }
 
-    fn begin(&mut self, adopted: bool) -> anyhow::Result<()> {
+    fn begin(&mut self, adopted: bool) {
         let dataplane = &self.desired.config.dataplane;
         let udp_idle = clock::in_ticks(dataplane.udp_idle);
         let (v4, v6) =
@@ -169,9 +171,10 @@ impl Agent {
         self.remove_services_that_are_gone();
         self.follow_config();
         self.adopt_ejections();
-        let known: Vec<_> = self.publisher.registry.services.values().map(|record| record.key).collect();
+        let known = self.known_keys();
         self.adopt_faults();
-        let failures = self.converge(self.names());
+        // What cannot be published now is a finding, and is tried again with each sweep.
+        self.converge(self.names());
         self.end_leases();
         // An agent that died between the record of a lower split and its store has left the higher one.
         self.lower_splits();
@@ -186,24 +189,26 @@ impl Agent {
             ),
             ..Occurrence::default()
         });
-        match failures.into_iter().next() {
-            Some((name, error)) => Err(error).with_context(|| format!("service {name} cannot be published")),
-            None => Ok(()),
-        }
     }
 
-    /// Services that are new in the kernel get the split that they had before, as after a reboot.
-    fn raise_splits_except(&mut self, known: &[abi::VipKey]) {
-        for service in &self.desired.config.services {
-            let key = key_of(service);
+    /// Where the kernel has services.
+    pub(super) fn known_keys(&self) -> HashSet<abi::VipKey> {
+        self.publisher.registry.services.values().map(|record| record.key).collect()
+    }
+
+    /// Services that are new in the kernel get the split that they had before: after a reboot, or at another address.
+    pub(super) fn raise_splits_except(&mut self, known: &HashSet<abi::VipKey>) {
+        for service in self.desired.config.services.clone() {
+            let key = key_of(&service);
             let (Some(intent), Some(index)) =
                 (self.desired.intents.get(&service.name), self.publisher.registry.service_index(&key))
             else {
                 continue;
             };
-            if intent.share() > 0 && !known.contains(&key) {
-                let now = self.publisher.maps.services.read(index).split();
-                self.publisher.set_split(index, now, intent.share(), clock::ticks());
+            let (now, share) = (self.publisher.maps.services.read(index).split(), intent.share());
+            if share > 0 && !known.contains(&key) && self.may_raise(service.name.as_str(), now, share).is_ok()
+            {
+                self.publisher.set_split(index, now, share, clock::ticks());
             }
         }
     }
@@ -400,28 +405,6 @@ fn adopt_splits(
         }
     }
     Ok(())
-}
-
-/// Backends that took flows before are healthy until a check says otherwise: an agent that restarts moves nobody.
-fn presume_up(desired: &Desired, publisher: &Publisher) -> Targets {
-    let mut targets = Targets::default();
-    for service in desired.services() {
-        let key = key_of(&service);
-        let Some(index) = publisher.registry.service_index(&key) else { continue };
-        let Some(record) = publisher.registry.services.get(&index) else { continue };
-        let tables = record.stable.iter().chain(&record.canary);
-        let used: HashSet<u16> = tables.flat_map(|table| table.takers.keys().copied()).collect();
-        for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
-            let port =
-                if service.port == 0 { abi::Port::ANY } else { abi::Port::new(backend.address.port()) };
-            let id = publisher.registry.backend_id(index, backend.address.ip().into(), port);
-            if id.is_some_and(|id| used.contains(&id)) {
-                targets.presumed_up.insert((service.name.clone(), backend.address));
-            }
-        }
-    }
-    info!(backends = targets.presumed_up.len(), "presumed healthy until their first check");
-    targets
 }
 
 /// The next hops that the maps hold: good until the kernel's tables have been read.

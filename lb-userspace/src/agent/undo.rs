@@ -4,6 +4,9 @@
 //! of every change: refused as a whole if any of it cannot be, then on disk, then applied. Where it gives the canary more, a
 //! rollback that comes in between wins, as with `set split`.
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
 use lb_common::abi::Split;
 
 use super::{Agent, Request, diff, history};
@@ -12,6 +15,7 @@ use crate::clock;
 use crate::compile::key_of;
 use crate::config::ServiceName;
 use crate::publish::split;
+use crate::state::history::Revision;
 use crate::state::{Change, Desired, Snapshot};
 
 impl Agent {
@@ -19,7 +23,7 @@ impl Agent {
     pub fn undo(&mut self, service: &str, to: Option<u64>, request: &Request) -> Answer<Applied> {
         let recorded = history::recorded(self.journal.histories(), service)?;
         let newest = recorded.last().map_or(0, |revision| revision.number);
-        let to = to.unwrap_or(newest.saturating_sub(1));
+        let to = to.unwrap_or_else(|| before_last(recorded));
         if to == 0 {
             let message =
                 format!("revision {newest} of `{service}` is its first one: there is nothing before it");
@@ -31,7 +35,17 @@ impl Agent {
         // A rollout is not taken up again in its middle.
         if let Ok((_, now)) = self.intent(service) {
             self.not_in_rollout(service, &now)?;
-            wanted.intent.iter_mut().for_each(|intent| intent.rollout.clone_from(&now.rollout));
+            if let Some(intent) = &mut wanted.intent {
+                intent.rollout.clone_from(&now.rollout);
+                // The clients of a canary are looked for by the salt that they came by.
+                intent.salt = now.salt;
+            }
+        } else {
+            wanted
+                .intent
+                .iter_mut()
+                .filter(|it| it.is_in_rollout())
+                .for_each(|it| it.roll_back(Timestamp::now()));
         }
         let name = self.desired.revisions.keys().find(|name| name.as_str() == service).cloned();
         let name = name.ok_or_else(|| ApiError::no_service(service, std::iter::empty()))?;
@@ -107,7 +121,10 @@ impl Agent {
                 (index, self.publisher.maps.services.read(index).split())
             }
         };
-        if target > expected.new() && !self.publisher.set_split(index, expected, target, clock::ticks()) {
+        if target > expected.new()
+            && (self.may_raise(name.as_str(), expected, target).is_err()
+                || !self.publisher.set_split(index, expected, target, clock::ticks()))
+        {
             return self.rolled_back_meanwhile(name.as_str(), name, request).map(drop);
         }
         Ok(())
@@ -133,6 +150,13 @@ impl Agent {
             self.publisher.set_split(index, now, target, clock::ticks());
         }
     }
+}
+
+/// The newest revision that is not as the last one.
+fn before_last(recorded: &[Arc<Revision>]) -> u64 {
+    let Some((last, earlier)) = recorded.split_last() else { return 0 };
+    let other = earlier.iter().rev().find(|revision| revision.hash() != last.hash());
+    other.map_or(last.number.saturating_sub(1), |revision| revision.number)
 }
 
 /// Whether a service of another time goes together with the others as they are now.

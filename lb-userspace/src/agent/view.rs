@@ -367,6 +367,11 @@ impl Agent {
             status: health_state(view.health),
             reason: match view.advice {
                 _ if view.health_is_forced => Some("set by hand".to_owned()),
+                Advice::NONE if view.health == Health::Down && view.why_not.is_none() => {
+                    Some(reason.map_or("takes flows: panic".to_owned(), |reason| {
+                        format!("{reason}; takes flows: panic")
+                    }))
+                }
                 Advice::NONE => reason,
                 advice => {
                     let said = format!("its agent check says {advice}");
@@ -566,6 +571,15 @@ impl Agent {
                     );
                 }
             }
+        }
+        for (name, unpublished) in &self.unpublished {
+            find(
+                Severity::Error,
+                "LB1015",
+                name.as_str(),
+                format!("its tables are not as they should be: {}", unpublished.why),
+                "it is tried again with each sweep; `lbctl help LB1015` says what may be in the way",
+            );
         }
         for fault in self.fault_list().faults {
             find(

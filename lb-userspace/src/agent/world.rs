@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::outlier::Passive;
 use super::{Agent, Targets, vlans};
 use crate::api::BackendPath;
-use crate::compile::{Health, WhyNot, World};
+use crate::compile::{Health, WhyNot, World, id_of, key_of};
 use crate::config::{
     self, AgentCheck, Backend, CommandLine, HealthCheck, HttpHost, Pool, Probe, Question, Service,
     ServiceName, TlsName, Verify,
@@ -25,7 +25,8 @@ use crate::health::{
 use crate::netlink::{Link, NextHop, NextHopEvent, Unreachable, Vip};
 use crate::outlier::Gate;
 use crate::packet_socket::PacketSocket;
-use crate::publish::Sources;
+use crate::publish::{Publisher, Sources};
+use crate::sysctl;
 
 /// The agent's view, for the compiler.
 pub(super) struct View<'a> {
@@ -108,8 +109,13 @@ impl View<'_> {
 }
 
 impl Targets {
-    /// Gives every check of a backend an id of its own, and forgets those that are gone.
-    pub(super) fn update(&mut self, services: &[Cow<'_, Service>]) -> Vec<Target> {
+    /// Gives every check of a backend an id of its own, and forgets those that are gone. `takers` take flows now: a check that
+    /// is new, or another one, moves nobody before it is over.
+    pub(super) fn update(
+        &mut self,
+        services: &[Cow<'_, Service>],
+        takers: HashSet<(ServiceName, SocketAddr)>,
+    ) -> Vec<Target> {
         let mut targets = Vec::new();
         let (ids, agents) = (std::mem::take(&mut self.ids), std::mem::take(&mut self.agents));
         let mut next = self.next;
@@ -148,10 +154,28 @@ impl Targets {
         self.next = next;
         self.backends = self.ids.iter().chain(&self.agents).map(|(key, &id)| (id, key.clone())).collect();
         let (ids, agents) = (&self.ids, &self.agents);
+        self.presumed_up.extend(takers);
         self.presumed_up.retain(|key| ids.contains_key(key) || agents.contains_key(key));
         self.hooks.retain(|name| services.iter().any(|service| service.name.as_str() == name));
         targets
     }
+}
+
+/// Backends that slots send new flows to.
+fn takers(services: &[Cow<'_, Service>], publisher: &Publisher) -> HashSet<(ServiceName, SocketAddr)> {
+    let mut takers = HashSet::new();
+    for service in services {
+        let Some(index) = publisher.registry.service_index(&key_of(service)) else { continue };
+        let Some(record) = publisher.registry.services.get(&index) else { continue };
+        let takes =
+            |id: u16| record.stable.iter().chain(&record.canary).any(|table| table.takers.contains_key(&id));
+        for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
+            if id_of(service, backend.address, index, &publisher.registry).is_some_and(takes) {
+                takers.insert((service.name.clone(), backend.address));
+            }
+        }
+    }
+    takers
 }
 
 /// What is asked of the backends of a service.
@@ -396,7 +420,7 @@ impl Agent {
     /// Has checks, neighbours, sources of backends and VIPs follow what is desired.
     pub(super) fn follow_config(&mut self) {
         let services: Vec<_> = self.desired.services().collect();
-        let targets = self.targets.update(&services);
+        let targets = self.targets.update(&services, takers(&services, &self.publisher));
         if targets.iter().any(|target| target.via.is_some())
             && let Err(error) = PacketSocket::sending()
         {
@@ -453,14 +477,9 @@ impl Agent {
                 || vlans::below(&links, link.index).is_some_and(|vlan| attached(vlan.ifindex))
         });
         for Link { name, .. } in arrivals {
-            let path = format!("/proc/sys/net/ipv4/conf/{name}/accept_local");
-            if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == "1") {
-                continue;
-            }
-            match std::fs::write(&path, "1") {
-                Ok(()) => {
-                    info!(interface = %name, "set net.ipv4.conf.{name}.accept_local = 1")
-                }
+            match sysctl::accept_local(&self.places.state_dir, name) {
+                Ok(None) => {}
+                Ok(Some(setting)) => info!(interface = %name, "set {setting} = 1"),
                 Err(error) => warn!(
                     interface = %name,
                     "cannot set accept_local ({error}): the first reply to a client whose neighbour is unknown is lost"

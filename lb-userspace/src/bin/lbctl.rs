@@ -30,7 +30,7 @@ impl Offline for PinnedMaps {
     }
 
     fn detach(&self, places: &Places) -> anyhow::Result<Detached> {
-        let removed = offline::detach(&places.pin_dir)?;
+        let removed = offline::detach(&places.pin_dir, &places.state_dir)?;
         Ok(Detached { removed, ..Detached::default() })
     }
 }

@@ -11,6 +11,7 @@ use lb_userspace::api::Server;
 use lb_userspace::config::Config;
 use lb_userspace::lifecycle::{self, LogFormat, Manager};
 use lb_userspace::metrics::{Listener, Where};
+use lb_userspace::state::Journal;
 use lb_userspace::{chain, config, decap, version};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -102,7 +103,7 @@ fn main() -> ExitCode {
     give_back();
     let arguments = Arguments::parse();
     if arguments.check {
-        return check(&places(&arguments));
+        return check(&places(&arguments), arguments.metrics);
     }
     if matches!(arguments.command, Some(Command::Man)) {
         return man();
@@ -157,8 +158,8 @@ fn places(arguments: &Arguments) -> Places {
     }
 }
 
-fn check(places: &Places) -> ExitCode {
-    let findings = lifecycle::check::check(places);
+fn check(places: &Places, metrics: Where) -> ExitCode {
+    let findings = lifecycle::check::check(places, metrics);
     for finding in &findings {
         println!("{finding}");
     }
@@ -170,6 +171,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    // Another agent has the address of metrics, too: it is named first.
+    Journal::is_free(&arguments.state_dir)?;
     let metrics = match arguments.metrics {
         Where::Off => None,
         Where::At(address) => Some(Listener::bind(address).await?),

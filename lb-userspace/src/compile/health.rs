@@ -76,12 +76,14 @@ pub(super) fn judge(
     }
 }
 
-/// Whether a backend counts when the healthy ones are counted: it is meant to take flows, and has been checked.
+/// Whether a backend counts when the healthy ones are counted: it is meant to take flows, and has been checked. One that
+/// somebody has said is down is not meant to.
 pub(super) fn counts(backend: &BackendView) -> bool {
     backend.state == AdminState::Ready
         && backend.advice.wish == Wish::Ready
         && backend.weight > 0
         && backend.health != Health::Unknown
+        && !backend.is_said_to_be_down()
 }
 
 /// Whether so few backends are healthy that health is ignored. Whether they can be reached is another question.

@@ -159,6 +159,14 @@ pub struct BackendView {
     pub server_ids: Vec<ServerId>,
 }
 
+impl BackendView {
+    /// Whether somebody has said that it is down. Checks may be wrong, and then panic overrules them; people are not.
+    #[must_use]
+    pub fn is_said_to_be_down(&self) -> bool {
+        self.health_is_forced && self.health == Health::Down
+    }
+}
+
 /// How long a backend may drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
@@ -254,7 +262,7 @@ pub struct Priority {
     pub priority: u32,
     /// Backends that can take new flows.
     pub fit: u32,
-    /// Backends that should: ready, of some weight, and checked.
+    /// Backends that should: ready, of some weight, checked, and not said to be down.
     pub of: u32,
     /// What it takes of the pool's new flows, from 0 to 1.
     pub share: f64,
@@ -692,7 +700,8 @@ fn view(
         && !(levels.len() > 1 && priority::suffice(&levels))
         && health::panics(service, &backends);
     for (backend, &place) in backends.iter_mut().zip(&places) {
-        if panic && matches!(backend.why_not, Some(WhyNot::Down | WhyNot::Ejected)) && backend.weight > 0 {
+        let ill = matches!(backend.why_not, Some(WhyNot::Down | WhyNot::Ejected));
+        if panic && ill && backend.weight > 0 && !backend.is_said_to_be_down() {
             backend.usable = true;
             backend.why_not = backend.next_hop.mac().is_none().then_some(WhyNot::Unreachable);
         }

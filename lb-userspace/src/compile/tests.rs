@@ -408,6 +408,23 @@ fn backends_that_do_not_want_flows_are_no_reason_to_panic() {
     assert_eq!(bench.why_not("a2"), Some(WhyNot::Down));
 }
 
+#[test]
+fn a_backend_that_somebody_has_said_is_down_takes_nothing_also_in_panic() {
+    let mut bench = Bench::new("", &[("a", "", &[FIRST; 3])]);
+    let down = |bench: &mut Bench, name: &str| {
+        bench.intent.backends.entry(at(name)).or_default().health = Some(held(false));
+    };
+    down(&mut bench, "a1");
+    assert!(!bench.compile().pools[0].panic, "it is no sign that checks are wrong");
+    bench.fleet.set(&["a2", "a3"], Health::Down);
+    assert!(bench.compile().pools[0].panic);
+    bench.shows(false, &[("a2", 50.0), ("a3", 50.0)]);
+    for name in ["a2", "a3"] {
+        down(&mut bench, name);
+    }
+    assert!(!bench.compile().pools[0].takes_new(), "all of them, by hand");
+}
+
 const OPEN: Gate = Gate::Open(Duration::from_secs(1));
 
 #[test]

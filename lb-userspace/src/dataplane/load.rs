@@ -193,8 +193,9 @@ pub enum LoadError {
     },
     /// Somebody else's program.
     #[error(
-        "{name} has another XDP program already, which lb does not push aside; see `ip link show {name}`, and remove it with \
-         `ip link set dev {name} xdp off` if it is not needed"
+        "{name} has another XDP program already, which lb does not push aside; see `ip link show {name}`, and remove it if it is \
+         not needed: that of another lb with its `lbctl detach --pin-dir`, others with `ip link set dev {name} xdp off`, or `bpftool link` \
+         where a link holds them"
     )]
     Occupied {
         /// The interface.
@@ -272,9 +273,19 @@ fn with_log(error: &ProgramError) -> String {
 /// # Errors
 ///
 /// Says what is in the way and how to clear it. What was there before stays as it was, except that a link may have got the
-/// new program already.
+/// new program already; where nothing was, nothing is left.
 pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     kernel::check()?;
+    options.interfaces.iter().try_for_each(|name| index_of(name).map(drop))?;
+    let is_first = migrate::directories(&options.pin_dir).is_empty();
+    load_or_adopt(options).inspect_err(|_| {
+        if is_first && let Err(error) = detach(&options.pin_dir) {
+            warn!("what was pinned cannot be removed: {error}");
+        }
+    })
+}
+
+fn load_or_adopt(options: &Options) -> Result<Loaded, LoadError> {
     let directory = maps::directory(&options.pin_dir);
     make_directory(&options.pin_dir)?;
     let moving = migrate::begin(&options.pin_dir)?;

@@ -3,14 +3,17 @@
 use std::ffi::CString;
 use std::fmt;
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::agent::Places;
 use crate::config::{self, Config, Service, Via};
 use crate::dataplane;
+use crate::metrics::Where;
 use crate::netlink::list_links;
 use crate::packet_socket::PacketSocket;
+use crate::state::Journal;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +33,9 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at configuration, privileges, kernel, BPF file system, interfaces and directories.
+/// Looks at configuration, privileges, kernel, BPF file system, interfaces, directories and the address of metrics.
 #[must_use]
-pub fn check(places: &Places) -> Vec<Finding> {
+pub fn check(places: &Places, metrics: Where) -> Vec<Finding> {
     let (configuration, config) = configuration(&places.config);
     let finding = |what, outcome| Finding { what, outcome };
     let mut findings = vec![
@@ -43,6 +46,13 @@ pub fn check(places: &Places) -> Vec<Finding> {
         finding("state directory", writable(&places.state_dir)),
         finding("socket directory", writable(places.socket.parent().unwrap_or(Path::new(".")))),
     ];
+    match (Journal::is_free(&places.state_dir), metrics) {
+        // It is no fault of the place's: this is asked before an upgrade, too.
+        (Err(_), _) => findings
+            .push(finding("agent", Ok("another lbd is at work here, and has to end first".to_owned()))),
+        (Ok(()), Where::At(address)) => findings.push(finding("metrics", free(address))),
+        (Ok(()), Where::Off) => {}
+    }
     if let Some(config) = config {
         findings.push(finding("interfaces", interfaces(&config)));
         if config.services.iter().any(probes_vips) {
@@ -131,6 +141,16 @@ fn writable(directory: &Path) -> Result<String, String> {
 /// Whether the backends of a service are asked for its VIP.
 pub(crate) fn probes_vips(service: &Service) -> bool {
     service.health.check.as_ref().is_some_and(|check| check.probe.via == Via::Vip)
+}
+
+/// Whether metrics can be served at an address.
+fn free(address: SocketAddr) -> Result<String, String> {
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(format!("{address} is free")),
+        Err(error) => Err(format!(
+            "cannot be served on {address}: {error}; choose another address, or `off` (--metrics or LB_METRICS)"
+        )),
+    }
 }
 
 fn probes() -> Result<String, String> {

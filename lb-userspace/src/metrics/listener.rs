@@ -65,9 +65,7 @@ impl fmt::Display for Where {
 
 /// The address cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot serve metrics on {address}: {source}; choose another address, or `off` (--metrics or LB_METRICS)"
-)]
+#[error("cannot serve metrics on {address}; choose another address, or `off` (--metrics or LB_METRICS)")]
 pub struct ListenError {
     address: SocketAddr,
     source: io::Error,

@@ -1,7 +1,7 @@
-//! Publish: what should be, into the maps. (ARCHITECTURE.md says which words have another writer.)
+//! Publish: writes what should be ([`ServicePlan`]) into the maps, and alone decides who has which index there.
 //!
-//! What should be ([`ServicePlan`]) is compared with what the maps hold, and the difference is written, in an order in which
-//! every intermediate state is a valid one:
+//! It is compared with what the maps hold, and the difference is written, in an order in which every intermediate state is a
+//! valid one:
 //!
 //! 1. a backend's entry before the first slot that names it;
 //! 2. slots one by one, each by compare-and-swap: slots are independent of each other, so there is no second copy of a table;
@@ -309,7 +309,7 @@ impl Publisher {
     pub fn publish(&mut self, plan: &ServicePlan, seed: &Seed, now: u32) -> Result<Published, PublishError> {
         let index = self.registry.service(&self.maps, &plan.key)?;
         self.check(index, plan)?;
-        self.exchange_roles(index, plan, now);
+        self.exchange_roles(index, plan, now)?;
         let mut published = Published::default();
 
         let mut pools = vec![(&plan.stable, false)];
@@ -379,20 +379,25 @@ impl Publisher {
 
     /// The canary becomes the stable pool, or another pool the canary.
     ///
-    /// With everything settled in the canary no packet looks at the stable pool's table; once both roles have the same
-    /// table, the split may go to zero in any order.
-    fn exchange_roles(&mut self, index: u32, plan: &ServicePlan, now: u32) {
+    /// With everything settled in the canary no packet looks at the stable pool's table. It becomes the canary's, and then the
+    /// split goes to zero, unless somebody has rolled back: then the roles stay as they were.
+    fn exchange_roles(&mut self, index: u32, plan: &ServicePlan, now: u32) -> Result<(), PublishError> {
         let service = self.maps.services.read(index);
         if service.canary_pool == 0 {
-            return;
+            return Ok(());
         }
         if self.registry.known_pool(&self.maps, index, &plan.stable) == Some(service.canary_pool) {
             let promoted =
                 Service { stable_slots: service.canary_slots, stable_pool: service.canary_pool, ..service };
-            self.maps.services.write_from(index, offset_of!(Service, stable_slots), &promoted);
-            for field in [offset_of!(Service, split), offset_of!(Service, split_home)] {
-                self.maps.services.word(index, field).store(0, Ordering::Release);
+            let write = |service: &Service| {
+                self.maps.services.write_from(index, offset_of!(Service, stable_slots), service)
+            };
+            write(&promoted);
+            if !split::promote(&self.maps.services, index) {
+                write(&service);
+                return Err(PublishError::NotSettled { pool: plan.stable.name.clone() });
             }
+            write(&Service { canary_pool: 0, ..promoted });
             self.registry.promote_canary(index);
             self.split_changed(index, now);
         } else if plan.canary.as_ref().and_then(|pool| self.registry.known_pool(&self.maps, index, pool))
@@ -400,6 +405,7 @@ impl Publisher {
         {
             self.registry.drop_canary(index);
         }
+        Ok(())
     }
 
     /// Writes a backend's entry, and what finds its replies.

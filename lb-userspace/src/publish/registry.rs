@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
+use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
 use bytemuck::Zeroable;
 use lb_common::abi::{Address, Backend, Device, GuestKey, Life, Port, Service, Slot, VipKey};
 use lb_common::guard::Rule;
 use lb_common::limit::Limit;
-use lb_common::settle::{SplitClock, Takers};
+use lb_common::settle::{self, SplitClock, Takers};
 use lb_common::watch::Watch;
 use thiserror::Error;
 
@@ -126,6 +127,24 @@ impl Table {
     }
 }
 
+/// Ends what an agent that died has begun: the stable pool has the canary's table already, so the split may go to zero.
+fn end_promotion(maps: &Maps, index: u32) {
+    let service = maps.services.read(index);
+    if service.canary_pool == 0 || service.canary_pool != service.stable_pool {
+        return;
+    }
+    for field in [offset_of!(Service, split), offset_of!(Service, split_home)] {
+        maps.services.word(index, field).store(0, Ordering::Release);
+    }
+    let alone = Service { canary_pool: 0, ..service };
+    maps.services.write_from(index, offset_of!(Service, stable_slots), &alone);
+}
+
+/// Whether an agent before this one has found that the hash says the pool of every flow, but for those that tables know.
+fn is_closed(service: &Service) -> bool {
+    settle::is_closed(service) && service.split().tracked() == 0
+}
+
 /// The ids of an array's elements that somebody may have: 0 is nobody's, and an id has 16 bits.
 fn ids(length: u32) -> impl Iterator<Item = u16> {
     (1..length).map_while(|id| u16::try_from(id).ok())
@@ -186,6 +205,7 @@ impl Registry {
     }
 
     fn adopt_service(&mut self, maps: &Maps, key: VipKey, index: u32, now: u32) {
+        end_promotion(maps, index);
         let service = maps.services.read(index);
         if service.has(Service::MEASURED) {
             self.measures.insert(index, service.measure);
@@ -201,7 +221,7 @@ impl Registry {
             key,
             stable: table(service.stable_pool, service.stable_slots),
             canary: table(service.canary_pool, service.canary_slots),
-            split: SplitClock::new(service.split().new(), now),
+            split: SplitClock { closed: is_closed(&service), ..SplitClock::new(service.split().new(), now) },
             at_rest: false,
         };
         for pool in [service.stable_pool, service.canary_pool] {

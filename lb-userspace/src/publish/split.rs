@@ -68,6 +68,18 @@ pub fn change(services: &Mapped<Service>, index: u32, expected: Split, share: u3
     split.compare_exchange(expected.0, next.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
 }
 
+/// Ends a split that has settled with everything in the canary, whose table is the stable pool's by now. `false`: it is
+/// another one, because somebody has rolled back, and was left alone.
+pub fn promote(services: &Mapped<Service>, index: u32) -> bool {
+    let all = Split::of(Split::ALL, services.read(index).split().tracked());
+    let split = word(services, index, offset_of!(Service, split));
+    let done = split.compare_exchange(all.0, 0, Ordering::AcqRel, Ordering::Acquire).is_ok();
+    if done {
+        word(services, index, offset_of!(Service, split_home)).store(0, Ordering::Release);
+    }
+    done
+}
+
 /// A rollback, done.
 #[derive(Clone, Copy, Debug)]
 pub struct RolledBack {

@@ -5,16 +5,17 @@ pub mod history;
 pub mod journal;
 pub mod snapshot;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::config::{AdminState, Backend, Config, PoolName, Service, ServiceName};
+use crate::compile::key_of;
+use crate::config::{AdminState, Backend, Config, Pool, PoolName, Service, ServiceName};
 use crate::publish::split;
-use crate::rollout::engine::Rollout;
+use crate::rollout::engine::{self, Order, Rollout};
 
 pub use discovered::Discovered;
 pub use journal::{Change, Entry, Journal, JournalError};
@@ -106,6 +107,18 @@ impl Overrides {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Whether both say the same, by whomever and whenever it was said.
+    #[must_use]
+    pub fn say_the_same(&self, other: &Self) -> bool {
+        fn said<T>(it: &Option<Override<T>>) -> Option<(&T, &Option<T>)> {
+            it.as_ref().map(|it| (&it.value, &it.configured))
+        }
+        said(&self.weight) == said(&other.weight)
+            && said(&self.state) == said(&other.state)
+            && said(&self.health) == said(&other.health)
+            && self.deadline == other.deadline
+    }
 }
 
 /// A value that stands in for a configured one, until the configuration changes *that* value.
@@ -144,6 +157,39 @@ impl Intent {
         })
     }
 
+    /// Whether a rollout is under way.
+    #[must_use]
+    pub fn is_in_rollout(&self) -> bool {
+        self.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over())
+    }
+
+    /// Somebody has taken the canary back: its share, and the rollout that gave it one.
+    pub fn roll_back(&mut self, now: Timestamp) {
+        self.split = 0.0;
+        self.end_rollout(now, "rolled back by hand");
+    }
+
+    fn end_rollout(&mut self, now: Timestamp, why: &str) {
+        if let Some(rollout) = &mut self.rollout
+            && let Ok(ended) = engine::obey(rollout, Order::Abort, now)
+        {
+            *rollout = Rollout { reason: why.to_owned(), ..ended };
+        }
+    }
+
+    /// Has other clients be the first of `canary` than were the first last time. All that this goes by is known to every
+    /// balancer of a fleet: they agree on the clients.
+    pub fn begin_with_others(&mut self, canary: &Pool) {
+        let mut text = format!("{} -> {}", self.stable, canary.name);
+        let addresses: BTreeSet<SocketAddr> = canary.backends.iter().map(|backend| backend.address).collect();
+        text.extend(addresses.iter().map(|address| format!(" {address}")));
+        let salt_of = |text: &str| {
+            Sha256::digest(text).iter().take(8).fold(0, |salt, &byte| salt << 8 | u64::from(byte))
+        };
+        let salt = salt_of(&text);
+        self.salt = if salt == self.salt { salt_of(&format!("{text}, once more")) } else { salt };
+    }
+
     /// What is left of this when the configuration changes.
     ///
     /// Pools that are gone leave their roles; an override goes if its backend does, or if the value that it replaced was
@@ -162,7 +208,10 @@ impl Intent {
         let lost = self.canary.as_ref().is_none_or(|canary| !exists(canary) || *canary == self.stable);
         if lost {
             self.split = 0.0;
-            self.rollout.take_if(|rollout| !rollout.phase.is_over());
+            // A journal says the same whenever it is read: the time is the rollout's own.
+            if let Some(since) = self.rollout.as_ref().map(|rollout| rollout.since) {
+                self.end_rollout(since, "its pool was taken out of the configuration");
+            }
             self.canary =
                 service.pools.iter().map(|pool| &pool.name).find(|name| **name != self.stable).cloned();
         }
@@ -208,9 +257,16 @@ impl Desired {
     pub fn under(&self, config: Config) -> Self {
         let (revisions, discovered) = (self.revisions.clone(), self.discovered.clone());
         let mut next = Self { revisions, discovered, ..Self::of(config) };
+        let renamed = self.renamed(&next.config);
+        for (name, before) in &renamed {
+            if let Some(found) = next.discovered.remove(before) {
+                next.discovered.insert(name.clone(), found);
+            }
+        }
         next.forget_what_nobody_discovers();
         let intents = next.services().filter_map(|service| {
-            let intent = self.intents.get(&service.name).cloned()?;
+            let before = renamed.get(&service.name).unwrap_or(&service.name);
+            let intent = self.intents.get(before).cloned()?;
             Some((service.name.clone(), intent.under(&service)?))
         });
         let intents: Vec<(ServiceName, Intent)> = intents.collect();
@@ -219,6 +275,19 @@ impl Desired {
             next.count(&name);
         }
         next
+    }
+
+    /// The names that services have in `config` and did not have here, and those that they had: whoever is at the same
+    /// address is the same service.
+    fn renamed(&self, config: &Config) -> BTreeMap<ServiceName, ServiceName> {
+        let new = config.services.iter().filter(|service| !self.intents.contains_key(&service.name));
+        let new: HashMap<_, _> = new.map(|service| (key_of(service), &service.name)).collect();
+        if new.is_empty() {
+            return BTreeMap::new();
+        }
+        let stay: HashSet<_> = config.services.iter().map(|service| &service.name).collect();
+        let gone = self.config.services.iter().filter(|service| !stay.contains(&service.name));
+        gone.filter_map(|before| Some(((*new.get(&key_of(before))?).clone(), before.name.clone()))).collect()
     }
 
     /// Every service by its name, with what was decided about it.
@@ -407,5 +476,72 @@ mod tests {
         let intent = &after.intents[&name];
         assert_eq!((intent.stable.as_str(), intent.split), ("a", 0.0));
         assert_eq!(intent.canary.as_ref().map(PoolName::as_str), Some("c"));
+    }
+
+    #[test]
+    fn a_service_with_another_name_keeps_what_was_decided_about_it() {
+        let mut desired = Desired::of(config(100, &["a", "b"]));
+        with_weight(&mut desired, 7, 100);
+        let name = desired.config.services[0].name.clone();
+        let intent = desired.intents.get_mut(&name).expect("there");
+        (intent.stable, intent.canary, intent.split) =
+            ("b".parse().expect("a name"), Some("a".parse().expect("a name")), 10.0);
+        let before = intent.clone();
+        let mut renamed = desired.config.clone();
+        renamed.services[0].name = "shop".parse().expect("a name");
+        let after = desired.under(renamed.clone());
+        assert_eq!(after.intents[&renamed.services[0].name], before);
+        assert_eq!(after.changed_since(&desired).len(), 2, "one is gone, one is new");
+        // At another address it is another service.
+        renamed.services[0].port = 81;
+        assert_eq!(desired.under(renamed).intents.into_values().next().expect("there").split, 0.0);
+    }
+
+    #[test]
+    fn every_balancer_has_the_same_clients_first_and_others_the_next_time() {
+        let pools = |text: &[&str]| Desired::of(config(100, text)).config.services[0].pools.clone();
+        let fresh = Intent::of(&config(100, &["a", "b"]).services[0]).expect("an intent");
+        let begun = |intent: &Intent, pool: &Pool| {
+            let mut next = intent.clone();
+            next.begin_with_others(pool);
+            next
+        };
+        let [a, b] = pools(&["a", "b"]).try_into().expect("two pools");
+        let first = begun(&fresh, &b);
+        assert_eq!(first.salt, begun(&Intent { split: 1.0, ..fresh.clone() }, &b).salt);
+        assert_ne!(first.salt, fresh.salt);
+        assert_ne!(begun(&first, &b).salt, first.salt, "the same pool once more");
+        let back = Intent { stable: b.name.clone(), ..first.clone() };
+        assert_ne!(begun(&back, &a).salt, first.salt);
+        let mut other = b.clone();
+        other.backends[0].address = "10.0.9.9:80".parse().expect("an address");
+        assert_ne!(begun(&fresh, &other).salt, first.salt, "another release");
+    }
+
+    #[test]
+    fn a_rollout_whose_pool_goes_is_over_and_says_why() {
+        let mut desired = Desired::of(config(100, &["a", "b"]));
+        let name = desired.config.services[0].name.clone();
+        let plan = config::Rollout::default().plan(None, None);
+        let rollout = Rollout::begin("b".parse().expect("a name"), plan, Timestamp::UNIX_EPOCH);
+        desired.intents.get_mut(&name).expect("there").rollout = Some(rollout);
+        let after = desired.under(config(100, &["a", "c"]));
+        let rollout = after.intents[&name].rollout.as_ref().expect("it is remembered");
+        assert_eq!(rollout.phase, engine::Phase::RolledBack);
+        assert_eq!(rollout.reason, "its pool was taken out of the configuration");
+    }
+
+    #[test]
+    fn what_is_said_twice_is_said_once() {
+        let mut desired = Desired::of(config(100, &["a", "b"]));
+        with_weight(&mut desired, 7, 100);
+        let overrides =
+            desired.intents.values().next().expect("there").backends.values().next().expect("one").clone();
+        let mut later = overrides.clone();
+        let weight = later.weight.as_mut().expect("set");
+        (weight.since, weight.author) = ("later".to_owned(), Author::agent("somebody else"));
+        assert!(overrides.say_the_same(&later) && overrides != later);
+        later.weight.as_mut().expect("set").value = 8;
+        assert!(!overrides.say_the_same(&later));
     }
 }

@@ -1,11 +1,13 @@
 //! What publishing writes into the maps, where only the maps show it.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::{Mode, NextHop, OnEmpty, Port, Service, Split, VipKey};
+use lb_common::abi::{Mode, NextHop, OnEmpty, Port, Service, Slot, Split, VipKey};
 use lb_common::guard::{Guard, HOST, Rate, Rule};
 use lb_common::quic::{Codec, Server, ServerKey};
 use lb_common::vlan::{Tags, Vlan};
@@ -28,6 +30,8 @@ pub fn claims() -> Vec<Trial> {
         claim("what the kernel took out of the interfaces that frames leave by is put back", put_back),
         claim("interfaces that are gone make room for others, once no backend is behind them", devices_fit),
         claim("two pools fit for each service that the configuration says", pools_fit),
+        claim("a promotion that an agent died in is ended by the next one", half_promoted),
+        claim("a promotion ends no split that somebody has rolled back", rolled_back_before),
         claim(
             "a service's networks are in the maps, with its VIP's, and nothing of a removed one stays",
             protected,
@@ -104,6 +108,67 @@ fn own_slots() -> Result<()> {
     let service = written(&publisher, &alone)?;
     ensure!(service.stable_slots == SLOTS && service.canary_slots == SLOTS, "{service:?}");
     ensure!(service.canary_pool == 0, "{service:?}");
+    Ok(())
+}
+
+/// A service whose split has settled with everything in the canary, and the plan that promotes it.
+fn all_in_the_canary() -> Result<(Publisher, u32, ServicePlan)> {
+    let mut publisher = publisher(ROOM)?;
+    let before = plan(1, pool("stable", &[1]), Some(pool("canary", &[2])));
+    publisher.publish(&before, SEED, 0)?;
+    let index = publisher.registry.service_index(&before.key).context("the service has an index")?;
+    let word = |offset| publisher.maps.services.word(index, offset);
+    word(offset_of!(Service, split)).store(Split::of(Split::ALL, 0).0, Ordering::Release);
+    word(offset_of!(Service, split_home)).store(Split::ALL.into(), Ordering::Release);
+    let after = ServicePlan { stable: pool("canary", &[2]), canary: Some(pool("stable", &[1])), ..before };
+    Ok((publisher, index, after))
+}
+
+/// The roles are the new ones, and no two tables share slots.
+fn is_promoted(publisher: &mut Publisher, index: u32, after: &ServicePlan) -> Result<()> {
+    publisher.publish(after, SEED, 0)?;
+    let other = plan(2, pool("stable", &[3]), None);
+    publisher.publish(&other, SEED, 0)?;
+    let (service, other) = (publisher.maps.services.read(index), written(publisher, &other)?);
+    ensure!(service.split == 0 && service.split_home == 0, "{service:?}");
+    let mut first = [service.stable_slots, service.canary_slots, other.stable_slots];
+    first.sort_unstable();
+    ensure!(first == [0, SLOTS, 2 * SLOTS], "{first:?}");
+    let backend = publisher.registry.backend_id(index, after.stable.takers[0].0, after.stable.takers[0].1);
+    let slot = Slot(publisher.maps.slots.read(service.stable_slots));
+    ensure!(Some(slot.home()) == backend, "{slot:?}");
+    Ok(())
+}
+
+fn half_promoted() -> Result<()> {
+    // Before the roles were exchanged, and in the middle of it.
+    for half in [false, true] {
+        let (publisher, index, after) = all_in_the_canary()?;
+        let service = publisher.maps.services.read(index);
+        if half {
+            let begun =
+                Service { stable_slots: service.canary_slots, stable_pool: service.canary_pool, ..service };
+            publisher.maps.services.write_from(index, offset_of!(Service, stable_slots), &begun);
+        }
+        let mut next = Publisher::adopt(Arc::clone(&publisher.maps), 0)?;
+        is_promoted(&mut next, index, &after)?;
+    }
+    Ok(())
+}
+
+fn rolled_back_before() -> Result<()> {
+    let (publisher, index, after) = all_in_the_canary()?;
+    let before = publisher.maps.services.read(index);
+    split::roll_back(&publisher.maps.services, &publisher.maps.backends, index, Flows::Keep);
+    ensure!(!split::promote(&publisher.maps.services, index), "it ended the rollback");
+    let mut next = Publisher::adopt(Arc::clone(&publisher.maps), 0)?;
+    match next.publish(&after, SEED, 0) {
+        Err(PublishError::NotSettled { pool }) if pool == "canary" => {}
+        other => anyhow::bail!("{other:?}"),
+    }
+    let service = next.maps.services.read(index);
+    ensure!((service.stable_pool, service.canary_pool) == (before.stable_pool, before.canary_pool));
+    ensure!(service.split().new() == 0 && service.stable_slots == before.stable_slots, "{service:?}");
     Ok(())
 }
 
@@ -327,7 +392,7 @@ fn protected() -> Result<()> {
     }
 
     // What packets have counted stays, and so does what does not change.
-    kernel.maps.guards.word(index, 0).store(7, std::sync::atomic::Ordering::Release);
+    kernel.maps.guards.word(index, 0).store(7, Ordering::Release);
     let mut publisher = Publisher::adopt(Arc::clone(&kernel.maps), 0)?;
     ensure!(!publisher.publish(&one, SEED, 0)?.changed, "nothing has changed");
     ensure!(kernel.maps.guards.read(index).connections_due == 7);

@@ -21,6 +21,7 @@ pub fn claims() -> Vec<Trial> {
     vec![
         claim("a backend that stops answering gets no new flow after unhealthy * interval + timeout", silent),
         claim("a backend whose page says 503 is taken out and comes back", bad_status),
+        claim("a check that a running service gets takes nobody out before it is over", new_check),
         claim("with every stable backend down new flows are refused at once", all_down),
         claim("a backend whose certificate is for another name is taken out by an https check", certificate),
         claim(
@@ -100,6 +101,25 @@ fn bad_status() -> Result<()> {
     let events = scene.lbctl(&["get", "events", SERVICE])?;
     ensure!(events.contains("is down") && events.contains("is healthy"), "{events}");
     Ok(())
+}
+
+fn new_check() -> Result<()> {
+    let scene = Scene::start(Plan { stable: 3, canary: 0, ..Plan::default() })?;
+    let load = LoadSpec::http(scene.target(), "/").from(Sources::crowd(5000));
+    let load = Load::start(scene.lab.client(0), load.rate(500.0).timeout(Duration::from_secs(5)))?;
+    // One that is new, and then another one.
+    for seconds in ["0.5", "0.6"] {
+        apply(
+            &scene,
+            &format!(
+                "type = \"exec\"\ncommand = [\"/bin/sleep\", \"{seconds}\"]\ninterval = \"5s\"\ntimeout = \"4s\"\n"
+            ),
+        )?;
+        thread::sleep(Duration::from_millis(1500));
+    }
+    let tally = load.stop()?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    scene.wait_taking(3, Duration::from_secs(10))
 }
 
 fn all_down() -> Result<()> {

@@ -481,7 +481,7 @@ fn check() -> Result<()> {
     };
     let (good, words) = run(&config, &[])?;
     ensure!(
-        good && words.lines().count() == 7 && words.lines().all(|line| line.starts_with("ok ")),
+        good && words.lines().count() == 8 && words.lines().all(|line| line.starts_with("ok ")),
         "{words}"
     );
     let (good, words) = run(&config.replace("[\"eth0\"]", "[\"eth77\"]"), &[])?;

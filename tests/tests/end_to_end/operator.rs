@@ -85,10 +85,17 @@ fn detach(agent_dead: bool) -> Result<()> {
     if agent_dead {
         scene.agent.kill9();
     }
+    let setting = || -> Result<String> {
+        let mut show = std::process::Command::new("sysctl");
+        show.args(["-n", "net.ipv4.conf.eth0.accept_local"]);
+        Ok(String::from_utf8(scene.lab.balancer().output(show)?.stdout)?.trim().to_owned())
+    };
+    ensure!(setting()? == "1");
     let pins = scene.agent.places().pins.clone();
     ensure!(pins.join("v1").join("lb").exists(), "the program is pinned for everybody to measure");
     scene.lbctl(&["detach"])?;
     ensure!(!pins.join("v1").exists(), "pins are left in {}", pins.display());
+    ensure!(setting()? == "0", "a setting of the host stays changed");
     let mut show = std::process::Command::new("ip");
     show.args(["-d", "addr"]);
     let shown = String::from_utf8(scene.lab.balancer().output(show)?.stdout)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lb_tests::agent::{Agent, AgentSpec};
-use lb_tests::scene::Plan;
+use lb_tests::scene::{Plan, Scene};
 use lb_tests::{Lab, claim};
 use libtest_mimic::Trial;
 
@@ -14,6 +14,7 @@ pub fn claims() -> Vec<Trial> {
         claim("an interface that is not there is named, with those that are", no_interface),
         claim("an interface with another XDP program is left alone", occupied),
         claim("without privileges lbd says which it needs", no_permission),
+        claim("a second agent at the same places is told of the first one", second),
         claim("pins outside of a BPF file system are refused", no_bpffs),
     ]
 }
@@ -23,6 +24,7 @@ fn log_of(lab: &Lab, spec: AgentSpec) -> Result<String> {
     let ended = agent.process().wait(Duration::from_secs(20))?;
     let log = agent.log();
     ensure!(!format!("{ended:?}").contains("Exited(0)"), "lbd should have failed: {log}");
+    ensure!(!agent.places().pins.join("v1").exists(), "it left pins behind");
     Ok(log)
 }
 
@@ -68,6 +70,24 @@ fn no_permission() -> Result<()> {
     let output = lab.balancer().output(command)?;
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && words.contains("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"), "{words}");
+    Ok(())
+}
+
+fn second() -> Result<()> {
+    let scene = Scene::start(plan())?;
+    let places = scene.agent.places();
+    let begin = |check: bool| {
+        let mut command = Command::new(lb_tests::agent::built("lbd")?);
+        command.arg("--config").arg(&places.config).arg("--socket").arg(&places.socket);
+        command.arg("--state-dir").arg(&places.state).arg("--pin-dir").arg(&places.pins);
+        command.args(check.then_some("--check"));
+        scene.lab.balancer().output(command)
+    };
+    let words = String::from_utf8_lossy(&begin(false)?.stderr).into_owned();
+    ensure!(words.contains("in use by another lbd") && !words.contains("metrics"), "{words}");
+    let checked = begin(true)?;
+    let words = String::from_utf8_lossy(&checked.stdout).into_owned();
+    ensure!(checked.status.success() && words.contains("another lbd is at work here"), "{words}");
     Ok(())
 }
 

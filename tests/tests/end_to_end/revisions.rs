@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lb_tests::agent::Reply;
 use lb_tests::scene::{Plan, SERVICE, Scene};
-use lb_tests::traffic::{Load, LoadSpec, Sources};
+use lb_tests::traffic::{Load, LoadSpec, Pool, PoolSpec, Sources};
 use lb_tests::{Finished, claim};
 use libtest_mimic::Trial;
 use nix::mount::{MsFlags, mount};
@@ -19,6 +19,17 @@ pub fn claims() -> Vec<Trial> {
     vec![
         claim("an undo brings back weights, states and split, and lowers a split at once", undo),
         claim("an undo brings back a configuration, and a service that was removed", undo_of_an_apply),
+        claim("what changes nothing makes no revision, and an undo finds what came before it", nothing_new),
+        claim("a service that gets another name keeps its split, its overrides and its flows", another_name),
+        claim("keys by which living flows are found cannot change", living_keys),
+        claim("an agent starts whatever was written into its file meanwhile, and says what waits", waits),
+        claim("an undo leaves the clients of a canary where they are", same_clients),
+        claim(
+            "a rollout whose service is removed is over, also if the service comes back",
+            removed_in_rollout,
+        ),
+        claim("a rollback without an agent outlives the maps", rolled_back_for_good),
+        claim("a rollout that is aborted with a full disk is written down later", aborted_on_a_full_disk),
         claim("what cannot be undone while it runs is refused with its reason", undo_refused),
         claim("an override survives reloads and restarts until the file changes its value", overrides),
         claim("a configuration file with mistakes is rejected by SIGHUP and changes nothing", rejected),
@@ -159,6 +170,190 @@ fn undo_of_an_apply() -> Result<()> {
     scene.agent.wait_ready(Duration::from_secs(30))?;
     ensure!(revision(&scene)? == gone + 1);
     Ok(())
+}
+
+fn nothing_new() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    let agents = || Ok::<_, anyhow::Error>(scene.json(&["status"])?["revision"].clone());
+    let weight = scene.backend(0);
+    for change in [
+        &["set", "split", SERVICE, "40"][..],
+        &["set", "weight", &weight, "30"],
+        &["set", "health", &weight, "up"],
+        &["set", "state", &weight, "drain"],
+        &["rollback", SERVICE],
+    ] {
+        scene.lbctl(change)?;
+        let (begin, before) = (revision(&scene)?, agents()?);
+        scene.lbctl(change)?;
+        ensure!(revision(&scene)? == begin && agents()? == before, "{change:?} made a revision");
+    }
+    let events = scene.lbctl(&["get", "events", SERVICE])?;
+    ensure!(events.matches("rollback of").count() == 1, "{events}");
+    scene.lbctl(&["undo", SERVICE])?;
+    ensure!(percent(&scene)? == 40.0, "the rollback is undone");
+    Ok(())
+}
+
+fn another_name() -> Result<()> {
+    let mut scene = Scene::start(Plan { lines: true, ..Plan::default() })?;
+    scene.lbctl(&["set", "split", SERVICE, "40"])?;
+    scene.lbctl(&["set", "weight", &scene.backend(0), "30"])?;
+    let pool = Pool::open(scene.lab.client(0), PoolSpec::new(scene.target(), 300).from(Sources::crowd(300)))?;
+    let config = scene.plan.config(&scene.lab).replace(&format!("\"{SERVICE}\""), "\"shop\"");
+    reload(&mut scene, &config)?;
+    wait_for("the reload", || Ok(scene.lbctl(&["get", "services", "shop"]).is_ok()))?;
+    let services = scene.json(&["get", "services", "shop"])?;
+    ensure!(services["services"][0]["split"]["percent"] == 40.0, "{services:#}");
+    let backends = scene.json(&["get", "backends", "shop"])?;
+    ensure!(backends["backends"][0]["weight"] == 30, "{backends:#}");
+    let report = pool.check()?;
+    ensure!(report.broken.is_empty(), "{report:?}");
+    let canary = |count: u64| -> Result<u64> {
+        let load =
+            LoadSpec::lines(scene.target()).from(Sources::Crowd { first: 1000, count: 500 }).flows(count);
+        Ok(Load::run(scene.lab.client(0), load)?.answered_by("canary0"))
+    };
+    ensure!(canary(500)? > 100);
+    scene.lbctl(&["rollback", "shop"])?;
+    ensure!(canary(500)? == 0);
+    // At another address it is another entry of the kernel's, with the same share.
+    scene.lbctl(&["set", "split", "shop", "30"])?;
+    let elsewhere = config.replace("port = 80\n", "port = 81\n");
+    reload(&mut scene, &elsewhere)?;
+    wait_for("the reload", || Ok(scene.json(&["get", "services", "shop"])?["services"][0]["port"] == 81))?;
+    let services = scene.json(&["get", "services", "shop"])?;
+    let split = &services["services"][0]["split"];
+    ensure!(
+        split["percent"] == 30.0 && split["new"].as_f64().is_some_and(|new| (new - 0.3).abs() < 1e-6),
+        "{split:#}"
+    );
+    Ok(())
+}
+
+fn living_keys() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    scene.lbctl(&["set", "split", SERVICE, "30"])?;
+    let before = revision(&scene)?;
+    for (line, what) in [
+        ("backend_key = \"source-ip\"", "backend_key"),
+        ("split_key = \"5-tuple\"", "split_key"),
+        ("mode = \"full-nat\"", "full-nat"),
+    ] {
+        let config = match what {
+            "full-nat" => Plan { mode: "full-nat", ..scene.plan.clone() },
+            _ => Plan { service: line.to_owned(), ..scene.plan.clone() },
+        };
+        let refused = apply(&scene, &config.config(&scene.lab))?.exits(1)?;
+        ensure!(refused.stderr.contains("LB0512") && refused.stderr.contains(what), "{}", refused.stderr);
+    }
+    ensure!(revision(&scene)? == before);
+    Ok(())
+}
+
+fn waits() -> Result<()> {
+    let mut scene = Scene::start(Plan::default())?;
+    scene.lbctl(&["set", "split", SERVICE, "30"])?;
+    scene.agent.kill9();
+    // A running agent would refuse both.
+    let without = Plan { canary: 0, ..scene.plan.clone() }.config(&scene.lab);
+    let larger = Plan { service: "table_size = 32771".to_owned(), ..scene.plan.clone() }.config(&scene.lab);
+    for config in [without, larger] {
+        scene.agent.write_config(&config)?;
+        scene.agent.restart()?;
+        scene.agent.wait_ready(Duration::from_secs(30))?;
+        ensure!(canary_gets(&scene, 0)? == 0, "the pool that went gets new flows");
+        scene.agent.kill9();
+    }
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))?;
+    let findings = scene.json(&["status"])?["findings"].clone();
+    let findings = findings.as_array().context("findings")?;
+    let found = findings.iter().find(|finding| finding["code"] == "LB1015").context("a finding")?;
+    ensure!(found["message"].as_str().unwrap_or_default().contains("table_size"), "{found:#}");
+    let refused = scene.agent.lbctl(&["set", "split", SERVICE, "10"])?.exits(1)?;
+    ensure!(refused.stderr.contains("tables are not as they should be"), "{}", refused.stderr);
+    Ok(())
+}
+
+fn same_clients() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    let begin = revision(&scene)?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    scene.lbctl(&["rollout", "abort", SERVICE])?;
+    scene.lbctl(&["set", "split", SERVICE, "20"])?;
+    let before = revision(&scene)?;
+    ensure!(differences(&scene, begin, before)?.iter().any(|line| line.starts_with("salt ")));
+    scene.lbctl(&["undo", SERVICE, "--to", &begin.to_string()])?;
+    ensure!(differences(&scene, before, before + 1)? == ["split 20 % 0 %"]);
+    Ok(())
+}
+
+fn phase(scene: &Scene) -> Result<String> {
+    let status = scene.json(&["rollout", "status", SERVICE])?;
+    Ok(status["phase"].as_str().context("a phase")?.to_owned())
+}
+
+/// A rollout, at its first step.
+fn in_rollout(scene: &Scene) -> Result<()> {
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary", "--steps", "10,50"])?;
+    ensure!(phase(scene)? == "holding" && percent(scene)? == 10.0);
+    Ok(())
+}
+
+fn removed_in_rollout() -> Result<()> {
+    let scene = Scene::start(Plan::default())?;
+    in_rollout(&scene)?;
+    let whole = scene.plan.config(&scene.lab);
+    apply(&scene, whole.split("[[service]]").next().context("a head")?)?.done()?;
+    let events = scene.lbctl(&["get", "events", "-o", "json"])?;
+    ensure!(events.contains("there is no service of that name any more"), "{events}");
+    scene.lbctl(&["undo", SERVICE])?;
+    ensure!(phase(&scene)? == "rolled-back" && percent(&scene)? == 0.0);
+    // So it is where the pool alone goes, before anybody is there.
+    scene.lbctl(&["set", "state", &scene.backend(2), "maint"])?;
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    ensure!(phase(&scene)? == "preparing");
+    apply(&scene, &Plan { canary: 0, ..scene.plan.clone() }.config(&scene.lab))?.done()?;
+    let events = scene.lbctl(&["get", "events", "-o", "json"])?;
+    ensure!(
+        phase(&scene)? == "rolled-back" && events.contains("its pool was taken out of the configuration"),
+        "{events}"
+    );
+    Ok(())
+}
+
+fn rolled_back_for_good() -> Result<()> {
+    let mut scene = Scene::start(Plan::default())?;
+    in_rollout(&scene)?;
+    scene.agent.kill9();
+    scene.lbctl(&["rollback", SERVICE])?;
+    // As after a reboot: the journal is all that is left.
+    scene.lbctl(&["detach"])?;
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))?;
+    ensure!(phase(&scene)? == "rolled-back" && percent(&scene)? == 0.0);
+    Ok(())
+}
+
+fn aborted_on_a_full_disk() -> Result<()> {
+    let mut scene = Scene::start(Plan::default())?;
+    scene.agent.kill9();
+    small_disk(&scene.agent.places().state)?;
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))?;
+    in_rollout(&scene)?;
+    fill_last_page(&scene)?;
+    let filler = scene.agent.places().state.join("filler");
+    fill(&filler)?;
+    let begin = revision(&scene)?;
+    scene.lbctl(&["rollout", "abort", SERVICE])?;
+    ensure!(phase(&scene)? == "rolled-back" && percent(&scene)? == 0.0);
+    fs::remove_file(&filler)?;
+    wait_for("the record", || {
+        let newest = scene.json(&["history", SERVICE])?["revisions"][0].clone();
+        Ok(newest["revision"].as_u64() > Some(begin) && newest["summary"].to_string().contains("rolled-back"))
+    })
 }
 
 fn undo_refused() -> Result<()> {

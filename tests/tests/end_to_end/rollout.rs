@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lb_common::abi::{Service, VipKey};
+use lb_common::abi::{Service, Split, VipKey};
 use lb_common::wire::IPPROTO_TCP;
 use lb_tests::agent::Reply;
 use lb_tests::claim;
@@ -35,6 +35,7 @@ pub fn claims() -> Vec<Trial> {
         claim("handshakes of a step outlive the agent that asked for them", handshakes_kept),
         claim("an agent that was killed finds every state of a rollout again", killed_everywhere),
         claim("a rollout whose agent died before it had raised the split goes on", raised_again),
+        claim("an agent that was killed between a promotion's record and its roles ends it", half_promoted),
         claim("a canary whose lease runs out gets no new flow", lease),
         claim("a lease ends with its rollout: the next canary is not killed by it", lease_is_over),
         claim("a rollout to another pool waits until the flows of the last canary are over", other_pool),
@@ -347,6 +348,61 @@ fn raised_again() -> Result<()> {
     Ok(())
 }
 
+/// Changes what the kernel has of the service, while there is no agent.
+fn in_kernel(scene: &Scene, change: impl FnOnce(&mut Service)) -> Result<()> {
+    let maps = Maps::open(&directory(&scene.agent.places().pins))?;
+    let key = VipKey::new(scene.target().ip(), scene.target().port(), IPPROTO_TCP);
+    let index = maps.vips.get(&key)?.context("it is in the kernel")?;
+    let mut service = maps.services.read(index);
+    change(&mut service);
+    maps.services.write(index, &service);
+    Ok(())
+}
+
+fn half_promoted() -> Result<()> {
+    let mut scene = Scene::start(plan("shares = [50]\nhold = \"100ms\"\nsoak = \"1s\"\nanalysis = \"off\""))?;
+    let again = |scene: &mut Scene, change: &dyn Fn(&mut Service)| -> Result<()> {
+        scene.agent.kill9();
+        in_kernel(scene, change)?;
+        scene.agent.restart()?;
+        scene.agent.wait_ready(Duration::from_secs(30))
+    };
+    // As sweeps leave it after a while, with everything in the canary.
+    let settled = |service: &mut Service| {
+        (service.split, service.split_home) = (Split::of(Split::ALL, 0).0, Split::ALL.into());
+    };
+    let exchanged = |service: &mut Service| {
+        std::mem::swap(&mut service.stable_pool, &mut service.canary_pool);
+        std::mem::swap(&mut service.stable_slots, &mut service.canary_slots);
+    };
+    scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
+    wait_for(&scene, "soaking")?;
+    again(&mut scene, &settled)?;
+    wait_for(&scene, "promoted")?;
+
+    again(&mut scene, &|service| {
+        exchanged(service);
+        settled(service);
+    })?;
+    let status = rollout(&scene)?;
+    ensure!(status["phase"] == "promoted" && status["from"] == "stable", "{status:#}");
+    let load = LoadSpec::lines(scene.target()).from(Sources::crowd(200)).flows(200).concurrency(64);
+    let tally = Load::run(scene.lab.client(0), load)?;
+    ensure!(canaries(&tally) == 200, "{tally:?}");
+    let services = scene.json(&["get", "services", SERVICE])?;
+    let service = &services["services"][0];
+    ensure!(service["stable"] == "canary" && service["split"]["new"] == 0.0, "{service:#}");
+
+    // Somebody has rolled back in that very moment: then the pools have their old roles.
+    again(&mut scene, &|service| {
+        exchanged(service);
+        (service.split, service.split_home) = (0, 0);
+    })?;
+    let status = rollout(&scene)?;
+    ensure!(status["phase"] == "rolled-back" && status["from"] == "stable", "{status:#}");
+    is_back(&scene)
+}
+
 fn lease() -> Result<()> {
     let mut scene = Scene::start(plan("shares = [50]\nhold = \"60s\"\nlease = \"5s\""))?;
     scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
@@ -599,6 +655,10 @@ fn orders() -> Result<()> {
     order("abort")?;
     let status = wait_for(&scene, "rolled-back")?;
     ensure!(status["ended_in"] == "soaking", "{status:#}");
+    let events = scene.lbctl(&["-o", "json", "get", "events"])?;
+    for told in ["paused at 10 %", "approved at 10 %", "resumed at 10 %"] {
+        ensure!(events.matches(told).count() == 1, "{told}: {events}");
+    }
     Ok(())
 }
 

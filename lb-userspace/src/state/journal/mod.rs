@@ -146,6 +146,19 @@ impl Journal {
         Self::recovered(Directory::open(state_dir)?, state_dir.join(FILE), Limits::default(), time)
     }
 
+    /// Whether no other process has the journal of a state directory. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If one has.
+    pub fn is_free(state_dir: &Path) -> Result<(), JournalError> {
+        match storage::lock(state_dir) {
+            Err(error @ JournalError::InUse { .. }) => Err(error),
+            // Whatever else may be wrong with it shows when it is opened.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// What is in the journal of a state directory, and why there is no more if it is corrupt. Changes nothing.
     ///
     /// # Errors

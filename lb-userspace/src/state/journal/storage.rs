@@ -63,18 +63,28 @@ impl Directory {
             move |source| JournalError::Io { what, path, source }
         };
         fs::create_dir_all(path).map_err(failed("make the directory of"))?;
-        let handle = File::open(path).map_err(failed("open the directory of"))?;
-        match handle.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(JournalError::InUse { path: file_path }),
-            Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
-        }
+        let handle = lock(path)?;
         let file = private().create(true).open(&file_path).map_err(failed("open"))?;
         Ok(Self { path: path.to_owned(), handle, file, prepared: None })
     }
 
     fn aside(&self) -> PathBuf {
         self.path.join(format!("{FILE}.next"))
+    }
+}
+
+/// Takes a state directory, for as long as what is returned is open.
+pub(super) fn lock(path: &Path) -> Result<File, JournalError> {
+    let file_path = path.join(FILE);
+    let failed = |what| {
+        let path = file_path.clone();
+        move |source| JournalError::Io { what, path, source }
+    };
+    let handle = File::open(path).map_err(failed("open the directory of"))?;
+    match handle.try_lock() {
+        Ok(()) => Ok(handle),
+        Err(TryLockError::WouldBlock) => Err(JournalError::InUse { path: file_path }),
+        Err(TryLockError::Error(source)) => Err(failed("lock")(source)),
     }
 }
 
