@@ -194,7 +194,7 @@ impl Agent {
     }
 
     /// Whether the pools of each service may take the roles that they would have.
-    pub(super) fn roles_may_change(&self, next: &Desired) -> Result<(), ApiError> {
+    fn roles_may_change(&self, next: &Desired) -> Result<(), ApiError> {
         for service in next.services() {
             let (now, then) = (self.desired.intents.get(&service.name), next.intents.get(&service.name));
             let (Some(now), Some(then)) = (now, then) else { continue };

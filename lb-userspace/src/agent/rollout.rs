@@ -648,13 +648,13 @@ impl Agent {
                 .about(service)
                 .remedy("give each rollout a preview of its own"));
         }
-        // Before what is under way is rolled back for it.
-        let mut next = self.desired.clone();
-        if let Some(intent) = next.intents.get_mut(&name) {
-            intent.canary = Some(to.clone());
-        }
-        if self.roles_may_change(&next).is_err() {
-            let last = intent.canary.as_ref().map_or("another pool", PoolName::as_str);
+        let index = self.index(service)?;
+        let in_kernel = self.publisher.maps.services.read(index);
+        let last = self.publisher.registry.pool_name(in_kernel.canary_pool);
+        // What is superseded has no new flows in a moment; those that the hash alone explains are there for longer.
+        let busy = in_kernel.home() != 0 || (!superseded && in_kernel.split().new() != 0);
+        if busy && last != Some(to.as_str()) {
+            let last = last.unwrap_or("another pool");
             let message = format!("{to} cannot become the canary: {last} is, and may have flows");
             return Err(ApiError::new(ErrorCode::RolloutOrder, message)
                 .about(service)
@@ -665,7 +665,6 @@ impl Agent {
             (_, intent) = self.intent(service)?;
         }
         // Not the same clients first each time. Flows that are still tracked were placed by the old salt.
-        let index = self.index(service)?;
         if self.publisher.registry.is_closed(index) {
             intent.salt = self.journal.last() + 1;
         }
