@@ -231,7 +231,7 @@ impl Agent {
     }
 
     /// Whether a service's pools may take the roles that they would have.
-    pub(super) fn roles_may_change(
+    fn roles_may_change(
         &self,
         next: &Desired,
         now: &Service,
