@@ -414,7 +414,9 @@ fn presume_up(desired: &Desired, publisher: &Publisher) -> Targets {
             }
         }
     }
-    info!(backends = targets.presumed_up.len(), "presumed healthy until their first check");
+    if !targets.presumed_up.is_empty() {
+        info!(backends = targets.presumed_up.len(), "presumed healthy until their first check");
+    }
     targets
 }
 
