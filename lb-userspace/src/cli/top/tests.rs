@@ -88,7 +88,8 @@ fn latencies_are_shown_where_they_are_measured() {
     let mut status = status();
     let pools = &mut status.services[0].pools;
     pools[1].handshake = Some(Quantiles { p50: 0.000_41, p95: 0.001, p99: 0.012, of: 50 });
-    pools[1].backends[0].steering = Some(SteeringStatus { latency_ms: Some(2.5), weight_percent: 90 });
+    pools[1].backends[0].steering =
+        Some(SteeringStatus { latency_seconds: Some(0.0025), weight_percent: 90 });
     app.take(status, Instant::now() + Duration::from_secs(9));
     let screen = drawn(&app, 80, 24);
     let line = |name: &str| screen.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
