@@ -107,8 +107,8 @@ const SHOWN: &[(&str, &[&str])] = &[
     ("top_in_a_pipe", &["top"]),
 ];
 
-/// What is no table: sentences, which a terminal breaks.
-const AS_LONG_AS_THEY_ARE: &[&str] = &["trace", "rollback"];
+/// What is no table: sentences and usages, which a terminal breaks.
+const AS_LONG_AS_THEY_ARE: &[&str] = &["trace", "rollback", "help_fault"];
 
 fn lab() -> Lab {
     let lab = Lab::new();

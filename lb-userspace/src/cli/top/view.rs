@@ -17,7 +17,7 @@ use crate::config::AdminState;
 /// From here on, a terminal has room for columns that say less.
 const WIDE: u16 = 110;
 
-const KEYS: &str = "q quit  ? help  arrows move  enter/esc in/out  / filter  s sort  e events  space";
+const KEYS: &str = "q quit  ? help  arrows move  enter/esc in/out  / filter  s sort  e events";
 
 const HELP: &str = "\
  q, ctrl-c      end
