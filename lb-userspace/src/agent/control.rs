@@ -59,7 +59,7 @@ impl Handle {
 }
 
 /// Does what takes long where nobody waits for it but whoever asked.
-async fn aside<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> Answer<R> {
+pub(super) async fn aside<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> Answer<R> {
     tokio::task::spawn_blocking(f).await.map_err(|error| {
         ApiError::new(ErrorCode::Internal, format!("the answer could not be made: {error}"))
             .remedy("this is a bug; the agent's log has the place")
@@ -187,7 +187,7 @@ impl Control for Handle {
         self.ask(move |agent| {
             let before = agent.set_split(&service, body.percent.percent(), &request(&call, body.reason))?;
             let change = Change {
-                path: format!("{service}.split"),
+                path: format!("service.{service}.split"),
                 from: Some(format!("{before} %")),
                 to: Some(format!("{} %", body.percent.percent())),
             };
@@ -258,8 +258,8 @@ impl Control for Handle {
             split_before_percent: done.before,
             flows: body.flows,
             established: remembered.established,
-            store_nanoseconds: done.store.as_nanos() as u64,
-            total_microseconds: total.as_micros() as u64,
+            store_seconds: done.store.as_secs_f64(),
+            total_seconds: total.as_secs_f64(),
             revision: remembered.revision,
             service_revision: remembered.service_revision,
             by_agent: true,
@@ -347,7 +347,8 @@ impl Agent {
 
     fn change(&self, target: &Target, what: &str, from: Option<String>, to: String) -> Change {
         let backend = BackendPath::name_of(target.backend);
-        Change { path: format!("{}.{}.{backend}.{what}", target.service, target.pool), from, to: Some(to) }
+        let path = format!("service.{}.pool.{}.backend.{backend}.{what}", target.service, target.pool);
+        Change { path, from, to: Some(to) }
     }
 
     /// What holds of a backend now.

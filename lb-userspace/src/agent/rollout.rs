@@ -728,7 +728,7 @@ impl Agent {
     pub(super) fn not_in_rollout(&self, service: &str, intent: &Intent) -> Result<(), ApiError> {
         match &intent.rollout {
             Some(rollout) if !rollout.phase.is_over() => Err(under_way(service)
-                .remedy("`lbctl rollout promote`, `pause` or `abort` have a say in it; `lbctl rollback` takes it back")),
+                .remedy(format!("`lbctl rollout pause`, `promote` or `abort {service}` decides it; `lbctl rollback {service}` takes it back"))),
             _ => Ok(()),
         }
     }
@@ -799,11 +799,11 @@ impl Agent {
             elapsed_seconds: elapsed.as_secs_f64(),
             left_seconds: lasts.map(|lasts| lasts.saturating_sub(elapsed).as_secs_f64()),
             desired_percent: rollout.share(),
-            took_back_microseconds: self
+            took_back_seconds: self
                 .went_back
                 .get(&name)
                 .filter(|_| rollout.phase == Phase::RolledBack)
-                .map(|took| took.as_secs_f64() * 1e6),
+                .map(|took| took.as_secs_f64()),
             observed: self.observed(&name, follow),
             telemetry: self.telemetry(&name, rollout, inferred),
             verdict,
@@ -913,7 +913,7 @@ fn under_way(service: &str) -> ApiError {
 fn no_rollout(service: &str) -> ApiError {
     ApiError::new(ErrorCode::NoRollout, "it has no rollout")
         .about(service)
-        .remedy("`lbctl rollout start SERVICE --to POOL` begins one")
+        .remedy(format!("`lbctl rollout start {service} --to POOL` begins one"))
 }
 
 pub(super) fn summary(name: &ServiceName, rollout: &Rollout) -> String {

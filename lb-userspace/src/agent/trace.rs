@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::control::aside;
 use super::{Agent, Handle, Request};
 use crate::api::{Answer, Api, ApiError, ErrorCode, Trace, TracePoint, Traced};
 use crate::config::Protocol;
@@ -37,49 +38,84 @@ struct Names {
 pub(super) struct Tracing {
     /// Which one: of two, the one that ends must not take the other along.
     number: u64,
-    _program: dataplane::Traced,
+    /// `None` while it is being loaded.
+    _program: Option<dataplane::Traced>,
 }
 
 impl Handle {
     /// Begins to trace. Ends when the time is over or nobody listens any more.
     pub(super) async fn begin_trace(&self, body: Trace, request: Request) -> Answer<mpsc::Receiver<Traced>> {
-        let wanted = body.clone();
-        let (number, ring, names) = self.ask(move |agent| agent.begin_trace(&wanted, &request)).await?;
+        let wanted = filter(&body)?;
+        let (number, options) = self.ask(Agent::reserve_trace).await?;
+        let (handle, lasts) = (self.clone(), Duration::from_secs(body.seconds));
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        let handle = self.clone();
-        tokio::spawn(async move {
-            let told = tell(ring, names, &body, &sender);
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs(body.seconds)) => {}
-                () = sender.closed() => {}
-                () = told => {}
-            }
-            // An agent that has ended has put the other program back.
-            let _ = handle.call(move |agent| agent.end_trace(number)).await;
+        // A task of its own: what is begun is ended also if nobody waits for the answer any more.
+        let begun = tokio::spawn(async move {
+            // The verifier takes seconds, in which the agent does its work.
+            let tracer = aside(move || dataplane::tracer(&options)).await.and_then(|it| it.map_err(refused));
+            let what = format!("tracing for {} s: {}", body.seconds, in_words(&body));
+            let begin = move |agent: &mut Agent| {
+                let ring = agent.begin_trace(number, tracer?, wanted, lasts)?;
+                agent.note("trace_started", None, &request, what);
+                Ok((ring, agent.names_for_traces()))
+            };
+            let begun = handle.ask(begin).await;
+            let (ring, names) = match begun {
+                Ok(begun) => begun,
+                Err(error) => {
+                    let _ = handle.call(move |agent| agent.forget_trace(number)).await;
+                    return Err(error);
+                }
+            };
+            tokio::spawn(async move {
+                let told = tell(ring, names, &body, &sender);
+                tokio::select! {
+                    () = tokio::time::sleep(lasts) => {}
+                    () = sender.closed() => {}
+                    () = told => {}
+                }
+                // An agent that has ended has put the other program back.
+                let _ = handle.call(move |agent| agent.end_trace(number)).await;
+            });
+            Ok(())
         });
+        begun.await.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
         Ok(receiver)
     }
 }
 
+fn refused(error: dataplane::LoadError) -> ApiError {
+    ApiError::new(ErrorCode::Dataplane, format!("the program that traces cannot be loaded: {error}"))
+        .remedy("packets are forwarded as before; the log has the verifier's words")
+}
+
 impl Agent {
-    fn begin_trace(&mut self, body: &Trace, request: &Request) -> Answer<(u64, RingBuf<MapData>, Names)> {
-        let filter = filter(body)?;
+    /// Takes the place of the one that traces.
+    fn reserve_trace(&mut self) -> Answer<(u64, dataplane::Options)> {
         if self.tracing.is_some() {
             return Err(ApiError::new(ErrorCode::TraceUnderWay, "somebody traces already")
                 .remedy("one at a time: wait until it has ended (600 s at most), or end it"));
         }
-        let options = self.options();
-        let begun =
-            tokio::task::block_in_place(|| dataplane::trace(&options, &self.kernel.attached, &filter));
-        let (program, ring) = begun.map_err(|error| {
-            ApiError::new(ErrorCode::Dataplane, format!("the program that traces cannot be loaded: {error}"))
-                .remedy("packets are forwarded as before; the log has the verifier's words")
-        })?;
         self.traces += 1;
-        self.tracing = Some(Tracing { number: self.traces, _program: program });
-        let what = format!("tracing for {} s: {}", body.seconds, in_words(body));
-        self.note("trace_started", None, request, what);
-        Ok((self.traces, ring, self.names_for_traces()))
+        self.tracing = Some(Tracing { number: self.traces, _program: None });
+        Ok((self.traces, self.options()))
+    }
+
+    fn begin_trace(
+        &mut self,
+        number: u64,
+        tracer: dataplane::Tracer,
+        filter: Filter,
+        lasts: Duration,
+    ) -> Answer<RingBuf<MapData>> {
+        let (program, ring) = tracer.begin(&self.kernel.attached, filter, lasts).map_err(refused)?;
+        self.tracing = Some(Tracing { number, _program: Some(program) });
+        Ok(ring)
+    }
+
+    /// Of one that did not begin.
+    fn forget_trace(&mut self, number: u64) {
+        self.tracing.take_if(|tracing| tracing.number == number);
     }
 
     fn end_trace(&mut self, number: u64) {
@@ -126,7 +162,8 @@ fn filter(body: &Trace) -> Answer<Filter> {
     let mask = Address::v6(&mask.to_be_bytes());
     let [words, bits] = [address.wire_words(), mask.wire_words()];
     Ok(Filter {
-        until: clock::nanoseconds() + body.seconds * 1_000_000_000,
+        // Set once the program is in its place.
+        until: 0,
         address: Address::of_wire_words(std::array::from_fn(|i| words[i] & bits[i])),
         mask,
         port: body.port.map_or(Port::ANY, Port::new),

@@ -138,9 +138,9 @@ impl Agent {
             revision: self.desired.revisions.get(&service.name).copied().unwrap_or_default(),
             split: SplitStatus {
                 percent,
-                new: split::percent(now.new()) / 100.0,
-                home: split::percent(in_kernel.home()) / 100.0,
-                tracked: split::percent(now.tracked()) / 100.0,
+                new_ratio: split::percent(now.new()) / 100.0,
+                home_ratio: split::percent(in_kernel.home()) / 100.0,
+                tracked_ratio: split::percent(now.tracked()) / 100.0,
                 settled: index.is_some_and(|index| self.publisher.registry.is_closed(index)),
             },
             stable,
@@ -282,7 +282,7 @@ impl Agent {
             outcomes: self.outcomes(service, id),
             server_ids: view.server_ids.iter().map(ToString::to_string).collect(),
             steering: service.steering.as_ref().map(|_| SteeringStatus {
-                latency_ms: self.passive.takes(service, view.address).map(|time| time.as_secs_f64() * 1e3),
+                latency_seconds: self.passive.takes(service, view.address).map(|time| time.as_secs_f64()),
                 weight_percent: view.steer,
             }),
             connections: connections(service, &self.publisher.maps.limits, id),
@@ -341,7 +341,7 @@ impl Agent {
                 status: HealthState::Unchecked,
                 reason: None,
                 since_seconds: 0,
-                last_duration_ms: None,
+                last_duration_seconds: None,
             },
             takes_new: false,
             why_not: None,
@@ -382,11 +382,11 @@ impl Agent {
                 .as_ref()
                 .and_then(|report| report.since)
                 .map_or(0, |since| since.elapsed().as_secs()),
-            last_duration_ms: last.map(|result| result.duration.as_secs_f64() * 1e3),
+            last_duration_seconds: last.map(|result| result.duration.as_secs_f64()),
         }
     }
 
-    fn next_hop(&self, ip: IpAddr) -> NextHop {
+    pub(super) fn next_hop(&self, ip: IpAddr) -> NextHop {
         let unreachable = |why: &str| NextHop::Unreachable { unreachable: why.to_owned() };
         match self.hops.get(&ip) {
             None => unreachable("not looked for yet"),
@@ -547,17 +547,25 @@ impl Agent {
                     );
                 }
             }
-            for it in overrides(&service, &intent.backends) {
-                find(
-                    Severity::Info,
-                    "LB1005",
-                    service.name.as_str(),
-                    format!(
-                        "{} is {}, not {} as configured, since {} by {}",
-                        it.path, it.now, it.configured, it.since, it.actor
-                    ),
-                    "set it back, or write it into the configuration",
+            for (address, held) in &intent.backends {
+                let path = format!(
+                    "{}/{}/{}",
+                    service.name,
+                    pool_of(&service, *address),
+                    BackendPath::name_of(*address)
                 );
+                for (words, since, author, back) in by_hand(held) {
+                    let since = since
+                        .parse()
+                        .map_or_else(|_| since.clone(), |at: jiff::Timestamp| format!("{at:.0}"));
+                    find(
+                        Severity::Info,
+                        "LB1005",
+                        &path,
+                        format!("{words}, by {} since {since}", author.name),
+                        &format!("`lbctl set {}` takes it back", back.replace("{}", &path)),
+                    );
+                }
             }
             if !service.mode.is_dsr() {
                 for interface in dataplane.interfaces.iter().filter(|it| !forwards.ask(&it.name, service.vip))
@@ -599,13 +607,19 @@ impl Agent {
                 "sysctl -w net.core.bpf_jit_enable=1, and start lbd again",
             );
         }
+        let asked_for = self.desired.config.dataplane.xdp_mode == config::XdpMode::Generic;
         for interface in dataplane.interfaces.iter().filter(|interface| interface.mode == XdpMode::Generic) {
             find(
                 Severity::Warning,
                 "LB1007",
                 &interface.name,
                 "the program runs in generic mode, which is several times slower".to_owned(),
-                "use an interface whose driver has native XDP",
+                match asked_for {
+                    true => {
+                        "`xdp_mode = \"generic\"` asks for it; with \"auto\" lbd takes native where the driver has it"
+                    }
+                    false => "its driver has no native XDP: use another interface, or a newer kernel",
+                },
             );
         }
         let tables = [
@@ -672,7 +686,7 @@ impl Agent {
                 "LB1021",
                 &interface.name,
                 "it is down, or has no carrier".to_owned(),
-                "ip link set up, or look at the cable and its other end",
+                &format!("ip link set {} up, or look at the cable and its other end", interface.name),
             );
         }
         for (vip, state) in self.vips.snapshot() {
@@ -682,7 +696,7 @@ impl Agent {
                     "LB1010",
                     &vip.address.to_string(),
                     format!("this host does not have the VIP: {error}"),
-                    "clients on the same segment cannot find it until it has",
+                    "lbd tries again; with `hold_vips = false` the address is yours to set (`ip address add`)",
                 );
             }
         }
@@ -786,14 +800,46 @@ fn spills_to(compiled: &Compiled, role: PoolRole) -> Option<&str> {
     }
 }
 
+fn pool_of(service: &Service, address: SocketAddr) -> &str {
+    let pool = service.pools.iter().find(|pool| pool.backends.iter().any(|b| b.address == address));
+    pool.map_or("?", |pool| pool.name.as_str())
+}
+
+/// What was set of a backend, in words, with since when and by whom; and what `lbctl set` takes it back, `{}` being the
+/// backend.
+fn by_hand(held: &Overrides) -> Vec<(String, &String, &Author, String)> {
+    let mut list = Vec::new();
+    if let Some(weight) = &held.weight {
+        let configured = weight.configured.unwrap_or_default();
+        let words = format!("its weight is {}, not {configured} as configured", weight.value);
+        list.push((words, &weight.since, &weight.author, format!("weight {{}} {configured}")));
+    }
+    if let Some(state) = &held.state {
+        let words = match (&held.deadline, state.value) {
+            (Some(deadline), _) => {
+                let then = if deadline.reset { KeepOrReset::Reset } else { KeepOrReset::Keep };
+                format!("it drains until {:.0}, then {then}", deadline.at)
+            }
+            (None, config::AdminState::Drain) => "it drains".to_owned(),
+            (None, value) => format!("its state is {value}"),
+        };
+        let configured = state.configured.unwrap_or(config::AdminState::Ready);
+        list.push((words, &state.since, &state.author, format!("state {{}} {configured}")));
+    }
+    if let Some(health) = &held.health {
+        let words = format!("its health is forced {}", if health.value { "up" } else { "down" });
+        list.push((words, &health.since, &health.author, "health {} auto".to_owned()));
+    }
+    list
+}
+
 fn overrides(service: &Service, backends: &BTreeMap<SocketAddr, Overrides>) -> Vec<Override> {
     let mut list = Vec::new();
     for (address, held) in backends {
-        let pool = service.pools.iter().find(|pool| pool.backends.iter().any(|b| b.address == *address));
-        let pool = pool.map_or("?", |pool| pool.name.as_str());
+        let pool = pool_of(service, *address);
         let mut add = |what: &str, configured: String, now: String, since: &str, by: &Author| {
             list.push(Override {
-                path: format!("pools.{pool}.backends.{}.{what}", BackendPath::name_of(*address)),
+                path: format!("pool.{pool}.backend.{}.{what}", BackendPath::name_of(*address)),
                 configured,
                 now,
                 since: since.to_owned(),
@@ -1036,5 +1082,47 @@ impl<'a> Meters<'a> {
     pub fn backend(&self, id: u16) -> abi::Traffic {
         let read = || maps::traffic(&self.maps.backend_traffic, id.into()).unwrap_or_default();
         self.backends.get(id).unwrap_or_else(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Override as Set;
+
+    /// What the tests of `lbctl` show.
+    const SHOWN: &str = include_str!("../../tests/cli/expected/status_json.txt");
+
+    #[test]
+    fn what_is_set_by_hand_is_told_as_the_tests_of_the_command_line_show_it() {
+        let file = "schema = 1\n[dataplane]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"checkout\"\nvip = \"203.0.113.10\"\n\
+                    port = 443\n[[service.pool]]\nname = \"v41\"\n[[service.pool.backend]]\naddress = \"10.0.1.12:8443\"\n";
+        let config = config::parse(file, "test").expect("a good configuration").config;
+        let author = Author { name: "alice".to_owned(), pid: None };
+        let since = "2026-11-21T03:58:00.5Z".to_owned();
+        let weight = Set { value: 50, configured: Some(100), since: since.clone(), author: author.clone() };
+        let mut held = Overrides { weight: Some(weight), ..Overrides::default() };
+        let address = "10.0.1.12:8443".parse().expect("an address");
+        let list = overrides(&config.services[0], &BTreeMap::from([(address, held.clone())]));
+        let [weight] = &list[..] else { panic!("{list:?}") };
+        assert!(SHOWN.contains(&format!("\"path\": \"{}\"", weight.path)), "{}", weight.path);
+        let (words, _, _, back) = &by_hand(&held)[0];
+        assert!(SHOWN.contains(&format!("{words}, by alice since 2026-11-21T03:58:00Z")), "{words}");
+        let back = back.replace("{}", "checkout/v41/10.0.1.12:8443");
+        assert!(SHOWN.contains(&format!("`lbctl set {back}` takes it back")), "{back}");
+
+        // A drain with its deadline is one thing.
+        let state = Set {
+            value: config::AdminState::Drain,
+            configured: None,
+            since: since.clone(),
+            author: author.clone(),
+        };
+        let at = "2026-11-30T02:16:09.5Z".parse().expect("a time");
+        let deadline = Some(crate::state::Deadline { at, reset: true });
+        held = Overrides { state: Some(state), deadline, ..Overrides::default() };
+        held.health = Some(Set { value: false, configured: None, since, author });
+        let words: Vec<String> = by_hand(&held).into_iter().map(|(words, ..)| words).collect();
+        assert_eq!(words, ["it drains until 2026-11-30T02:16:09Z, then reset", "its health is forced down"]);
     }
 }

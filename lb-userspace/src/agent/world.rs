@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::outlier::Passive;
 use super::{Agent, Targets, vlans};
-use crate::api::BackendPath;
+use crate::api::{self, BackendPath};
 use crate::compile::{Health, WhyNot, World, id_of, key_of};
 use crate::config::{
     self, AgentCheck, Backend, CommandLine, HealthCheck, HttpHost, Pool, Probe, Question, Service,
@@ -359,7 +359,13 @@ impl Agent {
             if self.hops.insert(event.destination, event.next_hop) != Some(event.next_hop) {
                 moved.insert(event.destination);
                 match event.next_hop {
-                    Ok(hop) => info!(backend = %event.destination, ?hop, "next hop"),
+                    Ok(_) => {
+                        let way = match self.next_hop(event.destination) {
+                            api::NextHop::Known { interface, mac } => format!("{mac} on {interface}"),
+                            api::NextHop::Unreachable { unreachable } => unreachable,
+                        };
+                        info!(backend = %event.destination, "next hop: {way}");
+                    }
                     Err(reason) => info!(backend = %event.destination, "no next hop: {}", reason.name()),
                 }
             }

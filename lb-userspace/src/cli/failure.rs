@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
+use serde::Serialize;
 
 use super::screen::{Format, Screen};
 use crate::api::{Api, ApiError, ClientError, ErrorCode};
@@ -92,7 +93,10 @@ impl Failure {
             return self.exit;
         };
         let text = match screen.format {
-            Format::Json => serde_json::to_string(&error).unwrap_or_default() + "\n",
+            Format::Json => {
+                let told = Told { error: &error, action: format!("cannot {doing}") };
+                serde_json::to_string_pretty(&told).unwrap_or_default() + "\n"
+            }
             Format::Table | Format::Wide => worded(&error, doing),
         };
         // There is nowhere else to complain.
@@ -101,11 +105,22 @@ impl Failure {
     }
 }
 
+/// An error for programs, with what could not be done.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    error: &'a ApiError,
+    action: String,
+}
+
 fn worded(error: &ApiError, doing: &str) -> String {
     let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
     let bold = Style::new().bold();
     let ApiError { code, message, diagnostics, .. } = error;
-    let mut text = format!("{red}error[{code}]{red:#}{bold}: cannot {doing}{bold:#}: {message}\n");
+    // Of several that the verb is about, which one.
+    let whose = error.subject.iter().filter(|it| !doing.contains(*it) && !message.contains(*it));
+    let whose: String = whose.map(|it| format!("{it}: ")).collect();
+    let mut text = format!("{red}error[{code}]{red:#}{bold}: cannot {doing}{bold:#}: {whose}{message}\n");
     for found in diagnostics {
         let (at, label) = (&found.at, &found.at.label);
         text += &format!(

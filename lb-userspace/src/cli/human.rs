@@ -53,12 +53,12 @@ pub(super) fn ratio(part: u64, whole: u64) -> String {
     if share > 0.0 && share < 0.01 { "<0.01 %".to_owned() } else { percent(share) }
 }
 
-/// `850 ns`, `41 us`, `1.2 ms`, `2.5 s`.
+/// `850 ns`, `41 µs`, `1.2 ms`, `2.5 s`.
 pub(super) fn short_time(time: Duration) -> String {
     let ns = time.as_nanos();
     match ns {
         0..1_000 => format!("{ns} ns"),
-        1_000..1_000_000 => format!("{} us", two_digits(ns as f64 / 1e3)),
+        1_000..1_000_000 => format!("{} µs", two_digits(ns as f64 / 1e3)),
         1_000_000..1_000_000_000 => format!("{} ms", two_digits(ns as f64 / 1e6)),
         _ => format!("{} s", two_digits(ns as f64 / 1e9)),
     }
@@ -153,8 +153,8 @@ mod tests {
     fn times_have_the_unit_that_suits_them() {
         for (ns, shown) in [
             (850, "850 ns"),
-            (1_234, "1.2 us"),
-            (41_200, "41 us"),
+            (1_234, "1.2 µs"),
+            (41_200, "41 µs"),
             (1_230_000, "1.2 ms"),
             (2_500_000_000, "2.5 s"),
         ] {

@@ -11,6 +11,7 @@ mod screen;
 mod table;
 mod target;
 mod top;
+mod usage;
 mod verbs;
 mod watch;
 
@@ -26,7 +27,7 @@ use failure::Failure;
 pub use screen::{Format, Screen};
 use verbs::Verb;
 
-/// Controls a load balancer.
+/// Controls lb: its splits, rollouts and backends.
 #[derive(Debug, Parser)]
 #[command(name = "lbctl", version = crate::version::text(), arg_required_else_help = true, after_help = AFTER_HELP, disable_help_subcommand = true)]
 struct Cli {
@@ -41,6 +42,14 @@ struct Cli {
 
 /// What every verb takes stands apart from what is its own.
 const EVERYWHERE: &str = "Options of every verb";
+
+const VERB_HELP: &str = "\
+{about-with-newline}
+{usage-heading} {usage}{after-help}
+
+{all-args}
+
+What every verb takes, such as -o json and --socket, is in `lbctl --help`";
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage, 3 degraded or rolled back, 4 timed out, 5 conflict, 6 agent unreachable
@@ -136,6 +145,30 @@ fn command() -> clap::Command {
     examples::add(Cli::command())
 }
 
+/// The same for people who ask about a verb: examples come first, and what every verb takes is not said again.
+fn brief() -> clap::Command {
+    fn arrange(verb: clap::Command) -> clap::Command {
+        verb.help_template(VERB_HELP).mut_subcommands(arrange)
+    }
+    let hidden = |arg: clap::Arg| match arg.get_help_heading() {
+        Some(EVERYWHERE) => arg.hide_short_help(true).hide_long_help(true),
+        _ => arg,
+    };
+    let mut built = command();
+    // Built, each knows its usage. Said now, it has no options that are set by the environment.
+    built.build();
+    usages(command().mut_args(hidden).mut_subcommands(arrange), &mut built)
+}
+
+fn usages(command: clap::Command, built: &mut clap::Command) -> clap::Command {
+    let usage = built.render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ").to_owned();
+    command.override_usage(usage).mut_subcommands(|verb| match built.find_subcommand_mut(verb.get_name()) {
+        Some(built) => usages(verb, built),
+        None => verb,
+    })
+}
+
 /// Whether a line (without its `lbctl`) is understood.
 #[cfg(test)]
 pub(crate) fn understands(line: &str) -> Result<(), clap::Error> {
@@ -168,13 +201,18 @@ pub fn main(offline: &dyn Offline) -> ExitCode {
 /// The whole program; the first argument is its name. Help and mistakes in the arguments themselves go to the process's
 /// own output and errors.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, mut screen: Screen, offline: &dyn Offline) -> Exit {
-    let parsed = command().try_get_matches_from(arguments).and_then(|found| Cli::from_arg_matches(&found));
-    let Cli { places, output, verb } = match parsed {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let parse = |command: clap::Command| {
+        command.try_get_matches_from(&arguments).and_then(|found| Cli::from_arg_matches(&found))
+    };
+    let Cli { places, output, verb } = match parse(command()) {
         Ok(cli) => cli,
         Err(error) => {
-            // Nothing is left to do if even that cannot be printed.
-            _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            let root = command();
+            let is_verb = |word: &OsString| root.get_subcommands().any(|verb| *word == *verb.get_name());
+            let about_verb = arguments.iter().skip(1).any(is_verb);
+            let error = about_verb.then(|| parse(brief()).err()).flatten().unwrap_or(error);
+            return usage::tell(&error, &arguments, &mut screen);
         }
     };
     screen.format = output;

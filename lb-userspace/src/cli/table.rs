@@ -1,7 +1,7 @@
 //! Tables as kubectl has them: aligned columns, no borders.
 //!
-//! In less room than all columns need, those that say least are left out, and long text is broken in its column. `-o wide`
-//! leaves nothing out.
+//! In less room than all columns need, long text is broken in its column; where that is too narrow, it stands below its row.
+//! Then columns that say least are left out. `-o wide` leaves nothing out.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,10 @@ use comfy_table::{Attribute, CellAlignment, Color, ColumnConstraint, ContentArra
 
 /// Between columns.
 const GAP: usize = 2;
-/// Broken text is not made narrower than this.
-const NARROWEST: usize = 16;
+/// Broken text is not made narrower than this: it goes below its row.
+const NARROWEST: usize = 24;
+/// How far text below its row is set in.
+const INDENT: usize = 4;
 
 /// A table and what stands in it.
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl Table {
         for (width, natural) in widths.iter_mut().zip(natural) {
             *width = natural.max(*width);
         }
-        let chosen = self.chosen(widths, width, wide);
+        let (chosen, below) = self.chosen(widths, width, wide);
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING).enforce_styling().style_text_only();
         if header {
@@ -170,8 +172,18 @@ impl Table {
         }
         self.arrange(&mut table, &chosen, widths, width);
         // Colours end before the padding, so that trimming finds it.
-        let mut text = table.trim_fmt();
-        text.push('\n');
+        let text = table.trim_fmt();
+        let (Some(below), Some(width)) = (below, width) else { return text + "\n" };
+        // Nothing is broken in these rows: each is a line.
+        let mut lines = text.lines();
+        let mut text = String::new();
+        let header = lines.by_ref().take(usize::from(header)).map(|line| (line, None)).collect::<Vec<_>>();
+        let rows = lines.zip(self.rows.iter().map(|row| Some(&row.cells[below])));
+        for (line, under) in header.into_iter().chain(rows) {
+            text += line;
+            text.push('\n');
+            text += &under.map(|cell| indented(&cell.text, width)).unwrap_or_default();
+        }
         text
     }
 
@@ -204,12 +216,13 @@ impl Table {
         }
     }
 
-    /// Which columns are shown.
-    fn chosen(&self, widths: &[usize], width: Option<usize>, wide: bool) -> Vec<usize> {
+    /// Which columns are shown, and the one of text if that stands below its row. What is in the text makes no difference to
+    /// the other columns.
+    fn chosen(&self, widths: &[usize], width: Option<usize>, wide: bool) -> (Vec<usize>, Option<usize>) {
         let shown = |&at: &usize| wide || self.columns[at].shown != Shown::Wide;
         let mut chosen: Vec<usize> = (0..self.columns.len()).filter(shown).collect();
         let Some(width) = width else {
-            return chosen;
+            return (chosen, None);
         };
         let needs = |chosen: &[usize]| -> usize {
             let need = |&at: &usize| match self.columns[at].text {
@@ -218,6 +231,11 @@ impl Table {
             };
             chosen.iter().map(need).sum::<usize>().saturating_sub(GAP)
         };
+        let mut below = None;
+        if needs(&chosen) > width {
+            below = chosen.iter().copied().find(|&at| self.columns[at].text);
+            chosen.retain(|&at| Some(at) != below);
+        }
         while needs(&chosen) > width {
             let rank = |&at: &usize| match self.columns[at].shown {
                 Shown::IfRoom(rank) => Some((rank, at)),
@@ -226,7 +244,7 @@ impl Table {
             let Some((_, least)) = chosen.iter().filter_map(rank).max() else { break };
             chosen.retain(|&at| at != least);
         }
-        chosen
+        (chosen, below)
     }
 
     /// What each column needs.
@@ -238,6 +256,26 @@ impl Table {
         }
         table.column_max_content_widths().into_iter().map(usize::from).collect()
     }
+}
+
+/// Text below its row, broken between words.
+fn indented(text: &str, width: usize) -> String {
+    let room = width.saturating_sub(INDENT);
+    let mut lines = Vec::new();
+    for part in text.lines() {
+        let mut line = String::new();
+        for word in part.split(' ') {
+            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > room {
+                lines.push(std::mem::take(&mut line));
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line += word;
+        }
+        lines.push(line);
+    }
+    lines.iter().map(|line| format!("{:INDENT$}{line}\n", "")).collect()
 }
 
 fn styled(cell: &Cell) -> comfy_table::Cell {
@@ -290,25 +328,38 @@ banana  12345  yellow  sweet, and soft once it is ripe enough to eat
     }
 
     #[test]
-    fn text_is_broken_before_columns_are_left_out_and_those_go_by_rank() {
+    fn text_is_broken_then_goes_below_and_then_columns_are_left_out_by_rank() {
         let narrow = "\
 NAME     SIZE  COLOUR  NOTE
 apple       7  green   sour
-banana  12345  yellow  sweet, and soft
-                       once it is ripe
-                       enough to eat
+banana  12345  yellow  sweet, and soft once it is
+                       ripe enough to eat
 ";
-        assert_eq!(plain(&table().render(Some(39), false)), narrow);
+        assert_eq!(plain(&table().render(Some(50), false)), narrow);
         let narrower = "\
-NAME     SIZE  NOTE
-apple       7  sour
-banana  12345  sweet, and soft once
-               it is ripe enough to
-               eat
+NAME     SIZE  COLOUR
+apple       7  green
+    sour
+banana  12345  yellow
+    sweet, and soft once it is ripe
+    enough to eat
 ";
         assert_eq!(plain(&table().render(Some(35), false)), narrower);
-        let first = plain(&table().render(Some(10), false));
-        assert!(first.starts_with("NAME    NOTE\n"), "{first}");
+        assert!(
+            plain(&table().render(Some(20), false)).starts_with("NAME     SIZE\napple       7\n    sour\n")
+        );
+        assert!(plain(&table().render(Some(10), false)).starts_with("NAME\napple\n    sour\n"));
+    }
+
+    #[test]
+    fn what_a_note_says_makes_no_difference_to_the_columns() {
+        let mut short = table();
+        short.rows[1].cells[4] = "sweet".into();
+        let columns = |table: &Table| plain(&table.render(Some(40), false)).lines().next().map(str::to_owned);
+        assert_eq!(columns(&short), Some("NAME     SIZE  COLOUR  NOTE".to_owned()));
+        assert_eq!(columns(&table()), Some("NAME     SIZE  COLOUR".to_owned()));
+        short.rows[1].cells[4] = "".into();
+        assert_eq!(columns(&short), Some("NAME     SIZE  COLOUR  NOTE".to_owned()));
     }
 
     #[test]

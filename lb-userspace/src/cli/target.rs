@@ -71,6 +71,11 @@ impl std::fmt::Display for Target {
 }
 
 impl Target {
+    /// The service that it is of.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
     /// The one backend that is meant. The agent is asked only where a shorthand was used.
     pub async fn resolve(&self, client: &Client) -> Result<BackendPath, Failure> {
         if let (Some(pool), Name::Full(backend)) = (&self.pool, &self.backend) {
@@ -157,7 +162,7 @@ mod tests {
                 status: HealthState::Up,
                 reason: None,
                 since_seconds: 0,
-                last_duration_ms: None,
+                last_duration_seconds: None,
             },
             takes_new: true,
             why_not: None,

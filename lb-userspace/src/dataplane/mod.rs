@@ -19,4 +19,4 @@ pub use load::{
 };
 pub use maps::{Maps, OpenError};
 pub(crate) use migrate::{Place, live, roll_back};
-pub use trace::{Traced, begin as trace};
+pub use trace::{Traced, Tracer, prepare as tracer};

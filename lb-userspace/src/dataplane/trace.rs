@@ -7,6 +7,7 @@
 //! forwards and, once the time that was asked for is over, tells nobody anything; the next agent replaces it as always.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::{Array, Map, MapData, RingBuf};
@@ -20,6 +21,7 @@ use super::load::{
     xdp,
 };
 use super::maps;
+use crate::clock;
 
 /// Room for what is told and not yet read, in bytes.
 const RING: u32 = 4 << 20;
@@ -34,33 +36,56 @@ pub struct Traced {
     _object: Ebpf,
 }
 
-/// Puts the program that traces in the place of the other one. Returns with it the ring that it tells packets by.
+/// The program that traces, loaded and in nobody's place yet.
+pub struct Tracer {
+    directory: PathBuf,
+    object: Ebpf,
+}
+
+/// Loads the program that traces, which takes seconds where the verifier is slow.
 ///
 /// # Errors
 ///
-/// As [`load`](super::load). The other program is in its place again then.
-pub fn begin(
-    options: &Options,
-    attached: &[Attached],
-    filter: &Filter,
-) -> Result<(Traced, RingBuf<MapData>), LoadError> {
+/// As [`load`](super::load).
+pub fn prepare(options: &Options) -> Result<Tracer, LoadError> {
     let directory = maps::directory(&options.pin_dir);
     let mut object = load_object(options, &directory, Some(RING), &[])?;
     load_programs(&mut object)?;
-    let filters = object.map_mut("TRACE_FILTER").ok_or_else(missing)?;
-    let mut filters = Array::<_, [u8; FILTER_BYTES]>::try_from(filters).map_err(aya::EbpfError::from)?;
-    filters.set(0, bytemuck::cast::<Filter, [u8; FILTER_BYTES]>(*filter), 0).map_err(aya::EbpfError::from)?;
-    let Some(Map::RingBuf(ring)) = object.take_map("TRACED") else { return Err(missing()) };
-    let ring = RingBuf::try_from(Map::RingBuf(ring)).map_err(aya::EbpfError::from)?;
-    let stages = pin_stages(&mut object, &directory)?;
-    // From here on dropping it puts the other one back.
-    let mut traced =
-        Traced { directory: directory.clone(), attached: attached.to_vec(), stages, _object: object };
-    let program = xdp(&mut traced._object, PROGRAM)?;
-    for interface in attached {
-        swap(program, interface, &directory)?;
+    Ok(Tracer { directory, object })
+}
+
+impl Tracer {
+    /// Puts it in the place of the other one. Returns with it the ring that it tells packets by: of those that come from
+    /// then on, for so long.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](super::load). The other program is in its place again then.
+    pub fn begin(
+        self,
+        attached: &[Attached],
+        filter: Filter,
+        lasts: Duration,
+    ) -> Result<(Traced, RingBuf<MapData>), LoadError> {
+        let Self { directory, mut object } = self;
+        let Some(Map::RingBuf(ring)) = object.take_map("TRACED") else { return Err(missing()) };
+        let ring = RingBuf::try_from(Map::RingBuf(ring)).map_err(aya::EbpfError::from)?;
+        let stages = pin_stages(&mut object, &directory)?;
+        // From here on dropping it puts the other one back.
+        let mut traced =
+            Traced { directory: directory.clone(), attached: attached.to_vec(), stages, _object: object };
+        let program = xdp(&mut traced._object, PROGRAM)?;
+        for interface in attached {
+            swap(program, interface, &directory)?;
+        }
+        // The time begins once it is there; until now it told nobody anything.
+        let until = clock::nanoseconds() + lasts.as_nanos() as u64;
+        let filters = traced._object.map_mut("TRACE_FILTER").ok_or_else(missing)?;
+        let mut filters = Array::<_, [u8; FILTER_BYTES]>::try_from(filters).map_err(aya::EbpfError::from)?;
+        let filter = bytemuck::cast::<Filter, [u8; FILTER_BYTES]>(Filter { until, ..filter });
+        filters.set(0, filter, 0).map_err(aya::EbpfError::from)?;
+        Ok((traced, ring))
     }
-    Ok((traced, ring))
 }
 
 fn missing() -> LoadError {

@@ -30,7 +30,7 @@ pub fn start(format: LogFormat) -> anyhow::Result<()> {
             // On a terminal only, as lbctl does it.
             let colour = std::io::stderr().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
-            fmt::layer().with_ansi(colour).with_writer(std::io::stderr).boxed()
+            fmt::layer().with_ansi(colour).with_target(false).with_writer(std::io::stderr).boxed()
         }
         LogFormat::Json => fmt::layer()
             .json()

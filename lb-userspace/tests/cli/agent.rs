@@ -146,7 +146,7 @@ impl Agent {
                 status: HealthState::Down,
                 reason: Some("connection refused".to_owned()),
                 since_seconds: 754,
-                last_duration_ms: Some(0.2),
+                last_duration_seconds: Some(0.000_2),
             },
             takes_new: false,
             why_not: Some("its health checks fail".to_owned()),
@@ -167,7 +167,13 @@ impl Agent {
             revision: REVISION,
             stable: "v41".to_owned(),
             canary: Some("v42".to_owned()),
-            split: SplitStatus { percent: 10.0, new: 0.1, home: 0.0, tracked: 0.1, settled: unsettled == 0 },
+            split: SplitStatus {
+                percent: 10.0,
+                new_ratio: 0.1,
+                home_ratio: 0.0,
+                tracked_ratio: 0.1,
+                settled: unsettled == 0,
+            },
             pools: vec![
                 pool(
                     "v41",
@@ -178,7 +184,7 @@ impl Agent {
                 pool("v42", PoolRole::Canary, 10.0, vec![canary]),
             ],
             overrides: vec![Override {
-                path: "v41/10.0.1.12:8443 weight".to_owned(),
+                path: "pool.v41.backend.10.0.1.12:8443.weight".to_owned(),
                 configured: "100".to_owned(),
                 now: "50".to_owned(),
                 since: "2026-11-21T03:58:00.5Z".to_owned(),
@@ -266,7 +272,7 @@ fn backend(name: &str, id: u16, slots: u32) -> BackendStatus {
             status: HealthState::Up,
             reason: None,
             since_seconds: 11_520,
-            last_duration_ms: Some(1.25),
+            last_duration_seconds: Some(0.001_25),
         },
         takes_new: true,
         why_not: None,
@@ -307,8 +313,13 @@ fn change(path: &str, from: Option<&str>, to: Option<&str>) -> Change {
     Change { path: path.to_owned(), from: from.map(str::to_owned), to: to.map(str::to_owned) }
 }
 
+fn of(backend: &BackendPath, what: &str) -> String {
+    format!("service.{}.pool.{}.backend.{}.{what}", backend.service, backend.pool, backend.backend)
+}
+
 fn pools_changed() -> Vec<Change> {
     vec![
+        change("pool.v40.backend.10.0.0.11:8443.address", Some("10.0.0.11:8443"), None),
         change("pool.v40.backend.10.0.0.11:8443.weight", Some("100"), None),
         change("pool.v41.backend.10.0.1.11:8443.weight", Some("100"), Some("50")),
         change("pool.v42.backend.10.0.2.11:8443.weight", None, Some("100")),
@@ -330,7 +341,8 @@ fn changed(
     clients: f64,
 ) -> Applied {
     let path = path.into();
-    let service = path.split(['/', ' ']).next().unwrap_or_default().to_owned();
+    let named = path.strip_prefix("service.").and_then(|rest| rest.split('.').next());
+    let service = named.unwrap_or("checkout").to_owned();
     Applied {
         revision: REVISION + 1,
         changed: from.to_string() != to.to_string(),
@@ -348,16 +360,24 @@ impl Control for Agent {
         let finding = Finding {
             severity: Severity::Error,
             code: "LB1003".to_owned(),
-            subject: "checkout/v41/10.0.1.12:8443".to_owned(),
-            message: "the backend is down: connection refused".to_owned(),
-            remedy: Some("start the server there, or take the backend out of the configuration".to_owned()),
+            subject: "checkout/v41".to_owned(),
+            message: "1 of 2 backends is down".to_owned(),
+            remedy: Some("`lbctl get backends` shows the last check's result".to_owned()),
         };
         let generic = Finding {
             severity: Severity::Warning,
-            code: "LB1001".to_owned(),
+            code: "LB1007".to_owned(),
             subject: "eth1".to_owned(),
-            message: "the driver has no native XDP, so that each packet costs more".to_owned(),
-            remedy: None,
+            message: "the program runs in generic mode, which is several times slower".to_owned(),
+            remedy: Some("its driver has no native XDP: use another interface, or a newer kernel".to_owned()),
+        };
+        let by_hand = Finding {
+            severity: Severity::Info,
+            code: "LB1005".to_owned(),
+            subject: "checkout/v41/10.0.1.12:8443".to_owned(),
+            message: "its weight is 50, not 100 as configured, by alice since 2026-11-21T03:58:00Z"
+                .to_owned(),
+            remedy: Some("`lbctl set weight checkout/v41/10.0.1.12:8443 100` takes it back".to_owned()),
         };
         Ok(Status {
             api: Api::V1,
@@ -367,7 +387,7 @@ impl Control for Agent {
             uptime_seconds: 11_520,
             revision: REVISION,
             degraded,
-            findings: if degraded { vec![finding, generic] } else { Vec::new() },
+            findings: if degraded { vec![finding, generic, by_hand] } else { Vec::new() },
             dataplane: DataplaneStatus {
                 program: Some(ProgramStatus { id: 41, verified_instructions: Some(23_456) }),
                 interfaces: vec![
@@ -501,17 +521,18 @@ impl Control for Agent {
         if request.reason.as_deref() == Some("nothing") {
             return Ok(Applied { revision: REVISION, ..Applied::default() });
         }
-        let mut applied = changed("checkout/v41/10.0.1.11:8443 weight", 100, 50, 24.926, 0.0);
-        applied.changes.push(Change {
-            path: "checkout/v42/10.0.2.12:8443".to_owned(),
-            from: None,
-            to: Some("weight 100".to_owned()),
-        });
-        applied.changes.push(Change {
-            path: "dns/main/[2001:db8:3::12]:53".to_owned(),
-            from: Some("weight 50".to_owned()),
-            to: None,
-        });
+        let mut applied =
+            changed("service.checkout.pool.v41.backend.10.0.1.11:8443.weight", 100, 50, 24.926, 0.0);
+        let new = "service.checkout.pool.v42.backend.10.0.2.12:8443";
+        let gone = "service.dns.pool.main.backend.[2001:db8:3::12]:53";
+        applied.changes.extend([
+            change(&format!("{new}.address"), None, Some("10.0.2.12:8443")),
+            change(&format!("{new}.priority"), None, Some("0")),
+            change(&format!("{new}.weight"), None, Some("100")),
+            change(&format!("{gone}.address"), Some("[2001:db8:3::12]:53"), None),
+            change(&format!("{gone}.priority"), Some("0"), None),
+            change(&format!("{gone}.weight"), Some("50"), None),
+        ]);
         applied.warnings = vec!["the slots are 97 % full".to_owned()];
         applied.dry_run = request.dry_run;
         if request.dry_run {
@@ -532,25 +553,31 @@ impl Control for Agent {
             .remedy("add a second [[service.pool]] and apply"));
         }
         let to = format!("{} %", request.percent);
-        Ok(changed(format!("{service} split"), "10 %", to, 0.0, (request.percent.percent() - 10.0).abs()))
+        Ok(changed(
+            format!("service.{service}.split"),
+            "10 %",
+            to,
+            0.0,
+            (request.percent.percent() - 10.0).abs(),
+        ))
     }
 
     async fn set_weight(&self, call: Call, backend: BackendPath, request: SetWeight) -> Answer<Applied> {
         let found = self.find_backend(&backend)?;
         self.asked(&call, format!("weight {backend} {}", request.weight)).await?;
-        Ok(changed(format!("{backend} weight"), found.weight, request.weight, 12.5, 0.0))
+        Ok(changed(of(&backend, "weight"), found.weight, request.weight, 12.5, 0.0))
     }
 
     async fn set_state(&self, call: Call, backend: BackendPath, request: SetState) -> Answer<Applied> {
         let found = self.find_backend(&backend)?;
         self.asked(&call, format!("state {backend} {} {:?}", request.state, request.reason)).await?;
-        Ok(changed(format!("{backend} state"), found.state, request.state, 12.5, 0.0))
+        Ok(changed(of(&backend, "state"), found.state, request.state, 12.5, 0.0))
     }
 
     async fn set_health(&self, call: Call, backend: BackendPath, request: SetHealth) -> Answer<Applied> {
         self.find_backend(&backend)?;
         self.asked(&call, format!("health {backend} {}", request.health)).await?;
-        Ok(changed(format!("{backend} health"), "as checked", request.health, 12.5, 0.0))
+        Ok(changed(of(&backend, "health"), "as checked", request.health, 12.5, 0.0))
     }
 
     async fn rollback(&self, call: Call, service: String, request: Rollback) -> Answer<RolledBack> {
@@ -563,8 +590,8 @@ impl Control for Agent {
             split_before_percent: 10.0,
             flows: request.flows,
             established: Some(3),
-            store_nanoseconds: 41_234,
-            total_microseconds: 1_234,
+            store_seconds: 41.234e-6,
+            total_seconds: 1.234e-3,
             revision: Some(REVISION + 1),
             service_revision: Some(5),
             by_agent: true,
@@ -726,7 +753,7 @@ pub fn rollout(service: &str, phase: Phase) -> RolloutStatus {
         elapsed_seconds: 1.0,
         left_seconds: None,
         desired_percent: 1.0,
-        took_back_microseconds: None,
+        took_back_seconds: None,
         observed: Observed::default(),
         telemetry: Vec::new(),
         verdict: VerdictWord::NoData,

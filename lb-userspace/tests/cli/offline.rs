@@ -49,8 +49,8 @@ impl Offline for Maps {
             service: service.to_owned(),
             split_before_percent: 12.5,
             flows,
-            store_nanoseconds: 310,
-            total_microseconds: 842,
+            store_seconds: 310e-9,
+            total_seconds: 842e-6,
             revision: (!self.full).then_some(18),
             warnings: self
                 .full
@@ -106,7 +106,7 @@ fn without_an_agent_the_maps_are_changed_directly() {
         lbctl(&lab, &maps, &["rollback", "checkout", "--flows", "reset", "--reason", "5xx"]);
     assert_eq!(
         out,
-        "canary of checkout: 12.5 % -> 0 % in 310 ns (store), 842 us from request to store; established connections are reset\n"
+        "canary of checkout: 12.5 % -> 0 % in 310 ns (store), 842 µs from request to store; tracked flows are reset\n"
     );
     assert_eq!(
         err,
@@ -213,7 +213,7 @@ fn an_agent_that_is_there_does_it_alone() {
     let (out, err, exit) = lbctl(&lab, &maps, &["rollback", "checkout"]);
     assert_eq!(
         out,
-        "canary of checkout: 10 % -> 0 % in 41 us (store), 1.2 ms from request to store; 3 established connections finish where they are\n"
+        "canary of checkout: 10 % -> 0 % in 41 µs (store), 1.2 ms from request to store; 3 tracked flows finish where they are\n"
     );
     assert_eq!((err.as_str(), exit), ("", Exit::Done));
     let (out, _, exit) = lbctl(&lab, &maps, &["detach"]);

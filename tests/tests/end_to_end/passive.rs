@@ -224,7 +224,7 @@ fn steered() -> Result<()> {
     wait_for("it has less", &scene, 1, |row| percent(row) < 60)?;
     wait_for("it has more", &scene, 0, |row| percent(row) > 170 && percent(row) <= 200)?;
     let late = row(&scene, 1)?;
-    ensure!(late["steering"]["latency_ms"].as_f64().is_some_and(|ms| ms > 50.0), "{late:#}");
+    ensure!(late["steering"]["latency_seconds"].as_f64().is_some_and(|it| it > 0.05), "{late:#}");
     let slots = late["slots"].as_f64().context("slots")? / 16_381.0;
     ensure!((0.19..0.27).contains(&slots), "50 to 200, about: {slots}");
     scene.servers[1].behave(Behaviour::Serve)?;

@@ -48,7 +48,7 @@ fn percent(scene: &Scene) -> Result<f64> {
     let services = scene.json(&["get", "services", SERVICE])?;
     let split = &services["services"][0]["split"];
     let (wanted, new) =
-        (split["percent"].as_f64().context("percent")?, split["new"].as_f64().context("new")?);
+        (split["percent"].as_f64().context("percent")?, split["new_ratio"].as_f64().context("new_ratio")?);
     ensure!((wanted - new * 100.0).abs() < 1e-4, "agent and kernel do not agree: {split:#}");
     Ok(wanted)
 }
@@ -413,6 +413,14 @@ fn overrides() -> Result<()> {
         both.len() == 2 && both.iter().any(|one| (one.1.as_str(), one.2.as_str()) == ("100", "30")),
         "{both:?}"
     );
+
+    // As an operator sees it: in 80 columns, under the name that takes it back.
+    let status = scene.agent.run("lbctl", &["status"], &[("COLUMNS", "80")])?.stdout;
+    ensure!(status.lines().all(|line| line.chars().count() <= 80), "{status}");
+    let words = status.split_whitespace().collect::<Vec<_>>().join(" ");
+    for back in [format!("weight {} 100", scene.backend(0)), format!("state {} ready", scene.backend(1))] {
+        ensure!(words.contains(&format!("`lbctl set {back}` takes it back")), "no {back} in {status}");
+    }
 
     // Another value of the file, and a restart: both overrides stay.
     let begin = revision(&scene)?;

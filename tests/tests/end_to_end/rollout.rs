@@ -186,7 +186,7 @@ fn refusing() -> Result<()> {
     ensure!(reason(&status).starts_with("clients that fared badly"), "{status:#}");
     let hurt = load.tally()?.failed();
     ensure!((2..=60).contains(&hurt), "{hurt} clients were hurt: {status:#}");
-    let took = status["took_back_microseconds"].as_f64().context("how long it took")?;
+    let took = status["took_back_seconds"].as_f64().context("how long it took")? * 1e6;
     println!("{hurt} clients were hurt; {took:.0} us from the verdict to the store");
     ensure!(took < 1_000.0, "from the verdict to the store: {took} us");
     is_back(&scene)?;

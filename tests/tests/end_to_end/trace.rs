@@ -90,7 +90,15 @@ fn whole() -> Result<()> {
     // Time is over, whoever listens.
     let begin = Instant::now();
     let none = scene.agent.lbctl(&["trace", "--for", "1s", "--host", "192.0.2.1"])?.done()?;
-    ensure!(none.stderr.contains("no such packet") && begin.elapsed() < SOON, "{}", none.stderr);
+    ensure!(none.stderr.contains("no packet matched in ") && begin.elapsed() < SOON, "{}", none.stderr);
+    wait_until("without a tracer again", || Ok(programs(&scene)? == before))?;
+
+    // The time begins once the program is there, however long it takes to load.
+    let mut tracer = scene.agent.begin_lbctl(&["trace", "--for", "1s", "--host", &client])?;
+    while tracer.finished()?.is_none() {
+        request(&scene)?;
+    }
+    ensure!(tracer.log().contains("tcp syn"), "{}", tracer.log());
     wait_until("without a tracer again", || Ok(programs(&scene)? == before))?;
 
     // In and out of the balancer, in a file that others read.

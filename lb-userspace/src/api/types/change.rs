@@ -52,8 +52,8 @@ pub struct Applied {
 /// A value that changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
-    /// Which, such as `pool.v41.backend.10.0.1.11:8443.weight`; where more than one service may be meant, with its name
-    /// before it.
+    /// Which, such as `pool.v41.backend.10.0.1.11:8443.weight`; where more than one service may be meant, with `service.` and
+    /// its name before it.
     pub path: String,
     /// What it was; absent if it was not there.
     pub from: Option<String>,
@@ -87,10 +87,10 @@ pub struct RolledBack {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub established: Option<u64>,
     /// How long the store took: when it ends, the next packet obeys.
-    pub store_nanoseconds: u64,
+    pub store_seconds: f64,
     /// From the arrival of the request (for `lbctl` by itself: from its first step) to the end of the store, and with `reset` of
     /// voiding the canary's flows. Neither the journal nor the answer's way back is part of it.
-    pub total_microseconds: u64,
+    pub total_seconds: f64,
     /// The agent's revision that it made; `null` if it is not in the journal: [`warnings`](Self::warnings) say why. The
     /// rollback is in force all the same.
     pub revision: Option<u64>,

@@ -73,7 +73,7 @@ pub struct RolloutStatus {
     /// How long it took this agent to roll it back: from the look at the figures that were too bad, or the arrival of an
     /// order, to the store after which no new flow enters the canary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub took_back_microseconds: Option<f64>,
+    pub took_back_seconds: Option<f64>,
     /// What the clients did since the step began.
     pub observed: Observed,
     /// What became of their connections since then: of the canary's, then of the stable pool's; empty where nothing is measured.

@@ -78,11 +78,11 @@ pub struct SplitStatus {
     /// The canary's share that is wanted, in percent.
     pub percent: f64,
     /// Fraction (0 to 1) of the clients whose new flows go to the canary.
-    pub new: f64,
+    pub new_ratio: f64,
     /// Fraction whose untracked flows belong to the canary.
-    pub home: f64,
+    pub home_ratio: f64,
     /// Fraction whose flows are looked up, because the split has changed above them.
-    pub tracked: f64,
+    pub tracked_ratio: f64,
     /// Whether every flow is where the split says.
     pub settled: bool,
 }
@@ -90,7 +90,7 @@ pub struct SplitStatus {
 /// A value that was set at run time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Override {
-    /// What was set, such as `pools.v41.backends.10.0.1.11:8443.weight`.
+    /// What was set, such as `pool.v41.backend.10.0.1.11:8443.weight`.
     pub path: String,
     /// What the file says.
     pub configured: String,
@@ -275,7 +275,7 @@ pub struct BreakerStatus {
 pub struct SteeringStatus {
     /// Milliseconds from a client's SYN, on average; absent while too few connections are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub latency_ms: Option<f64>,
+    pub latency_seconds: Option<f64>,
     /// Percent of its weight that it has for that.
     pub weight_percent: u16,
 }
@@ -342,7 +342,7 @@ pub struct HealthStatus {
     pub since_seconds: u64,
     /// How long the last check took; absent before the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_duration_ms: Option<f64>,
+    pub last_duration_seconds: Option<f64>,
 }
 
 /// Where a backend's packets are sent.

@@ -17,8 +17,7 @@ use crate::config::AdminState;
 /// From here on, a terminal has room for columns that say less.
 const WIDE: u16 = 110;
 
-const KEYS: &str =
-    "q quit  ? help  arrows/jk move  enter/esc in/out  / filter  s sort  e events  space pause";
+const KEYS: &str = "q quit  ? help  arrows move  enter/esc in/out  / filter  s sort  e events";
 
 const HELP: &str = "\
  q, ctrl-c      end
@@ -27,7 +26,7 @@ const HELP: &str = "\
  esc, left      out again; takes a filter away first
  /              filter by name; enter keeps it, esc takes it away
  s              sort by name, connections, packets, bytes
- S, r           the other way round
+ S, r           reverse the order
  e              what happened
  space          pause and go on
  ?              this
@@ -332,7 +331,7 @@ const BACKENDS: &[Column] = &[
     }),
     ("  CHECK", wide_as(7), |_, row| {
         let Row::Backend(_, _, backend) = row else { return Cell::default() };
-        right(backend.health.last_duration_ms.map_or("-".to_owned(), |ms| format!("{ms:.1}ms")))
+        right(backend.health.last_duration_seconds.map_or("-".to_owned(), |it| format!("{:.1}ms", it * 1e3)))
     }),
     ("WEIGHT", wide_as(6), |_, row| {
         let Row::Backend(_, _, backend) = row else { return Cell::default() };
@@ -350,7 +349,7 @@ const BACKENDS: &[Column] = &[
 const BACKENDS_WIDE: &[Column] = &[
     ("LATENCY", wide_as(7), |_, row| {
         let Row::Backend(_, _, backend) = row else { return Cell::default() };
-        latency(backend.steering.and_then(|steering| Some(steering.latency_ms? / 1e3)))
+        latency(backend.steering.and_then(|steering| steering.latency_seconds))
     }),
     BYTES,
     REPLIES,

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Outcome, read};
+use super::{Outcome, read, whole};
 use crate::api::{self, ClientError, ErrorCode};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::screen::{Format, Screen};
@@ -21,7 +21,7 @@ pub(in crate::cli) struct Apply {
     #[arg(long)]
     dry_run: bool,
     /// Changes nothing, and exits with 5, unless the agent is at this revision.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     expect_revision: Option<u64>,
     /// Why, for the history.
     #[arg(long, value_name = "TEXT")]
@@ -38,7 +38,7 @@ impl Apply {
                 if !applied.diagnostics.is_empty() {
                     show_text(&request, &mut context.screen)?;
                 }
-                changes::show(&applied, &mut context.screen)?;
+                changes::show(&applied, "", &mut context.screen)?;
                 Ok(Exit::Done)
             }
             Err(ClientError::Refused(error)) if error.kind() == Some(ErrorCode::InvalidConfig) => {

@@ -25,7 +25,9 @@ impl Detach {
                         ))
                         .exit(Exit::Unreachable)
                 })?;
-                context.screen.remark(&format!("{agent}; detached without it"))?;
+                if !done.removed.is_empty() {
+                    context.screen.remark(&format!("{agent}; detached without it"))?;
+                }
                 done
             }
             Err(error @ ClientError::Silent { .. }) => {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Outcome;
+use super::{Outcome, whole};
 use crate::api::DiffQuery;
 use crate::cli::failure::Exit;
 use crate::cli::human::counted;
@@ -16,10 +16,10 @@ pub(in crate::cli) struct Diff {
     #[arg(value_name = "SERVICE")]
     pub service: String,
     /// One revision of the service, as `lbctl history` numbers them.
-    #[arg(value_name = "A")]
+    #[arg(value_name = "A", value_parser = whole::<u64>)]
     from: u64,
     /// The other one.
-    #[arg(value_name = "B")]
+    #[arg(value_name = "B", value_parser = whole::<u64>)]
     to: u64,
 }
 
@@ -36,8 +36,7 @@ impl Diff {
             screen.say(&format!("nothing differs between revisions {from} and {to} of {service}\n"))?;
             return Ok(Exit::Done);
         }
-        screen.table(&changes::table(&diff.changes), "")?;
-        let differ = counted(diff.changes.len() as u64, "difference");
+        let differ = counted(changes::list(&diff.changes, &service, screen)?, "difference");
         screen.say(&format!("{differ} between revisions {from} and {to} of {service}\n"))?;
         Ok(Exit::Done)
     }

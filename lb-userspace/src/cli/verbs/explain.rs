@@ -1,6 +1,6 @@
 //! `lbctl explain`
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
 
@@ -16,18 +16,25 @@ use crate::config::Protocol;
 /// Says where a flow goes and why, step by step.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Explain {
-    /// The client.
-    #[arg(long, value_name = "IP:PORT", value_parser = end)]
+    /// The client's address and port; of an address alone the port is 40000.
+    #[arg(long, value_name = "IP[:PORT]", value_parser = client)]
     pub from: SocketAddr,
-    /// The VIP.
+    /// The VIP and the service's port.
     #[arg(long, value_name = "VIP:PORT", value_parser = end)]
     pub to: SocketAddr,
-    /// What they speak.
+    /// The protocol.
     #[arg(long, value_name = "tcp|udp", default_value = "tcp", value_parser = one_of(Protocol::ALL, Protocol::as_str))]
     protocol: Protocol,
     /// The connection id that a datagram of QUIC has, where the service reads them.
     #[arg(long, value_name = "HEX")]
     quic_id: Option<api::ConnectionId>,
+}
+
+/// Where only the address of a client matters, as with `source-ip`, any port will do.
+const ANY_PORT: u16 = 40_000;
+
+fn client(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map(|address: IpAddr| (address, ANY_PORT).into()).or_else(|_| end(text))
 }
 
 /// An end of a flow.

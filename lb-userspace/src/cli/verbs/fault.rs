@@ -5,11 +5,11 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Subcommand};
 use ipnet::IpNet;
 
-use super::Outcome;
+use super::{Outcome, whole};
 use crate::api::{AddFault, ClearFaults, FaultAction, Faults, Share};
 use crate::cli::Context;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::human::{age, percent};
+use crate::cli::human::{age, counted, percent};
 use crate::cli::screen::{Format, Screen};
 use crate::cli::table::{Table, cells, column};
 
@@ -22,7 +22,7 @@ pub(in crate::cli) enum Fault {
     Clear(Clear),
 }
 
-/// Injects one: a share of a service's new connections is reset or dropped. Whoever is connected stays so.
+/// Resets or drops a share of a service's new connections. Established ones stay as they are.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "lbctl fault add [OPTIONS] --for <DURATION> <--reset <PERCENT>|--drop <PERCENT>> <SERVICE>",
@@ -62,7 +62,7 @@ pub(in crate::cli) struct Add {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Clear {
     /// Its number in the list; all of them without it.
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = whole::<u32>)]
     id: Option<u32>,
     /// Why, for the events.
     #[arg(long, value_name = "TEXT")]
@@ -82,7 +82,11 @@ impl Fault {
         let faults = match self {
             Self::List => context.client.faults().await?,
             Self::Clear(Clear { id, reason }) => {
-                context.client.clear_faults(&ClearFaults { id, reason }).await?
+                let before = context.client.faults().await?.faults.len();
+                let left = context.client.clear_faults(&ClearFaults { id, reason }).await?;
+                let cleared = before.saturating_sub(left.faults.len()) as u64;
+                context.screen.remark(&format!("{} cleared", counted(cleared, "fault")))?;
+                left
             }
             Self::Add(add) => {
                 let (service, request) = add.request()?;
@@ -151,6 +155,6 @@ fn show(faults: &Faults, screen: &mut Screen) -> Outcome {
             ],
         );
     }
-    screen.table(&table, "there are no faults")?;
+    screen.table(&table, "no faults are injected")?;
     Ok(Exit::Done)
 }

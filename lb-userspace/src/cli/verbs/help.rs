@@ -40,7 +40,7 @@ impl Help {
             }
             return Ok(Exit::Done);
         }
-        let mut command = cli::command();
+        let mut command = cli::brief();
         // Built, a subcommand knows what it is called in full.
         command.build();
         let mut at = Some(&mut command);

@@ -114,6 +114,12 @@ impl Verb {
     }
 }
 
+/// A whole number, with a message for people.
+fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let number: u64 = text.parse().map_err(|_| "expected a whole number".to_owned())?;
+    number.try_into().map_err(|_| "it is too large".to_owned())
+}
+
 /// The text of a file, or of standard input for `-`; with the name that messages call it.
 fn read(file: &str) -> Result<(String, String), Failure> {
     let (text, name) = match file {

@@ -98,20 +98,27 @@ fn show(done: &RolledBack, screen: &mut Screen) -> io::Result<()> {
         return screen.json(done);
     }
     let RolledBack { service, flows, established, .. } = done;
-    let store = short_time(Duration::from_nanos(done.store_nanoseconds));
-    let total = short_time(Duration::from_micros(done.total_microseconds));
+    let store = short_time(Duration::from_secs_f64(done.store_seconds));
+    let total = short_time(Duration::from_secs_f64(done.total_seconds));
     let before = percent(done.split_before_percent);
     let (one, many) = match flows {
         KeepOrReset::Keep => ("finishes where it is", "finish where they are"),
         KeepOrReset::Reset => ("is reset", "are reset"),
     };
     let connections = match established {
-        None => format!("established connections {many}"),
-        Some(1) => format!("1 established connection {one}"),
-        Some(n) => format!("{} {many}", counted(*n, "established connection")),
+        None => format!("tracked flows {many}"),
+        Some(1) => format!("1 tracked flow {one}"),
+        Some(n) => format!("{} {many}", counted(*n, "tracked flow")),
     };
-    screen.say(&format!(
-        "canary of {service}: {before} -> 0 % in {store} (store), {total} from request to store; {connections}\n"
-    ))?;
+    let split = match done.split_before_percent {
+        0.0 => format!("the canary of {service} is at 0 % already"),
+        _ => {
+            format!("canary of {service}: {before} -> 0 % in {store} (store), {total} from request to store")
+        }
+    };
+    screen.say(&match (done.split_before_percent, flows) {
+        (0.0, KeepOrReset::Keep) => format!("{split}\n"),
+        _ => format!("{split}; {connections}\n"),
+    })?;
     done.warnings.iter().try_for_each(|warning| screen.remark(&format!("warning: {warning}")))
 }

@@ -22,8 +22,8 @@ pub(in crate::cli) enum Set {
         #[arg(value_name = "SERVICE/POOL/BACKEND")]
         backend: Target,
         /// From 0 to 65535.
-        #[arg(value_name = "N")]
-        weight: u16,
+        #[arg(value_name = "N", value_parser = weight, allow_negative_numbers = true)]
+        weight: Weight,
         #[command(flatten)]
         why: Why,
     },
@@ -85,12 +85,21 @@ impl Set {
         }
     }
 
+    fn service(&self) -> &str {
+        match self {
+            Self::Weight { backend, .. } | Self::State { backend, .. } | Self::Health { backend, .. } => {
+                backend.service()
+            }
+            Self::Split { service, .. } => service,
+        }
+    }
+
     pub async fn run(self, context: &mut Context<'_>) -> Outcome {
         let client = &context.client;
+        let service = self.service().to_owned();
         let applied = match self {
             Self::Weight { backend, weight, why: Why { reason } } => {
                 let backend = backend.resolve(client).await?;
-                let weight = Weight(weight);
                 client.set_weight(&backend, &SetWeight { weight, reason }).await?
             }
             Self::Split { service, percent, why: Why { reason } } => {
@@ -107,9 +116,16 @@ impl Set {
                 client.set_health(&backend, &SetHealth { health, reason }).await?
             }
         };
-        changes::show(&applied, &mut context.screen)?;
+        changes::show(&applied, &service, &mut context.screen)?;
         Ok(Exit::Done)
     }
+}
+
+fn weight(text: &str) -> Result<Weight, String> {
+    if let Some(step) = text.strip_prefix(['+', '-']) {
+        return Err(format!("a weight is absolute: `{step}`, not `{text}`"));
+    }
+    text.parse().map(Weight).map_err(|_| "a weight is a whole number from 0 to 65535".to_owned())
 }
 
 fn state_parser() -> impl TypedValueParser<Value = AdminState> {

@@ -10,7 +10,7 @@ use super::Outcome;
 use crate::api::{self, ClientError, DataplaneStatus, PoolStatus, PriorityStatus, ServiceStatus, Severity};
 use crate::cli::Context;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::human::{age, count, either, percent, ratio, second, vip};
+use crate::cli::human::{age, count, either, percent, ratio, vip};
 use crate::cli::screen::{Format, Screen};
 use crate::cli::table::{Cell, Table, Tone, cells, column};
 
@@ -112,11 +112,10 @@ fn show(status: &api::Status, screen: &mut Screen) -> io::Result<()> {
         status.revision,
     ))?;
     findings(status, screen)?;
-    dataplane(&status.dataplane, screen)?;
     for service in &status.services {
         self::service(service, screen)?;
     }
-    Ok(())
+    dataplane(&status.dataplane, screen)
 }
 
 fn findings(status: &api::Status, screen: &mut Screen) -> io::Result<()> {
@@ -239,16 +238,6 @@ fn service(service: &ServiceStatus, screen: &mut Screen) -> io::Result<()> {
         );
     }
     screen.table(&pools, "")?;
-    for set in &service.overrides {
-        screen.say(&format!(
-            "set at run time: {} is {}, the file says {} (by {}, {})\n",
-            set.path,
-            set.now,
-            set.configured,
-            set.actor,
-            second(&set.since),
-        ))?;
-    }
     Ok(())
 }
 

@@ -1,13 +1,14 @@
 //! `lbctl trace`
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use ipnet::IpNet;
 
 use super::Outcome;
 use super::set::one_of;
+use super::whole;
 use crate::api::{Trace as Body, TracePoint, Traced};
 use crate::cli::Context;
 use crate::cli::failure::Exit;
@@ -22,7 +23,7 @@ pub(in crate::cli) struct Which {
     #[arg(long, value_name = "ADDRESS[/PREFIX]", value_parser = network)]
     pub host: Option<IpNet>,
     /// Only packets with this port at one end.
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", value_parser = port)]
     pub port: Option<u16>,
     /// Only packets of this protocol.
     #[arg(long, value_name = "tcp|udp", value_parser = one_of(Protocol::ALL, Protocol::as_str))]
@@ -31,7 +32,7 @@ pub(in crate::cli) struct Which {
     #[arg(long = "for", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub lasts: Duration,
     /// Ends after so many packets.
-    #[arg(short = 'c', long, value_name = "N")]
+    #[arg(short = 'c', long, value_name = "N", value_parser = whole::<u64>)]
     pub count: Option<u64>,
 }
 
@@ -39,6 +40,10 @@ pub(in crate::cli) struct Which {
 fn network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<std::net::IpAddr>().map(IpNet::from);
     text.parse().or_else(|_| address()).map_err(|_| format!("{text:?} is neither an address nor a network"))
+}
+
+fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().ok().filter(|&port| port > 0).ok_or("a port is a number from 1 to 65535")
 }
 
 impl Which {
@@ -56,8 +61,8 @@ impl Which {
 
 /// Follows packets through the balancer, and says of each what was decided, and why.
 ///
-/// While it runs, a program that tells takes the place of the one that does not, without losing a packet; afterwards it
-/// is the other way round. It ends after 30 seconds, unless told otherwise, and with Ctrl-C.
+/// While it runs, a program that tells of packets takes the place of the one that does not, without losing a packet;
+/// afterwards that one comes back. It ends after 30 seconds, unless told otherwise, and with Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -78,7 +83,7 @@ impl Trace {
         let mut stream = client.trace(&self.which.body(false)).await?;
         screen.remark("tracing: what arrives after now is shown; Ctrl-C ends it")?;
         let mut shown = Lines { dropped: self.dropped, ..Lines::default() };
-        let mut lost = 0;
+        let (mut lost, begun) = (0, Instant::now());
         while let Some(traced) = tokio::select! {
             next = stream.next() => next?,
             _ = tokio::signal::ctrl_c() => None,
@@ -103,7 +108,8 @@ impl Trace {
             ))?;
         }
         if shown.packets == 0 {
-            screen.remark("no such packet came")?;
+            let whole = Duration::from_secs(begun.elapsed().as_secs_f64().round() as u64);
+            screen.remark(&format!("no packet matched in {}", humantime::format_duration(whole)))?;
         }
         Ok(Exit::Done)
     }
@@ -166,9 +172,21 @@ fn words(arrived: &Traced, stages: &[String], ended: &Traced, action: &str) -> S
     };
     let why = match action {
         "transmit" => String::new(),
-        _ => format!(": {}", ended.meaning.as_deref().unwrap_or_default()),
+        _ => format!(": {}", in_a_line(ended.meaning.as_deref().unwrap_or_default())),
     };
     format!("{time} {by} {ends} {} bytes =>{road} {action}{out} ({reason}{whom}){why}\n", arrived.length)
+}
+
+/// A sentence as the end of a line: without its capital and its full stop.
+fn in_a_line(sentence: &str) -> String {
+    let sentence = sentence.trim_end_matches('.');
+    match sentence.split_at_checked(1) {
+        // An abbreviation stays as it is.
+        Some((first, rest)) if !rest.starts_with(|next: char| next.is_uppercase()) => {
+            first.to_lowercase() + rest
+        }
+        _ => sentence.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -218,6 +236,13 @@ mod tests {
         let mut lines = Lines { dropped: true, ..Lines::default() };
         lines.line(point(TracePoint::Arrives));
         assert_eq!(lines.line(point(TracePoint::Ends)), None, "it was not dropped");
+    }
+
+    #[test]
+    fn why_it_goes_nowhere_is_the_end_of_the_line() {
+        assert_eq!(in_a_line("From a backend to this host itself."), "from a backend to this host itself");
+        assert_eq!(in_a_line("A RST to the client: a fault."), "a RST to the client: a fault");
+        assert_eq!(in_a_line("ICMP of nobody."), "ICMP of nobody");
     }
 
     #[test]

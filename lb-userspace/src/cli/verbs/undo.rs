@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Outcome;
+use super::{Outcome, whole};
 use crate::api;
 use crate::cli::failure::Exit;
 use crate::cli::{Context, changes};
@@ -16,7 +16,7 @@ pub(in crate::cli) struct Undo {
     #[arg(value_name = "SERVICE")]
     pub service: String,
     /// The revision that is wanted back, as `lbctl history` numbers them; the one before the newest if none is named.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     to: Option<u64>,
     /// Why, for the history.
     #[arg(long, value_name = "TEXT")]
@@ -27,7 +27,7 @@ impl Undo {
     pub async fn run(self, context: &mut Context<'_>) -> Outcome {
         let Self { service, to, reason } = self;
         let undone = context.client.undo(&service, &api::Undo { to, reason }).await?;
-        changes::show(&undone, &mut context.screen)?;
+        changes::show(&undone, &service, &mut context.screen)?;
         Ok(Exit::Done)
     }
 }

@@ -109,7 +109,9 @@ pub(super) fn agent(facts: &Facts) -> Verdict {
             )]);
         }
     };
-    let worth_it = status.findings.iter().filter(|found| found.severity != Severity::Info);
+    // Generic mode has a rule of its own.
+    let worth_it =
+        status.findings.iter().filter(|found| found.severity != Severity::Info && found.code != "LB1007");
     let found = worth_it.map(|found| super::Found {
         severity: found.severity,
         subject: found.subject.clone(),

@@ -70,8 +70,8 @@ pub const RULES: &[Rule] = &[
     Rule {
         code: "LB1106",
         title: "agent",
-        why: "without it packets go on, but nobody checks health, follows neighbours or renews leases; what it reports itself is shown \
-              here",
+        why: "it checks health, follows neighbours and renews leases; where the program is in place, packets go on without it; what \
+              it reports itself is shown here",
         judge: host::agent,
     },
     Rule {

@@ -144,10 +144,11 @@ function split(service) {
     const [a, b] = [lately(service, stable, what), lately(service, canary, what)];
     return a + b > 0 ? b / (a + b) : null;
   };
-  const line = (title, share) => bar(title, share, share === null ? "no data yet" : `${percent(1 - share)} / ${percent(share)}`);
+  const waits = (counts.get(`${service.name}/${stable.name}`) || []).length < 2;
+  const line = (title, share) => bar(title, share, share === null ? (waits ? "no data yet" : "none in the last minute") : `${percent(1 - share)} / ${percent(share)}`);
   return h("div", { class: "split", "aria-label": "Split between the pools" },
     line("Desired", service.split.percent / 100),
-    line("In the kernel", service.split.new),
+    line("In the kernel", service.split.new_ratio),
     line("New connections", observed("connections")),
     line("Active traffic", observed("packets")));
 }
@@ -164,7 +165,7 @@ function rollout(it) {
   return h("div", { class: "rollout" },
     h("div", { class: "top" },
       h("b", {}, `Rollout ${it.from} → ${it.to}`),
-      h("span", { class: `pill ${lost ? "bad" : it.phase === "promoted" ? "good" : "warn"}` }, it.phase.replaceAll(/[_-]/g, " ") + (it.paused ? ", paused" : "")),
+      h("span", { class: `pill ${lost ? "bad" : it.phase === "promoted" ? "good" : "warn"}` }, it.phase.replaceAll(/[_-]/g, " ") + (over ? ` ${duration(it.elapsed_seconds)} ago` : "") + (it.paused ? ", paused" : "")),
       !over && h("span", {}, `verdict: ${it.verdict.replaceAll("-", " ")}`),
       h("span", { class: "left" }, it.left_seconds ? `at least ${duration(it.left_seconds)} left` : null)),
     h("ol", { class: "steps", "aria-label": "Steps" }, steps),
@@ -175,7 +176,9 @@ function rollout(it) {
 
 function service(it, rollouts) {
   for (const pool of it.pools) remember(counts, `${it.name}/${pool.name}`, pool.traffic);
-  const now = rollouts.find((one) => one.service === it.name);
+  // One that went back is past once somebody has set a split again.
+  const past = (one) => ["rolled_back", "rolled-back", "failed"].includes(one.phase) && it.split.percent > 0;
+  const now = rollouts.find((one) => one.service === it.name && !past(one));
   const port = it.port || "every port";
   const vip = it.vip.includes(":") ? `[${it.vip}]` : it.vip;
   return h("article", { class: "service card", "data-key": it.name, "aria-label": `Service ${it.name}` },
@@ -199,9 +202,10 @@ function draw({ status, rollouts, events, more }) {
   show("facts", [
     ["up", duration(status.uptime_seconds)], ["revision", status.revision],
     ["on", plane.interfaces.map((it) => `${it.name} (${it.mode})`).join(", ") || "nothing"],
-    ["tracked", short(plane.flows.used + plane.udp_flows.used)], ["unsettled", short(plane.slots.unsettled)],
-    ["dropped", short(drops)],
-  ].map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    ["tracked", short(plane.flows.used + plane.udp_flows.used), "Flows in the tables: those of slots that change, and of canaries"],
+    ["unsettled", short(plane.slots.unsettled), "Slots that have changed and still have flows elsewhere"],
+    ["dropped", short(drops), "Packets dropped since the program was loaded"],
+  ].map(([name, value, title]) => h("div", { title }, h("dt", {}, name), h("dd", {}, value))));
   show("findings", status.findings.filter((it) => it.severity !== "info").map((it) =>
     h("p", { class: `finding ${it.severity}` }, h("b", {}, it.code), `${it.subject}: ${it.message}`,
       it.remedy && h("span", { class: "remedy" }, it.remedy))));

@@ -134,9 +134,9 @@ fn summary(name: &'static str, seen: &[Once]) -> Result<Way> {
     let by_agent = seen.iter().all(|once| once.answer.by_agent);
     Ok(Way {
         way: name,
-        store: all(&|once| Duration::from_nanos(once.answer.store_nanoseconds))?,
+        store: all(&|once| Duration::from_secs_f64(once.answer.store_seconds))?,
         agent: if by_agent {
-            Some(all(&|once| Duration::from_micros(once.answer.total_microseconds))?)
+            Some(all(&|once| Duration::from_secs_f64(once.answer.total_seconds))?)
         } else {
             None
         },

@@ -53,7 +53,7 @@ fn table(answer: &api::Backends) -> Table {
     for row in &answer.backends {
         let backend = &row.backend;
         let (health, traffic) = (&backend.health, &backend.traffic);
-        let check = health.last_duration_ms.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
+        let check = health.last_duration_seconds.map_or("-".to_owned(), |it| format!("{:.1} ms", it * 1e3));
         table.row(
             format!("{}/{}/{}", row.service, row.pool, backend.name),
             cells![
@@ -139,9 +139,20 @@ fn note(backend: &BackendStatus) -> String {
         NextHop::Known { .. } => None,
         NextHop::Unreachable { unreachable } => Some(format!("unreachable: {unreachable}")),
     };
-    let unwell = backend.health.reason.clone().filter(|_| backend.health.status == HealthState::Down);
+    let is_down = backend.health.status == HealthState::Down;
+    let unwell = is_down.then_some(()).and(backend.health.reason.as_ref()).map(|why| match why.as_str() {
+        "set by hand" => "down by hand".to_owned(),
+        why => format!("checks fail: {why}"),
+    });
+    let panics = (is_down && backend.takes_new).then(|| "takes flows all the same: panic".to_owned());
+    // Whatever says more stands for it.
+    let why_not = backend.why_not.clone().filter(|why| match why.as_str() {
+        "its health checks fail" => unwell.is_none(),
+        "it drains" => backend.drain.is_none(),
+        _ => true,
+    });
     let drain = backend.drain.as_ref().map(|drain| match (drain.over, drain.then) {
-        (false, then) => format!("until {}, then {then}", second(&drain.deadline)),
+        (false, then) => format!("drains until {}, then {then}", second(&drain.deadline)),
         (true, KeepOrReset::Keep) => format!("its time to drain was over at {}", second(&drain.deadline)),
         (true, KeepOrReset::Reset) => format!("its flows were reset at {}", second(&drain.deadline)),
     });
@@ -156,12 +167,11 @@ fn note(backend: &BackendStatus) -> String {
     });
     let steered = backend.steering.filter(|steering| steering.weight_percent != 100);
     let steered = steered.map(|steering| {
-        let takes = steering.latency_ms.map(|ms| format!(" at {ms:.1} ms")).unwrap_or_default();
+        let takes = steering.latency_seconds.map(|it| format!(" at {:.1} ms", it * 1e3)).unwrap_or_default();
         format!("steered: {} % of its weight{takes}", steering.weight_percent)
     });
     let found = backend.source.as_ref().map(|source| format!("discovered by {source}"));
-    let notes =
-        [backend.why_not.clone(), ejection, breaker, steered, drain, slow, unreachable, unwell, found];
+    let notes = [why_not, unwell, panics, ejection, breaker, steered, drain, slow, unreachable, found];
     let mut notes: Vec<String> = notes.into_iter().flatten().collect();
     notes.dedup();
     notes.join("; ")

@@ -1,6 +1,9 @@
 //! `lbctl get events`
 
+use std::time::Duration;
+
 use clap::Args;
+use jiff::Timestamp;
 
 use super::Which;
 use crate::api::{Client, ClientError, Event, EventQuery, Severity};
@@ -9,7 +12,8 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::human::second;
 use crate::cli::screen::{Format, Screen};
 use crate::cli::table::{Table, Tone, cells, column};
-use crate::cli::verbs::Outcome;
+use crate::cli::verbs::history::FEW;
+use crate::cli::verbs::{Outcome, whole};
 use crate::cli::watch::PERIOD;
 
 #[derive(Debug, Args)]
@@ -17,24 +21,43 @@ pub(in crate::cli) struct Events {
     #[command(flatten)]
     pub which: Which,
     /// Only events with a greater number.
-    #[arg(long, value_name = "SEQ")]
+    #[arg(long, value_name = "SEQ", value_parser = whole::<u64>)]
     after: Option<u64>,
+    /// Only events of the last such time, such as 10m.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    since: Option<Duration>,
+    /// The newest so many; 0 is all that the agent remembers. Without it a table has 50.
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
+    limit: Option<usize>,
 }
 
 impl Events {
     pub async fn run(self, context: &mut Context<'_>) -> Outcome {
         let Context { client, screen, .. } = context;
         let mut query = EventQuery { after: self.after, service: self.which.service, follow: false };
-        let past = read(client, &query).await?;
+        let mut past = read(client, &query).await?;
+        query.after = past.last().map(|event| event.seq).or(query.after);
+        if let Some(since) = self.since {
+            let begin = Timestamp::now().checked_sub(since).unwrap_or(Timestamp::MIN);
+            past.retain(|event| event.time.parse::<Timestamp>().is_ok_and(|time| time >= begin));
+        }
+        let limit = match self.limit {
+            None if screen.format == Format::Json || self.after.is_some() || self.since.is_some() => 0,
+            limit => limit.unwrap_or(FEW),
+        };
+        let older = if limit == 0 { 0 } else { past.len().saturating_sub(limit) };
+        past.drain(..older);
         let mut list = List { widths: Vec::new(), header: true };
         if past.is_empty() && !self.which.watch {
             screen.remark("nothing happened yet")?;
         }
         list.show(&past, screen)?;
+        if older > 0 {
+            screen.remark(&format!("{older} older ones are not shown: --limit 0 shows all"))?;
+        }
         if !self.which.watch {
             return Ok(Exit::Done);
         }
-        query.after = past.last().map(|event| event.seq).or(query.after);
         query.follow = true;
         loop {
             let broken = follow(client, &mut query, &mut list, screen).await?;
@@ -115,8 +138,8 @@ fn table(events: &[Event]) -> Table {
     let mut table = Table::new([
         column("SEQ").right().wide(),
         column("TIME"),
-        column("SEVERITY").if_room(1),
-        column("CODE").if_room(2),
+        column("SEVERITY").wide(),
+        column("CODE"),
         column("SUBJECT"),
         column("BY").wide(),
         column("REVISION").right().wide(),
@@ -128,20 +151,47 @@ fn table(events: &[Event]) -> Table {
             Severity::Warning => Tone::Doubtful,
             Severity::Error => Tone::Bad,
         };
+        let subject = event.subject();
         let revision = event.revision.map_or("-".to_owned(), |revision| revision.to_string());
         table.row(
             event.seq.to_string(),
             cells![
                 event.seq,
-                second(&event.time),
+                when(&event.time, &Timestamp::now()),
                 severity.cell(event.severity.as_str()),
-                &event.code,
-                event.subject(),
+                severity.cell(&event.code),
+                &subject,
                 event.actor.as_deref().unwrap_or("-"),
                 revision,
-                &event.message,
+                message(event, &subject),
             ],
         );
     }
     table
+}
+
+/// Of today the time alone, in UTC.
+fn when(time: &str, now: &Timestamp) -> String {
+    let (full, today) = (second(time), now.to_string());
+    match full.split_once('T') {
+        Some((day, of_day)) if today.starts_with(day) => of_day.to_owned(),
+        _ => full,
+    }
+}
+
+/// What happened, without what it happened to.
+fn message<'a>(event: &'a Event, subject: &str) -> &'a str {
+    event.message.strip_prefix(subject).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&event.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn today_needs_no_date() {
+        let now = "2026-11-30T12:00:00Z".parse().expect("a time");
+        assert_eq!(when("2026-11-30T02:15:09.27472259Z", &now), "02:15:09Z");
+        assert_eq!(when("2026-11-29T23:59:59.9Z", &now), "2026-11-29T23:59:59Z");
+    }
 }

@@ -8,7 +8,7 @@ use super::Which;
 use crate::api::{self, FlowQuery};
 use crate::cli::human::age;
 use crate::cli::table::{Table, cells, column};
-use crate::cli::verbs::Outcome;
+use crate::cli::verbs::{Outcome, whole};
 use crate::cli::{Context, watch};
 
 #[derive(Debug, Args)]
@@ -16,7 +16,7 @@ pub(in crate::cli) struct Flows {
     #[command(flatten)]
     pub which: Which,
     /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = FlowQuery::LIMIT)]
+    #[arg(long, value_name = "N", default_value_t = FlowQuery::LIMIT, value_parser = whole::<usize>)]
     limit: usize,
 }
 

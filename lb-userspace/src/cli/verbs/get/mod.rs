@@ -16,16 +16,16 @@ use crate::cli::Context;
 #[command(subcommand_value_name = "WHAT", subcommand_help_heading = "What")]
 pub(in crate::cli) enum Get {
     /// Services and their split.
-    #[command(visible_alias = "service")]
+    #[command(alias = "service")]
     Services(services::Services),
     /// Backends with weight, state, health and flows.
-    #[command(visible_alias = "backend")]
+    #[command(alias = "backend")]
     Backends(backends::Backends),
     /// Tracked flows; those of settled slots are in no table.
-    #[command(visible_alias = "flow")]
+    #[command(alias = "flow")]
     Flows(flows::Flows),
-    /// Lists what the agent noticed and did.
-    #[command(visible_alias = "event")]
+    /// What the agent noticed and did.
+    #[command(alias = "event")]
     Events(events::Events),
 }
 

@@ -11,7 +11,7 @@
 //!   new connections   4.93 % (4.61 to 5.26) of 17 204
 //!   bytes             5.02 %
 //!   v42   803 connections, 0 SYNs repeated, 0 refused, 0 reset early, 12 tracked
-//!         1.2 MiB in, 9.8 MiB out, handshake 410 us (p99 1.0 ms), first byte 1.6 ms (p99 8.2 ms)
+//!         1.2 MiB in, 9.8 MiB out, handshake 410 µs (p99 1.0 ms), first byte 1.6 ms (p99 8.2 ms)
 //!   v41   15.4k connections, ...
 //!   clients that fared badly   v42 0 of 803   v41 2 of 15 380   evidence 0.6 of 100   fine
 //! ```
@@ -67,8 +67,8 @@ pub(super) fn draw(status: &RolloutStatus) -> String {
         text += &format!("  {}: {}\n", status.verdict.as_str(), status.verdict_reason);
     }
     text += &format!("  {}\n", status.reason);
-    if let Some(took) = status.took_back_microseconds {
-        text += &format!("  rolled back {} after the verdict\n", short(took / 1e6));
+    if let Some(took) = status.took_back_seconds {
+        text += &format!("  rolled back {} after the verdict\n", short(took));
     }
     text
 }
@@ -201,7 +201,7 @@ fn telemetry(pool: &PoolTelemetry) -> String {
 /// A time in seconds, to two digits.
 fn short(seconds: f64) -> String {
     let (value, unit) = match seconds {
-        s if s < 1e-3 => (s * 1e6, "us"),
+        s if s < 1e-3 => (s * 1e6, "µs"),
         s if s < 1.0 => (s * 1e3, "ms"),
         s => (s, "s"),
     };
@@ -276,7 +276,7 @@ mod tests {
             elapsed_seconds: 120.0,
             left_seconds: Some(180.0),
             desired_percent: 5.0,
-            took_back_microseconds: None,
+            took_back_seconds: None,
             observed: Observed { connections: Observation::of(50, 1_000), bytes_percent: Some(5.02) },
             telemetry: vec![
                 telemetry_of("v42", 50, Some(Quantiles { p50: 0.000_4, p95: 0.001, p99: 0.012, of: 50 })),
@@ -332,7 +332,7 @@ checkout: v41 -> v42   step 2 of 4, 5 %, 3m left
   new connections   5 % (3.81 to 6.53) of 1000
   bytes             5.02 %
   v42   50 connections, 2 SYNs repeated, 1 refused, 0 reset early, 3 tracked
-        11.7 KiB in, 33.2 KiB out, first byte 400 us (p99 12 ms)
+        11.7 KiB in, 33.2 KiB out, first byte 400 µs (p99 12 ms)
   v41   950 connections, 2 SYNs repeated, answers go past the balancer, 3 tracked
         11.7 KiB in
   clients that fared badly   v42 0 of 803   v41 2 of 15.4k   evidence 0.6 of 100   fine

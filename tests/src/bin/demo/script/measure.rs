@@ -106,12 +106,11 @@ impl Times {
     /// If it does not say.
     pub fn of(rollback: &Done) -> Result<Self> {
         let json = rollback.json()?;
-        let field = |name: &str| json[name].as_u64().with_context(|| format!("no {name} in {json:#}"));
-        Ok(Self {
-            store: Duration::from_nanos(field("store_nanoseconds")?),
-            agent: Duration::from_micros(field("total_microseconds")?),
-            lbctl: rollback.took(),
-        })
+        let field = |name: &str| {
+            let seconds = json[name].as_f64().with_context(|| format!("no {name} in {json:#}"))?;
+            anyhow::Ok(Duration::from_secs_f64(seconds))
+        };
+        Ok(Self { store: field("store_seconds")?, agent: field("total_seconds")?, lbctl: rollback.took() })
     }
 }
 
