@@ -19,7 +19,7 @@ use crate::api::{
 };
 use crate::clock;
 use crate::compile::key_of;
-use crate::config::{PoolName, Protocol, Rollout as Configured, ServiceName};
+use crate::config::{PoolName, Protocol, ServiceName};
 use crate::dataplane::maps;
 use crate::events::Occurrence;
 use crate::plural::counted;
@@ -593,7 +593,7 @@ impl Agent {
                 .remedy("name the shares, 100 for everybody at once, or leave `shares` out"));
         }
         let configured = self.desired.service(service).and_then(|service| service.rollout.clone());
-        let plan = configured.unwrap_or_else(Configured::default).plan(shares, hold);
+        let plan = configured.unwrap_or_default().plan(shares, hold);
         if !plan.steps.is_sorted_by(|a, b| a.weight < b.weight) {
             return Err(refused("each step gives the canary more than the one before".to_owned()));
         }
