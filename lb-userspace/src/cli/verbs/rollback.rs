@@ -111,7 +111,7 @@ fn show(done: &RolledBack, screen: &mut Screen) -> io::Result<()> {
         Some(n) => format!("{} {many}", counted(*n, "tracked flow")),
     };
     let split = match done.split_before_percent {
-        0.0 => format!("the canary of {service} is at 0 % already"),
+        0.0 => format!("canary of {service}: at 0 % already"),
         _ => {
             format!("canary of {service}: {before} -> 0 % in {store} (store), {total} from request to store")
         }
