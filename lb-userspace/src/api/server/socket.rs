@@ -64,7 +64,7 @@ impl Drop for Held {
 /// Who may use a socket.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Access {
-    /// Its owner, and the group `lb` if the host has one.
+    /// Its owner, and the group `lb` if the host has one. Its owner alone, if that one may not give it to the group.
     Admin,
     /// Whoever these permission bits let.
     Mode(u32),
@@ -101,15 +101,23 @@ fn make_ready(listener: &StdListener, fresh: &Path, path: &Path, access: Access)
     let mode = match access {
         Access::Mode(mode) => mode,
         Access::Admin => {
-            if let Some(group) = group_id(&fs::read_to_string("/etc/group").unwrap_or_default(), GROUP) {
-                chown(fresh, None, Some(group))?;
-            }
-            0o660
+            let group = group_id(&fs::read_to_string("/etc/group").unwrap_or_default(), GROUP);
+            admin_mode(group.map_or(Ok(()), |group| chown(fresh, None, Some(group))))?
         }
     };
     fs::set_permissions(fresh, Permissions::from_mode(mode))?;
     listener.set_nonblocking(true)?;
     fs::rename(fresh, path)
+}
+
+/// The permission bits for administrators, by what came of giving the socket to their group. Only root and the group's members may:
+/// somebody else who runs an agent, as tests do, is the only one who may use it.
+fn admin_mode(given: io::Result<()>) -> io::Result<u32> {
+    match given {
+        Ok(()) => Ok(0o660),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(0o600),
+        Err(error) => Err(error),
+    }
 }
 
 /// Of two agents that start at once, both would find a socket stale. The lock goes with its holder, however that ends;
@@ -174,6 +182,13 @@ fn group_id(text: &str, name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_that_the_group_cannot_have_is_its_owners_alone() {
+        assert_eq!(admin_mode(Ok(())).unwrap(), 0o660);
+        assert_eq!(admin_mode(Err(io::ErrorKind::PermissionDenied.into())).unwrap(), 0o600);
+        assert!(admin_mode(Err(io::ErrorKind::ReadOnlyFilesystem.into())).is_err());
+    }
 
     #[test]
     fn a_group_is_found_by_its_whole_name() {
