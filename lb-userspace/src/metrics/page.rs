@@ -75,9 +75,9 @@ pub(super) fn routes(app: App, address: SocketAddr, stopped: watch::Receiver<boo
         get(move || async move { ([(header::CONTENT_TYPE, kind)], text) })
     };
     Router::new()
-        .route("/", file("text/html; charset=utf-8", include_str!("index.html")))
-        .route("/status.css", file("text/css; charset=utf-8", include_str!("status.css")))
-        .route("/status.js", file("text/javascript; charset=utf-8", include_str!("status.js")))
+        .route("/", file("text/html; charset=utf-8", include_str!("page/index.html")))
+        .route("/status.css", file("text/css; charset=utf-8", include_str!("page/status.css")))
+        .route("/status.js", file("text/javascript; charset=utf-8", include_str!("page/status.js")))
         .route("/stream", get(stream))
         .layer(middleware::from_fn(move |request, next| guarded(address.ip(), request, next)))
         .with_state(page)
@@ -223,8 +223,11 @@ mod tests {
     /// What the policy forbids would only be seen by whoever has the page open.
     #[test]
     fn the_page_keeps_its_own_policy() {
-        let (page, style, script) =
-            (include_str!("index.html"), include_str!("status.css"), include_str!("status.js"));
+        let (page, style, script) = (
+            include_str!("page/index.html"),
+            include_str!("page/status.css"),
+            include_str!("page/status.js"),
+        );
         for inline in ["<style", "style=", "onclick", "onload", "<form", "<iframe"] {
             assert!(!page.contains(inline), "{inline}");
         }
