@@ -15,6 +15,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::abi::DEVICES;
 use crate::parse::is_tag;
 use crate::pipeline::{Packet, Tables};
 use crate::verdict::Reason;
@@ -101,6 +102,33 @@ pub fn depart<T: Tables>(packet: &mut T::Packet, tables: &T, ifindex: u32) -> Re
     let Some(vlan) = tables.vlan(ifindex) else { return Ok(ifindex) };
     retag(packet, Tags(vlan.tags))?;
     Ok(vlan.ifindex)
+}
+
+/// How many places of `DEVICES` are looked at for an interface, from that of its number on. (The agent takes the first that is free.)
+const PLACES: u32 = 4;
+
+/// A frame whose interface is none that `EGRESS` knows. A reply is the host's to send then: its route is the host's, too, and it
+/// takes what is for its own hardware address.
+///
+/// # Errors
+///
+/// [`Reason::NoRoute`] for what is no reply, and where nobody knows that address.
+#[inline(always)]
+pub fn hand_up<T: Tables>(packet: &mut T::Packet, tables: &T, reason: Reason) -> Result<(), Reason> {
+    if !matches!(reason, Reason::Replied | Reason::ErrorReplied | Reason::FragmentReplied) {
+        return Err(Reason::NoRoute);
+    }
+    let ifindex = packet.ifindex();
+    for step in 0..PLACES {
+        let index = ifindex.wrapping_add(step) % DEVICES;
+        if let Some(device) = tables.device(index as u16)
+            && device.ifindex == ifindex
+        {
+            packet.view_mut::<Ethernet>(0).ok_or(Reason::NoRoute)?.destination = device.mac;
+            return Ok(());
+        }
+    }
+    Err(Reason::NoRoute)
 }
 
 /// Upper bits of a tag: priority and "drop eligible".

@@ -15,7 +15,6 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
-use lb_common::abi;
 use lb_common::attend::attend;
 use lb_common::decap::{Decapsulated, decapsulate};
 use lb_common::fragment::{fragment, fragment_reply};
@@ -27,8 +26,7 @@ use lb_common::reply::reply;
 use lb_common::session::{begin, carry, opening, session, session_fragment, session_icmp, witness};
 use lb_common::too_big::too_big;
 use lb_common::verdict::{Action, Reason, Verdict};
-use lb_common::vlan::depart;
-use lb_common::wire::Ethernet;
+use lb_common::vlan::{depart, hand_up};
 
 use crate::packet::Frame;
 use crate::stages::jump;
@@ -198,7 +196,7 @@ fn act(ctx: &XdpContext, frame: &Frame, verdict: &Verdict) -> u32 {
         Action::Transmit if verdict.ifindex == frame.ifindex() => XDP_TX,
         Action::Transmit => match maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()) {
             Ok(action) => action,
-            Err(_) => lb_depart(ctx.ctx, verdict.ifindex),
+            Err(_) => lb_depart(ctx.ctx, verdict.ifindex, verdict.reason as u64),
         },
     }
 }
@@ -207,38 +205,25 @@ fn act(ctx: &XdpContext, frame: &Frame, verdict: &Verdict) -> u32 {
 /// tags. As a function of its own in the kernel's eyes ("global"): all programs pay no more than its call.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_depart(ctx: *mut xdp_md, ifindex: u32) -> u32 {
+extern "C" fn lb_depart(ctx: *mut xdp_md, ifindex: u32, reason: u64) -> u32 {
     let mut frame = Frame::new(&XdpContext::new(ctx));
-    match depart(&mut frame, &Kernel, ifindex) {
-        Ok(below) if below == frame.ifindex() => XDP_TX,
-        Ok(below) => maps::EGRESS.redirect(below, XDP_DROP.into()).unwrap_or_else(|_| hand_up(&mut frame)),
+    let departed = depart(&mut frame, &Kernel, ifindex).and_then(|below| {
+        if below == frame.ifindex() {
+            return Ok(XDP_TX);
+        }
+        match maps::EGRESS.redirect(below, XDP_DROP.into()) {
+            Ok(action) => Ok(action),
+            Err(_) => hand_up(&mut frame, &Kernel, Reason::of(reason)).map(|()| XDP_PASS),
+        }
+    });
+    match departed {
+        Ok(action) => action,
         Err(reason) => {
             // Beside what it was counted as before: it was on its way.
             Kernel.count(frame.ifindex(), &Verdict::of(reason));
             XDP_DROP
         }
     }
-}
-
-/// How many places of `DEVICES` are looked at, from that of an interface's number on.
-const PLACES: u32 = 4;
-
-/// A reply whose route leaves by an interface that the agent has not listed: the host sends it, if it is for the host's hardware
-/// address.
-#[inline(always)]
-fn hand_up(frame: &mut Frame) -> u32 {
-    let ifindex = frame.ifindex();
-    for step in 0..PLACES {
-        let Some(device) = maps::DEVICES.get((ifindex + step) % abi::DEVICES) else { break };
-        if device.ifindex == ifindex
-            && let Some(header) = frame.view_mut::<Ethernet>(0)
-        {
-            header.destination = device.mac;
-            return XDP_PASS;
-        }
-    }
-    Kernel.count(ifindex, &Verdict::of(Reason::NoRoute));
-    XDP_DROP
 }
 
 /// The other end of `dsr-ipip` and `dsr-gue`, for backends whose kernel has no tunnel device.
