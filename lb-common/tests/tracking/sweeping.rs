@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use lb_common::abi::{FlowEntry, FlowKey, GuestKey, HalfOpen, Life, Service, Slot, Split};
+use lb_common::abi::{FlowEntry, FlowKey, GuestKey, HANDSHAKE_TICKS, HalfOpen, Life, Service, Slot, Split};
 use lb_common::pipeline::Tables as _;
 use lb_common::settle::{self, Access, Patience, ServiceClock, TableClock, Takers};
 use lb_common::wire::IPPROTO_TCP;
@@ -22,7 +22,8 @@ impl World {
                 return table;
             }
             // Too old for a handshake, and too young to settle.
-            let changed = table.changed.iter().map(|changed| (*changed).min(ticks - 61)).collect();
+            let changed =
+                table.changed.iter().map(|changed| (*changed).min(ticks - HANDSHAKE_TICKS - 1)).collect();
             Table { changed, ..table }
         };
         let (stable, canary) = (age(stable), canary.map(age));
