@@ -170,13 +170,17 @@ impl Agent {
 
     /// Tells of a rollout that was under way and, by another configuration, is not any more.
     fn tell_ended(&self, name: &ServiceName, request: &Request) {
-        let message = match self.desired.intents.get(name).map(|intent| &intent.rollout) {
-            None => format!("rollout of {name}: there is no service of that name any more"),
-            Some(Some(rollout)) if rollout.phase.is_over() => super::rollout::summary(name, rollout),
+        let (phase, message) = match self.desired.intents.get(name).map(|intent| &intent.rollout) {
+            None => {
+                (Phase::RolledBack, format!("rollout of {name}: there is no service of that name any more"))
+            }
+            Some(Some(rollout)) if rollout.phase.is_over() => {
+                (rollout.phase, super::rollout::summary(name, rollout))
+            }
             Some(_) => return,
         };
         self.log.push(Occurrence {
-            code: "rollout_rolled_back",
+            code: super::rollout::code(phase),
             severe: true,
             service: Some(name.as_str().to_owned()),
             message,

@@ -935,7 +935,7 @@ fn ordered(now: &Rollout, next: &Rollout) -> String {
     }
 }
 
-const fn code(phase: Phase) -> &'static str {
+pub(super) const fn code(phase: Phase) -> &'static str {
     match phase {
         Phase::Preparing => "rollout_preparing",
         Phase::Holding => "rollout_step",

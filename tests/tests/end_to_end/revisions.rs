@@ -225,7 +225,7 @@ fn another_name() -> Result<()> {
     let services = scene.json(&["get", "services", "shop"])?;
     let split = &services["services"][0]["split"];
     ensure!(
-        split["percent"] == 30.0 && split["new"].as_f64().is_some_and(|new| (new - 0.3).abs() < 1e-6),
+        split["percent"] == 30.0 && split["new_ratio"].as_f64().is_some_and(|new| (new - 0.3).abs() < 1e-6),
         "{split:#}"
     );
     Ok(())
@@ -317,7 +317,7 @@ fn removed_in_rollout() -> Result<()> {
     apply(&scene, &Plan { canary: 0, ..scene.plan.clone() }.config(&scene.lab))?.done()?;
     let events = scene.lbctl(&["get", "events", "-o", "json"])?;
     ensure!(
-        phase(&scene)? == "rolled-back" && events.contains("its pool was taken out of the configuration"),
+        phase(&scene)? == "failed" && events.contains("its pool was taken out of the configuration"),
         "{events}"
     );
     Ok(())

@@ -391,7 +391,7 @@ fn half_promoted() -> Result<()> {
     ensure!(canaries(&tally) == 200, "{tally:?}");
     let services = scene.json(&["get", "services", SERVICE])?;
     let service = &services["services"][0];
-    ensure!(service["stable"] == "canary" && service["split"]["new"] == 0.0, "{service:#}");
+    ensure!(service["stable"] == "canary" && service["split"]["new_ratio"] == 0.0, "{service:#}");
 
     // Somebody has rolled back in that very moment: then the pools have their old roles.
     again(&mut scene, &|service| {
