@@ -527,7 +527,7 @@ mod tests {
         desired.intents.get_mut(&name).expect("there").rollout = Some(rollout);
         let after = desired.under(config(100, &["a", "c"]));
         let rollout = after.intents[&name].rollout.as_ref().expect("it is remembered");
-        assert_eq!(rollout.phase, engine::Phase::RolledBack);
+        assert_eq!(rollout.phase, engine::Phase::Failed, "nobody was let in yet");
         assert_eq!(rollout.reason, "its pool was taken out of the configuration");
     }
 
