@@ -50,6 +50,8 @@ pub fn begins<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence:
     if service.has(Service::LIMITED) {
         place = limit::admit(tables, service, key, sequence, place);
         if place.backend == 0 {
+            // Where its slot is changing it was noted already. It has no backend: when it comes again, its slot says who.
+            tables.forget_half_open(key);
             return place;
         }
     }

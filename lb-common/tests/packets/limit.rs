@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 
-use lb_common::abi::{HANDSHAKE_TICKS, Mode, OnEmpty, Service, TCP_IDLE_TICKS};
+use lb_common::abi::{HANDSHAKE_TICKS, Mode, OnEmpty, Service, Slot, TCP_IDLE_TICKS};
 use lb_common::host::Tables;
 use lb_common::limit::{Limit, Open, Whose};
 use lb_common::verdict::{Event, Reason};
@@ -349,6 +349,31 @@ fn on_trial_a_backend_gets_so_many_connections_and_not_one_more() {
         }
         let trials = bench.tables.limits.borrow()[&Whose::Backend(tried)].trials;
         assert_eq!(Limit::trials_left(trials), Some(0));
+    }
+}
+
+#[test]
+fn who_was_kept_away_from_a_backend_does_not_come_back_to_it_when_its_breaker_opens() {
+    let mut bench = Bench::new(0);
+    let tried = bench.ids[0];
+    let on_trial = Limit { trials: Limit::on_trial(0, false), ..Limit::default() };
+    bench.limit(Whose::Backend(tried), on_trial);
+    // Its slots have just come back to it.
+    for slot in &bench.tables.slots {
+        slot.set(Slot::of(slot.get().new(), slot.get().home(), 1));
+    }
+    let kept_away: Vec<u16> = (0..100).filter(|&n| bench.send(n, "S").is_err()).collect();
+    assert!(kept_away.len() > 15, "a third of them");
+    for slot in &bench.tables.slots {
+        let word = slot.get();
+        if word.new() == tried {
+            slot.set(Slot::of(bench.ids[1], word.home(), 2));
+        }
+    }
+    bench.limit(Whose::Backend(tried), Limit::default());
+    bench.pass(SECOND);
+    for n in kept_away {
+        assert_eq!(bench.send(n, "S"), Ok(bench.ids[1]), "its SYN comes again");
     }
 }
 
