@@ -146,7 +146,6 @@ pub fn recount(maps: &Maps, services: impl Iterator<Item = u32>, patience: &Pati
     if !counted {
         return Ok(());
     }
-    // What is under way meanwhile is seen or not: the next count finds it.
     let words = |map: &Mapped<Limit>| -> Vec<u64> { (0..map.len()).map(|i| map.read(i).open).collect() };
     let before = [words(&maps.limits), words(&maps.pool_limits)];
     let (now, mut old) = (clock::ticks(), Vec::new());
@@ -171,14 +170,24 @@ pub fn recount(maps: &Maps, services: impl Iterator<Item = u32>, patience: &Pati
     for (map, (before, counts)) in
         [&maps.limits, &maps.pool_limits].into_iter().zip(before.iter().zip(&counts))
     {
-        for (index, (before, count)) in before.iter().zip(counts).enumerate() {
-            if before != count {
-                let word = map.word(index as u32, offset_of!(Limit, open));
-                word.fetch_add(count.wrapping_sub(*before), Ordering::AcqRel);
+        for (index, (before, count)) in (0..).zip(before.iter().zip(counts)) {
+            let word = map.word(index, offset_of!(Limit, open));
+            let amiss = amiss(*count, [*before, word.load(Ordering::Acquire)]);
+            if amiss != 0 {
+                word.fetch_add(amiss, Ordering::AcqRel);
             }
         }
     }
     Ok(())
+}
+
+/// What a word lacks that was so much before and after connections were counted. (Less than none: modulo 2^64, as the kernel
+/// program has it.)
+///
+/// What began or ended meanwhile was counted or not: so a count between the two says that nothing is amiss.
+fn amiss(count: u64, [before, after]: [u64; 2]) -> u64 {
+    let (count, before, after) = (count as i64, before as i64, after as i64);
+    count.wrapping_sub(count.clamp(before.min(after), before.max(after))) as u64
 }
 
 /// Finds out which places of `AWAITED` are shared no more: replies of flows of which nothing is awaited then need no look-up.
@@ -358,6 +367,21 @@ mod tests {
 
     fn swept(deleted: u64, kept: u64) -> SweepReport {
         SweepReport { deleted, kept, ..SweepReport::default() }
+    }
+
+    #[test]
+    fn connections_that_begin_while_they_are_counted_are_not_counted_twice() {
+        // Sixty came meanwhile, and the count has met all of them, some, or none.
+        for met in [60, 30, 0] {
+            assert_eq!(amiss(met, [0, 60]), 0);
+        }
+        // Sixty went.
+        assert_eq!(amiss(30, [60, 0]), 0);
+        // Ten that nobody has a record of any more; and seven that had not been counted.
+        assert_eq!(amiss(50, [60, 60]), 10u64.wrapping_neg());
+        assert_eq!(amiss(67, [50, 60]), 7);
+        // One that was taken for over a moment too soon.
+        assert_eq!(amiss(0, [u64::MAX, u64::MAX]), 1);
     }
 
     #[test]
