@@ -205,8 +205,7 @@ fn breaker() -> Result<()> {
     wait_for("it opens again", &scene, 0, |row| row["breaker"]["state"] == "open")?;
     let tried = |value: &Value| value.as_u64().context("a count");
     let trials = tried(&row(&scene, 0)?["outcomes"]["tried"])? - tried(&before)?;
-    // FIXME: seen to be one more; not understood yet.
-    ensure!((3..=4).contains(&trials), "so many are let through, and no more: {trials}");
+    ensure!(trials == 3, "so many are let through, and no more: {trials}");
     no_rule(scene.lab.backend(0))?;
     scene.servers[0].behave(Behaviour::Serve)?;
     wait_for("it closes", &scene, 0, |row| row["breaker"].is_null() && row["takes_new"] == true)?;
@@ -241,7 +240,7 @@ fn limited() -> Result<()> {
     ensure!(pool.check()?.alive() == 60, "nobody has too many yet");
     // Handshakes under way do not count: one after the other they come to exactly the limit.
     let mut more = Vec::new();
-    for first in 1000..1040 {
+    for first in 1000..1200 {
         let spec = PoolSpec::new(scene.target(), 1).from(Sources::Crowd { first, count: 1 });
         more.extend(Pool::open(scene.lab.client(0), spec));
         if more.len() == 20 {
