@@ -25,7 +25,7 @@ use crate::checksum::Delta;
 use crate::guard::{Asked, asks_host};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, Target, contains, find, stands_in};
-use crate::reply::is_direct;
+use crate::reply::{is_direct, replier};
 use crate::rewrite::{self, End};
 use crate::stage::Stage;
 use crate::verdict::{Account, Reason, Verdict};
@@ -72,8 +72,7 @@ pub fn icmp<T: Tables>(packet: &mut T::Packet, tables: &T) -> Result<Step, Reaso
         return to_backend(packet, tables, settings, &network, &quote, index);
     }
     if contains(&settings.repliers, quote.destination)
-        && let Some(replier) =
-            find(quote.destination, &transport, End::Destination, |key| tables.replier(key))
+        && let Some((_, replier)) = replier(tables, quote.destination, &transport, End::Destination)
     {
         return to_client(packet, tables, settings, &network, &quote, replier).map(Step::End);
     }

@@ -104,7 +104,14 @@ pub fn depart<T: Tables>(packet: &mut T::Packet, tables: &T, ifindex: u32) -> Re
     Ok(vlan.ifindex)
 }
 
-/// How many places of `DEVICES` are looked at for an interface, from that of its number on. (The agent takes the first that is free.)
+/// The places of `DEVICES` that an interface may have, from that of its number on: the agent takes the first that is free.
+#[must_use]
+#[inline(always)]
+pub const fn place(ifindex: u32, step: u32) -> u16 {
+    (ifindex.wrapping_add(step) % DEVICES) as u16
+}
+
+/// How many of them are looked at.
 const PLACES: u32 = 4;
 
 /// A frame whose interface is none that `EGRESS` knows. A reply is the host's to send then: its route is the host's, too, and it
@@ -120,8 +127,7 @@ pub fn hand_up<T: Tables>(packet: &mut T::Packet, tables: &T, reason: Reason) ->
     }
     let ifindex = packet.ifindex();
     for step in 0..PLACES {
-        let index = ifindex.wrapping_add(step) % DEVICES;
-        if let Some(device) = tables.device(index as u16)
+        if let Some(device) = tables.device(place(ifindex, step))
             && device.ifindex == ifindex
         {
             packet.view_mut::<Ethernet>(0).ok_or(Reason::NoRoute)?.destination = device.mac;

@@ -10,6 +10,7 @@ use lb_common::abi::{Address, Backend, Device, GuestKey, Life, Port, Service, Sl
 use lb_common::guard::Rule;
 use lb_common::limit::Limit;
 use lb_common::settle::{self, SplitClock, Takers};
+use lb_common::vlan;
 use lb_common::watch::Watch;
 use thiserror::Error;
 
@@ -504,14 +505,12 @@ impl Registry {
         (capacity.saturating_sub(free) >= size).then_some(free)
     }
 
-    /// The index of `DEVICES` for an interface: the first one that is free, from that of its number on, where the kernel program looks
-    /// for it. `None`: there is no room.
+    /// The index of `DEVICES` for an interface: the first of its places that is free. `None`: there is no room.
     pub(super) fn device(&mut self, maps: &Maps, ifindex: u32) -> Option<u16> {
         if let Some(&index) = self.devices.get(&ifindex) {
             return Some(index);
         }
-        let places = maps.devices.len();
-        let mut indices = (0..places).map(|step| (ifindex.wrapping_add(step) % places) as u16);
+        let mut indices = (0..maps.devices.len()).map(|step| vlan::place(ifindex, step));
         let index = indices.find(|index| !self.devices.values().any(|taken| taken == index))?;
         self.devices.insert(ifindex, index);
         Some(index)
