@@ -119,9 +119,7 @@ fn is_back(scene: &Scene) -> Result<()> {
 
 /// Nothing is measured or capped any more: a rollout that is over costs nothing.
 fn is_unmeasured(scene: &Scene) -> Result<()> {
-    let maps = Maps::open(&directory(&scene.agent.places().pins))?;
-    let key = VipKey::new(scene.target().ip(), scene.target().port(), IPPROTO_TCP);
-    let index = maps.vips.get(&key)?.context("it is in the kernel")?;
+    let (maps, index) = in_kernel(scene)?;
     let deadline = Instant::now() + SOON;
     loop {
         let service = maps.services.read(index);
@@ -289,8 +287,7 @@ fn killed_everywhere() -> Result<()> {
             ensure!(after[part] == before[part], "{part}: {before:#} and then {after:#}");
         }
         ensure!(after["desired_percent"] == percent, "{after:#}");
-        let services = scene.json(&["get", "services", SERVICE])?;
-        ensure!(services["services"][0]["split"]["percent"] == percent, "{services:#}");
+        ensure!(self::percent(scene)? == percent, "{after:#}");
         Ok(())
     };
     let canary = scene.backend(2);
@@ -315,19 +312,11 @@ fn raised_again() -> Result<()> {
     let mut scene = Scene::start(plan("shares = [50]\nhold = \"1h\"\nanalysis = \"off\""))?;
     scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
     wait_for(&scene, "holding")?;
-    let percent = |scene: &Scene| -> Result<Value> {
-        let services = scene.json(&["get", "services", SERVICE])?;
-        Ok(services["services"][0]["split"]["percent"].clone())
-    };
     // As an agent leaves it that dies between the journal and the store.
-    let restart_at = |scene: &mut Scene, share: f64| -> Result<()> {
-        scene.agent.kill9();
-        let maps = Maps::open(&directory(&scene.agent.places().pins))?;
-        let key = VipKey::new(scene.target().ip(), scene.target().port(), IPPROTO_TCP);
-        let index = maps.vips.get(&key)?.context("it is in the kernel")?;
-        split::set(&maps.services, index, split::share(share));
-        scene.agent.restart()?;
-        scene.agent.wait_ready(Duration::from_secs(30))
+    let restart_at = |scene: &mut Scene, share: f64| {
+        between_agents(scene, |maps, index| {
+            split::set(&maps.services, index, split::share(share));
+        })
     };
     restart_at(&mut scene, 1.0)?;
     let deadline = Instant::now() + SOON;
@@ -348,24 +337,38 @@ fn raised_again() -> Result<()> {
     Ok(())
 }
 
-/// Changes what the kernel has of the service, while there is no agent.
-fn in_kernel(scene: &Scene, change: impl FnOnce(&mut Service)) -> Result<()> {
+/// The maps, and the service's index in them.
+fn in_kernel(scene: &Scene) -> Result<(Maps, u32)> {
     let maps = Maps::open(&directory(&scene.agent.places().pins))?;
-    let key = VipKey::new(scene.target().ip(), scene.target().port(), IPPROTO_TCP);
+    let protocol = if scene.plan.protocol == "udp" { IPPROTO_UDP } else { IPPROTO_TCP };
+    let key = VipKey::new(scene.target().ip(), scene.target().port(), protocol);
     let index = maps.vips.get(&key)?.context("it is in the kernel")?;
-    let mut service = maps.services.read(index);
-    change(&mut service);
-    maps.services.write(index, &service);
-    Ok(())
+    Ok((maps, index))
+}
+
+/// Changes what the kernel has of the service while there is no agent.
+fn between_agents(scene: &mut Scene, change: impl FnOnce(&Maps, u32)) -> Result<()> {
+    scene.agent.kill9();
+    let (maps, index) = in_kernel(scene)?;
+    change(&maps, index);
+    scene.agent.restart()?;
+    scene.agent.wait_ready(Duration::from_secs(30))
+}
+
+/// The share that the canary should have.
+fn percent(scene: &Scene) -> Result<f64> {
+    let services = scene.json(&["get", "services", SERVICE])?;
+    services["services"][0]["split"]["percent"].as_f64().context("a split")
 }
 
 fn half_promoted() -> Result<()> {
     let mut scene = Scene::start(plan("shares = [50]\nhold = \"100ms\"\nsoak = \"1s\"\nanalysis = \"off\""))?;
-    let again = |scene: &mut Scene, change: &dyn Fn(&mut Service)| -> Result<()> {
-        scene.agent.kill9();
-        in_kernel(scene, change)?;
-        scene.agent.restart()?;
-        scene.agent.wait_ready(Duration::from_secs(30))
+    let again = |scene: &mut Scene, change: &dyn Fn(&mut Service)| {
+        between_agents(scene, |maps, index| {
+            let mut service = maps.services.read(index);
+            change(&mut service);
+            maps.services.write(index, &service);
+        })
     };
     // As sweeps leave it after a while, with everything in the canary.
     let settled = |service: &mut Service| {
@@ -421,10 +424,6 @@ fn lease() -> Result<()> {
 fn lease_is_over() -> Result<()> {
     let rules = "shares = [50]\nhold = \"1h\"\nanalysis = \"off\"\nlease = \"5s\"";
     let scene = Scene::start(plan(rules))?;
-    let percent = || -> Result<Value> {
-        let services = scene.json(&["get", "services", SERVICE])?;
-        Ok(services["services"][0]["split"]["percent"].clone())
-    };
     scene.lbctl(&["rollout", "start", SERVICE, "--to", "canary"])?;
     wait_for(&scene, "holding")?;
     scene.lbctl(&["rollout", "abort", SERVICE])?;
@@ -434,13 +433,13 @@ fn lease_is_over() -> Result<()> {
     let some = LoadSpec::lines(scene.target()).from(Sources::crowd(200)).flows(200).concurrency(64);
     ensure!(canaries(&Load::run(scene.lab.client(0), some)?) > 50, "half of the clients are in the canary");
     std::thread::sleep(Duration::from_secs(1));
-    ensure!(percent()? == 50.0, "nobody takes it back: {}", percent()?);
+    ensure!(percent(&scene)? == 50.0, "nobody takes it back: {}", percent(&scene)?);
 
     scene.lbctl(&["rollback", SERVICE])?;
     scene.lbctl(&["rollout", "retry", SERVICE])?;
     wait_for(&scene, "holding")?;
     std::thread::sleep(Duration::from_secs(1));
-    ensure!(rollout(&scene)?["phase"] == "holding" && percent()? == 50.0, "{:#}", rollout(&scene)?);
+    ensure!(rollout(&scene)?["phase"] == "holding" && percent(&scene)? == 50.0, "{:#}", rollout(&scene)?);
     Ok(())
 }
 
@@ -456,9 +455,7 @@ fn other_pool() -> Result<()> {
     scene.agent.write_config(&config)?;
     let path = scene.agent.places().config.display().to_string();
     scene.lbctl(&["apply", "-f", &path])?;
-    let maps = Maps::open(&directory(&scene.agent.places().pins))?;
-    let key = VipKey::new(scene.target().ip(), scene.target().port(), IPPROTO_UDP);
-    let index = maps.vips.get(&key)?.context("it is in the kernel")?;
+    let (maps, index) = in_kernel(&scene)?;
     let settles = |new: bool| {
         let deadline = Instant::now() + SOON;
         while (maps.services.read(index).home() != 0) != new {
@@ -686,8 +683,6 @@ fn rollback() -> Result<()> {
     let status = wait_for(&scene, "rolled-back")?;
     ensure!(reason(&status) == "rolled back by hand", "{status:#}");
     is_back(&scene)?;
-    let services = scene.json(&["get", "services", SERVICE])?;
-    let split = services["services"][0]["split"]["percent"].as_f64().context("a split")?;
-    ensure!(split == 0.0, "{services:#}");
+    ensure!(percent(&scene)? == 0.0);
     Ok(())
 }
