@@ -466,10 +466,12 @@ impl Compiler {
             // Whoever is half open gets so many connections and no more.
             flags |= abi::Service::LIMITED;
         }
-        if service.protocol == Protocol::Tcp && intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over()) {
+        if service.protocol == Protocol::Tcp
+            && let Some(rollout) = intent.under_way()
+        {
             // Of each backend, too: those counts outlive rollout and agent.
             flags |= abi::Service::MEASURED | abi::Service::WATCHED;
-            if intent.rollout.as_ref().is_some_and(|rollout| rollout.plan.cap.is_some()) {
+            if rollout.plan.cap.is_some() {
                 flags |= abi::Service::CAPPED;
             }
         }

@@ -157,10 +157,16 @@ impl Intent {
         })
     }
 
-    /// Whether a rollout is under way.
+    /// The rollout that is under way.
+    #[must_use]
+    pub fn under_way(&self) -> Option<&Rollout> {
+        self.rollout.as_ref().filter(|rollout| !rollout.phase.is_over())
+    }
+
+    /// Whether one is.
     #[must_use]
     pub fn is_in_rollout(&self) -> bool {
-        self.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over())
+        self.under_way().is_some()
     }
 
     /// Somebody has taken the canary back: its share, and the rollout that gave it one.

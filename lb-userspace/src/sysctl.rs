@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The settings that were changed, one a line; all of them were 0 before.
+/// The interfaces whose setting was changed, one a line; all of them were 0 before.
 const FILE: &str = "sysctl";
 
 /// Has the host take packets of an interface whose source is one of its own addresses. Returns the setting's name if it was
@@ -14,7 +14,6 @@ const FILE: &str = "sysctl";
 ///
 /// If it cannot be remembered, or not be set.
 pub fn accept_local(state_dir: &Path, interface: &str) -> io::Result<Option<String>> {
-    let name = format!("net.ipv4.conf.{interface}.accept_local");
     let path = path(interface);
     if fs::read_to_string(&path)?.trim() == "1" {
         return Ok(None);
@@ -26,7 +25,7 @@ pub fn accept_local(state_dir: &Path, interface: &str) -> io::Result<Option<Stri
         fs::write(state_dir.join(FILE), changed.join("\n") + "\n")?;
     }
     fs::write(&path, "1")?;
-    Ok(Some(name))
+    Ok(Some(name(interface)))
 }
 
 /// Sets everything back. Returns the names of what was.
@@ -39,7 +38,7 @@ pub fn restore(state_dir: &Path) -> io::Result<Vec<String>> {
     let mut restored = Vec::new();
     for interface in &changed {
         match fs::write(path(interface), "0") {
-            Ok(()) => restored.push(format!("net.ipv4.conf.{interface}.accept_local")),
+            Ok(()) => restored.push(name(interface)),
             // The interface is gone, and its settings with it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -51,13 +50,18 @@ pub fn restore(state_dir: &Path) -> io::Result<Vec<String>> {
     Ok(restored)
 }
 
-/// The interfaces of the settings that were changed.
+/// The interfaces of [`FILE`].
 fn changed(state_dir: &Path) -> io::Result<Vec<String>> {
     match fs::read_to_string(state_dir.join(FILE)) {
         Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// The setting, as `sysctl` names it.
+fn name(interface: &str) -> String {
+    format!("net.ipv4.conf.{interface}.accept_local")
 }
 
 fn path(interface: &str) -> PathBuf {

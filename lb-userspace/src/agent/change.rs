@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lb_common::abi::Split;
+use lb_common::abi::{self, Split};
 use lb_common::settle::Load;
 
 use super::{Agent, Shared};
 use crate::api::{ApiError, BackendPath, ErrorCode};
 use crate::clock;
-use crate::compile::key_of;
+use crate::compile::{id_of, key_of};
 use crate::config::{AdminState, Config, Mode, Service, ServiceName};
 use crate::events::Occurrence;
 use crate::publish::PublishError;
@@ -244,13 +244,9 @@ impl Agent {
     ) -> Result<(), ApiError> {
         let (now, then) = (self.desired.intents.get(&now.name), next.intents.get(&service.name));
         let (Some(now), Some(then)) = (now, then) else { return Ok(()) };
-        let refused = |message: String, remedy: &str| {
-            Err(ApiError::new(ErrorCode::NeedsRestart, message).about(service.name.as_str()).remedy(remedy))
-        };
-        let settled = split::is_settled_at_all(&self.publisher.maps.services.read(index))
-            && self.publisher.registry.is_closed(index);
-        if now.stable != then.stable && !settled {
+        if now.stable != then.stable && !self.has_settled(index, split::is_settled_at_all) {
             return refused(
+                service,
                 format!(
                     "{} cannot become its stable pool before its split has settled at 100 %",
                     then.stable
@@ -265,17 +261,23 @@ impl Agent {
         let compiled = compiler.compile(service, then, &self.seed, &self.world());
         match self.publisher.check(index, &compiled.plan) {
             Ok(()) => Ok(()),
-            Err(error) => {
-                refused(error.to_string(), "`status` shows when the split has settled; try again then")
-            }
+            Err(error) => refused(
+                service,
+                error.to_string(),
+                "`status` shows when the split has settled; try again then",
+            ),
         }
+    }
+
+    /// Whether a service's split has settled, and where `there` says.
+    fn has_settled(&self, index: u32, there: fn(&abi::Service) -> bool) -> bool {
+        there(&self.publisher.maps.services.read(index)) && self.publisher.registry.is_closed(index)
     }
 
     /// Whether established flows would still be found by the hashes that a service would have.
     fn hashes_may_change(&self, now: &Service, then: &Service, index: u32) -> Result<(), ApiError> {
         let refused = |what: &str, why: &str, remedy: &str| {
-            let message = format!("{what} cannot change while the service has flows: {why}");
-            Err(ApiError::new(ErrorCode::NeedsRestart, message).about(then.name.as_str()).remedy(remedy))
+            refused(then, format!("{what} cannot change while the service has flows: {why}"), remedy)
         };
         let anew = "remove the service, apply, and add it again";
         if now.table_size != then.table_size {
@@ -287,9 +289,7 @@ impl Agent {
         if now.mode != then.mode && [now.mode, then.mode].contains(&Mode::FullNat) {
             return refused("a mode from or to full-nat", "none would be found where it is kept", anew);
         }
-        let undivided = split::is_settled_at_zero(&self.publisher.maps.services.read(index))
-            && self.publisher.registry.is_closed(index);
-        if now.split_key != then.split_key && !undivided {
+        if now.split_key != then.split_key && !self.has_settled(index, split::is_settled_at_zero) {
             return refused(
                 "split_key",
                 "some may be in the canary, and would be looked for in the other pool",
@@ -395,10 +395,7 @@ impl Agent {
             Change::Service { name: name.clone(), intent: intent.clone() },
         )?;
         self.settle_intent(&name, intent);
-        // A disk may be slow: a rollback of a split of 0 changes nothing that the store would see.
-        if self.may_raise(service, expected, share).is_err()
-            || !self.publisher.set_split(index, expected, share, clock::ticks())
-        {
+        if !self.store_split(service, index, expected, share) {
             return self.rolled_back_meanwhile(service, &name, request);
         }
         self.follow_split(&name);
@@ -421,6 +418,13 @@ impl Agent {
         Err(ApiError::new(ErrorCode::RevisionConflict, "a rollback is under way, and stands")
             .about(service)
             .remedy("look at what happened (`lbctl history`), and set it again if it is still wanted"))
+    }
+
+    /// Stores a split, unless somebody has rolled back since `expected` was read. Asked again, as a disk may be slow: a rollback
+    /// of a split of 0 changes nothing that the store would see.
+    pub(super) fn store_split(&mut self, service: &str, index: u32, expected: Split, share: u32) -> bool {
+        self.may_raise(service, expected, share).is_ok()
+            && self.publisher.set_split(index, expected, share, clock::ticks())
     }
 
     pub(super) fn rolled_back_meanwhile(
@@ -762,12 +766,7 @@ impl Agent {
         for service in self.desired.services().chain(previews) {
             let Some(index) = self.publisher.registry.service_index(&key_of(&service)) else { continue };
             for backend in service.pools.iter().flat_map(|pool| &pool.backends) {
-                let port = if service.port == 0 {
-                    lb_common::abi::Port::ANY
-                } else {
-                    lb_common::abi::Port::new(backend.address.port())
-                };
-                wanted.extend(self.publisher.registry.backend_id(index, backend.address.ip().into(), port));
+                wanted.extend(id_of(&service, backend.address, index, &self.publisher.registry));
             }
         }
         let unused = |id: &u16| !wanted.contains(id) && self.swept.load(*id) == Load::default();
@@ -787,4 +786,9 @@ impl Agent {
             });
         }
     }
+}
+
+/// What cannot be while the service has flows.
+fn refused(service: &Service, message: String, remedy: &str) -> Result<(), ApiError> {
+    Err(ApiError::new(ErrorCode::NeedsRestart, message).about(service.name.as_str()).remedy(remedy))
 }

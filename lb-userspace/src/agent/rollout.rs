@@ -70,8 +70,7 @@ impl Agent {
     /// Brings every rollout that is under way one step further, if it is time.
     pub(super) fn follow_rollouts(&mut self) {
         for name in self.names() {
-            let under_way = |intent: &Intent| intent.rollout.as_ref().is_some_and(|r| !r.phase.is_over());
-            if !self.desired.intents.get(&name).is_some_and(under_way) {
+            if !self.desired.intents.get(&name).is_some_and(Intent::is_in_rollout) {
                 self.unmeasured.remove(&name);
                 self.stuck.remove(&name);
                 if self.follows.contains_key(&name) {
@@ -141,7 +140,7 @@ impl Agent {
     }
 
     fn rollout_of(&self, name: &ServiceName) -> Option<Rollout> {
-        self.desired.intents.get(name)?.rollout.clone().filter(|rollout| !rollout.phase.is_over())
+        self.desired.intents.get(name)?.under_way().cloned()
     }
 
     /// The kernel has what the rollout asks for, and believes that somebody is there.
@@ -152,8 +151,8 @@ impl Agent {
         let now = self.publisher.maps.services.read(index).split();
         let share = word(&rollout);
         // An agent that died between journal and store left it behind. (At zero somebody has rolled back.)
-        if now.new() != share && now.new() != 0 && self.may_raise(name.as_str(), now, share).is_ok() {
-            self.publisher.set_split(index, now, share, clock::ticks());
+        if now.new() != share && now.new() != 0 {
+            self.store_split(name.as_str(), index, now, share);
         }
     }
 
@@ -550,13 +549,9 @@ impl Agent {
             if let Some((_, error)) = self.converge([name.clone()]).into_iter().next() {
                 return Err(ApiError::new(ErrorCode::Dataplane, error.to_string()).about(name.as_str()));
             }
-        } else if next.phase != Phase::RolledBack
-            && wanted != before
-            // Asked again: a disk may be slow.
-            && self.may_raise(name.as_str(), expected, wanted).is_ok()
-        {
+        } else if next.phase != Phase::RolledBack && wanted != before {
             self.set_lease(index, next.plan.lease);
-            self.publisher.set_split(index, expected, wanted, clock::ticks());
+            self.store_split(name.as_str(), index, expected, wanted);
         }
         if next.phase.is_over() {
             self.converge([name.clone()]);
@@ -625,7 +620,7 @@ impl Agent {
             return Err(ApiError::new(ErrorCode::InvalidValue, format!("{to} is the stable pool already"))
                 .about(service));
         }
-        let superseded = intent.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over());
+        let superseded = intent.is_in_rollout();
         if superseded && !supersede {
             return Err(under_way(service).remedy(
                 "wait for it (`lbctl rollout status --watch`), abort it, or take its place with --supersede",
@@ -726,11 +721,12 @@ impl Agent {
 
     /// Refuses what a rollout under way decides itself.
     pub(super) fn not_in_rollout(&self, service: &str, intent: &Intent) -> Result<(), ApiError> {
-        match &intent.rollout {
-            Some(rollout) if !rollout.phase.is_over() => Err(under_way(service)
-                .remedy(format!("`lbctl rollout pause`, `promote` or `abort {service}` decides it; `lbctl rollback {service}` takes it back"))),
-            _ => Ok(()),
+        if intent.is_in_rollout() {
+            return Err(under_way(service).remedy(format!(
+                "`lbctl rollout pause`, `promote` or `abort {service}` decides it; `lbctl rollback {service}` takes it back"
+            )));
         }
+        Ok(())
     }
 
     /// Where a rollout stands.

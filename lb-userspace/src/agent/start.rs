@@ -206,9 +206,8 @@ impl Agent {
                 continue;
             };
             let (now, share) = (self.publisher.maps.services.read(index).split(), intent.share());
-            if share > 0 && !known.contains(&key) && self.may_raise(service.name.as_str(), now, share).is_ok()
-            {
-                self.publisher.set_split(index, now, share, clock::ticks());
+            if share > 0 && !known.contains(&key) {
+                self.store_split(service.name.as_str(), index, now, share);
             }
         }
     }
@@ -378,7 +377,7 @@ fn adopt_splits(
     for service in desired.config.services.clone() {
         let Some(intent) = desired.intents.get_mut(&service.name) else { continue };
         // A rollout that is under way raises it again, or finds that it was rolled back.
-        if intent.rollout.as_ref().is_some_and(|rollout| !rollout.phase.is_over()) {
+        if intent.is_in_rollout() {
             continue;
         }
         let wanted = intent.share();

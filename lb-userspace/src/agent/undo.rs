@@ -121,10 +121,7 @@ impl Agent {
                 (index, self.publisher.maps.services.read(index).split())
             }
         };
-        if target > expected.new()
-            && (self.may_raise(name.as_str(), expected, target).is_err()
-                || !self.publisher.set_split(index, expected, target, clock::ticks()))
-        {
+        if target > expected.new() && !self.store_split(name.as_str(), index, expected, target) {
             return self.rolled_back_meanwhile(name.as_str(), name, request).map(drop);
         }
         Ok(())

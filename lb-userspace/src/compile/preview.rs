@@ -12,7 +12,7 @@ use crate::state::Intent;
 /// It keeps the service's name: health, weights and states of its backends are the same.
 #[must_use]
 pub fn preview(service: &Service, intent: &Intent) -> Option<(Service, Intent)> {
-    let rollout = intent.rollout.as_ref().filter(|rollout| !rollout.phase.is_over())?;
+    let rollout = intent.under_way()?;
     let at = rollout.plan.preview?;
     let pool = service.pools.iter().find(|pool| pool.name == rollout.to)?;
     let preview = Service {
