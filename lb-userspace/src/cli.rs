@@ -61,12 +61,12 @@ Examples:
 
 /// Where the agent and what it left in the kernel are found.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = EVERYWHERE)]
 pub struct Places {
     /// The agent's socket.
     #[arg(
         long,
         global = true,
-        help_heading = EVERYWHERE,
         env = "LB_SOCKET",
         default_value = "/run/lb/lbd.sock",
         value_name = "PATH",
@@ -77,7 +77,6 @@ pub struct Places {
     #[arg(
         long,
         global = true,
-        help_heading = EVERYWHERE,
         env = "LB_PIN_DIR",
         default_value = "/sys/fs/bpf/lb",
         value_name = "DIR",
@@ -88,7 +87,6 @@ pub struct Places {
     #[arg(
         long,
         global = true,
-        help_heading = EVERYWHERE,
         env = "LB_STATE_DIR",
         default_value = "/var/lib/lb",
         value_name = "DIR",
@@ -99,7 +97,6 @@ pub struct Places {
     #[arg(
         long,
         global = true,
-        help_heading = EVERYWHERE,
         env = "LB_CONFIG",
         default_value = "/etc/lb/lb.toml",
         value_name = "FILE",
@@ -110,7 +107,6 @@ pub struct Places {
     #[arg(
         long,
         global = true,
-        help_heading = EVERYWHERE,
         env = "LB_METRICS",
         default_value = "127.0.0.1:9650",
         value_name = "HOST:PORT",
