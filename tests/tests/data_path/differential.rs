@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,6 +17,7 @@ use lb_tests::packets::hex;
 use lb_tests::test_run::Action;
 use lb_userspace::clock;
 use libtest_mimic::Trial;
+use nix::time::{ClockId, clock_gettime};
 
 use crate::frames::Frames;
 use crate::kernel::{Charged, Kernel, ROOM, State};
@@ -155,16 +156,16 @@ fn compare(
     arrival: u32,
 ) -> Result<bool> {
     let mut frame = host::Frame::new(bytes, arrival);
-    // The kernel reads the clock after we do, and its coarse clock is some milliseconds late: not at the border of two ticks.
-    while !(5_000_000..(1 << 30) - 5_000_000).contains(&(clock::nanoseconds() & ((1 << 30) - 1))) {
+    // The kernel reads two clocks after we do, of which the coarse one is some milliseconds late.
+    while clock::ticks() != abi::ticks(exactly()? + AHEAD) {
         std::hint::spin_loop();
     }
-    tables.clock.set(clock::nanoseconds());
+    tables.clock.set(exactly()?);
     let verdict = process(&mut frame, tables);
     charged.add(&verdict);
 
     let outcome = kernel.run(bytes, arrival)?;
-    if clock::ticks() != abi::ticks(tables.clock.get()) {
+    if abi::ticks(exactly()?) != abi::ticks(tables.clock.get()) {
         return Ok(false);
     }
     let expected = action(network, &verdict, arrival).unwrap_or_else(|| {
@@ -190,6 +191,15 @@ fn compare(
         hex(frame.bytes())
     );
     Ok(true)
+}
+
+/// What a frame may take, in nanoseconds: none is begun when a tick ends sooner.
+const AHEAD: u64 = 1_000_000;
+
+/// Monotonic nanoseconds, as `bpf_ktime_get_ns` gives them.
+fn exactly() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(Duration::from(now).as_nanos() as u64)
 }
 
 /// What the program returns for a verdict; `None`: the frame cannot leave by its interface.
