@@ -254,7 +254,10 @@ pub fn fits<T: Tables>(tables: &T, id: u16) -> bool {
 #[inline(always)]
 pub fn spill<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: u32, id: u16) -> Option<u16> {
     let now = tables.clock();
-    let other = retry::another(tables, service, key, id, id, 0, |other| fits(tables, other))?;
+    let other = tables.another(service, key, id, 0);
+    if other == 0 {
+        return None;
+    }
     let pool = Whose::Pool(tables.backend(other)?.pool);
     if tried(tables, pool).is_err() {
         tables.keep_away(pool);

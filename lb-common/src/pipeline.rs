@@ -17,7 +17,7 @@ use crate::measure::{Handshake, Reply};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::quic::{self, quic};
 use crate::reply::reply;
-use crate::retry::Budget;
+use crate::retry::{self, Budget};
 use crate::rewrite::{self, End};
 use crate::select::{Place, peek, select, select_bare};
 use crate::session::{
@@ -333,6 +333,13 @@ pub trait Tables {
         Self: Sized,
     {
         handshake::moves(self, service, key, sequence, place)
+    }
+    /// [`retry::another`].
+    fn another(&self, service: &Service, key: &FlowKey, not: u16, tries: u8) -> u16
+    where
+        Self: Sized,
+    {
+        retry::another(self, service, key, not, tries)
     }
     /// [`limit::judge`].
     fn judge(&self, service: &Service, key: &FlowKey, backend: u16) -> Admission

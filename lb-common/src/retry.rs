@@ -21,6 +21,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::abi::{FlowKey, HalfOpen, Service};
+use crate::hash::mix;
 use crate::limit::{self, Whose};
 use crate::measure::Handshake;
 use crate::pipeline::Tables;
@@ -50,8 +51,9 @@ impl Budget {
     }
 }
 
-/// Slots that are looked at for another backend. One that has half of the slots is missed by one flow in 256.
-const PROBES: u64 = 8;
+/// Slots that are looked at for another backend. Who has half of the slots keeps one flow in 65 536, who has three quarters one
+/// in a hundred.
+const PROBES: u64 = 16;
 
 /// A new connection earns its part.
 #[inline(always)]
@@ -76,8 +78,10 @@ fn spend<T: Tables>(tables: &T, service: u32) -> bool {
 /// Sends a flow elsewhere whose SYN comes again, if that is affordable.
 #[inline(always)]
 pub fn elsewhere<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> Option<u16> {
-    let fits = |id| may_have(tables, service, id);
-    let other = another(tables, service, key, known.backend, known.backend, known.retries, fits)?;
+    let other = tables.another(service, key, known.backend, known.retries);
+    if other == 0 {
+        return None;
+    }
     // That of a refusal was spent when it was kept.
     if known.state != Handshake::REFUSED && !spend(tables, key.owner) {
         return None;
@@ -114,37 +118,71 @@ pub fn divert<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence:
 /// Whether a refusal is kept from its client: there is somebody else, and the budget allows it.
 #[inline(always)]
 pub fn keeps_refusal<T: Tables>(tables: &T, service: &Service, key: &FlowKey, known: &Handshake) -> bool {
-    let fits = |id| may_have(tables, service, id);
-    let other = another(tables, service, key, known.backend, known.backend, known.retries, fits);
-    other.is_some() && spend(tables, key.owner)
+    // In place, where the stack has no room for a call.
+    another(tables, service, key, known.backend, known.retries) != 0 && spend(tables, key.owner)
 }
 
-/// Another backend than `not` of the pool that `like` is in, which is `fit`: by the pool's table, so that each gets its share of
-/// those, and at other places of it with each of a flow's `tries`.
+/// Another backend of the pool that `not` is in, which may have a connection; 0: none is found. It is looked for in the pool's
+/// table, so that each gets its share of those, and at other places of it with each of a flow's `tries`.
 #[inline(always)]
-pub(crate) fn another<T: Tables>(
-    tables: &T,
-    service: &Service,
-    key: &FlowKey,
-    not: u16,
-    like: u16,
-    tries: u8,
-    fit: impl Fn(u16) -> bool,
-) -> Option<u16> {
-    let canary = tables.backend(like)?.pool == service.canary_pool;
+pub fn another<T: Tables>(tables: &T, service: &Service, key: &FlowKey, not: u16, tries: u8) -> u16 {
+    let Some(backend) = tables.backend(not) else { return 0 };
+    let canary = backend.pool == service.canary_pool;
     let hash = service.backend_hash(key);
     let first = u64::from(tries) * PROBES;
     for probe in 1..=PROBES {
-        // Steps of the golden ratio: as far from all earlier places as they can be.
-        let place = hash.wrapping_add((first + probe).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let other = tables.slot(service.slot(canary, place))?.new();
+        // Mixed, and not in even steps: so are the slots of a backend in a table of few, and steps may go from one to the next.
+        let place = mix(hash.wrapping_add(first + probe));
+        let Some(slot) = tables.slot(service.slot(canary, place)) else { return 0 };
+        let other = slot.new();
         if other != 0
             && other != not
             && tables.backend(other).is_some_and(|backend| backend.life().is_usable())
-            && fit(other)
+            && may_have(tables, service, other)
         {
-            return Some(other);
+            return other;
         }
     }
-    None
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{Mode, Port};
+    use crate::host::{self, ServiceSpec};
+    use std::net::Ipv4Addr;
+
+    /// Of the flows that go to the first of so many backends: how many there are, and how many find nobody else.
+    fn missed(backends: u8, size: u32, vip: u8) -> [u32; 2] {
+        let mut tables = host::Tables::new();
+        let at = |host| (Ipv4Addr::new(10, 0, vip, host), 80).into();
+        let pool: Vec<_> = (0..backends).map(|n| (at(n + 1), 100)).collect();
+        let spec = ServiceSpec::tcp(Ipv4Addr::new(203, 0, 113, vip).into(), 80, Mode::Nat);
+        let service = tables.add_service(&ServiceSpec { table_size: size, ..spec });
+        let first = tables.add_pool(service, false, &pool)[0];
+        let spec = &tables.services[service as usize];
+        let mut counts = [0; 2];
+        for client in 0..1000u32 {
+            let client = Ipv4Addr::from_bits(0x0a40_0000 + client).into();
+            let key = FlowKey { client, client_port: Port::new(40_000), port: Port::new(80), owner: service };
+            let slot = spec.slot(false, spec.backend_hash(&key));
+            if tables.slots[slot as usize].get().new() == first {
+                counts[0] += 1;
+                counts[1] += u32::from(another(&tables, spec, &key, first, 0) == 0);
+            }
+        }
+        counts
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "statistics")]
+    fn somebody_else_is_found_in_every_table() {
+        for (backends, size) in [(2, 4093), (3, 4093), (3, 16381), (10, 65537)] {
+            for vip in 0..if size > 20_000 { 10 } else { 50 } {
+                let [flows, missed] = missed(backends, size, vip);
+                assert_eq!(missed, 0, "of {flows} flows to one of {backends} in the table of {vip}");
+            }
+        }
+    }
 }

@@ -25,7 +25,7 @@ use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
 use lb_common::pipeline::{Packet, Route, Tables, send};
 use lb_common::quic;
-use lb_common::retry::Budget;
+use lb_common::retry::{self, Budget};
 use lb_common::select::{Place, peek, select, select_bare, settled};
 use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
 use lb_common::too_big::admit;
@@ -258,6 +258,15 @@ extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
     let Some(key) = copied(key) else { return place };
     let Some(service) = maps::SERVICES.get(key.owner) else { return place };
     handshake::moves(&Kernel, service, &key, sequence, Place::unpack(place)).pack()
+}
+
+/// [`retry::another`]: its probes are verified once, for whoever needs another backend.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_another(key: *const FlowKey, not: u32, tries: u32) -> u32 {
+    let Some(key) = copied(key) else { return 0 };
+    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
+    retry::another(&Kernel, service, &key, not as u16, tries as u8).into()
 }
 
 /// [`limit::judge`], of a backend's id.
@@ -897,6 +906,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn moves(&self, _: &Service, key: &FlowKey, sequence: u32, place: Place) -> Place {
         Place::unpack(lb_moves(key, sequence, place.pack()))
+    }
+
+    #[inline(always)]
+    fn another(&self, _: &Service, key: &FlowKey, not: u16, tries: u8) -> u16 {
+        lb_another(key, not.into(), tries.into()) as u16
     }
 
     #[inline(always)]

@@ -33,15 +33,15 @@ pub const BUDGETS: &[Budget] = &[
     Budget { program: "lb", verified_instructions: 73_000, translated_bytes: 38_600, jited_bytes: 22_900 },
     Budget {
         program: "lb_reply",
-        verified_instructions: 44_200,
-        translated_bytes: 33_600,
-        jited_bytes: 19_500,
+        verified_instructions: 48_200,
+        translated_bytes: 33_700,
+        jited_bytes: 19_600,
     },
     Budget {
         program: "lb_attend",
-        verified_instructions: 72_200,
-        translated_bytes: 85_700,
-        jited_bytes: 48_100,
+        verified_instructions: 77_800,
+        translated_bytes: 84_700,
+        jited_bytes: 47_500,
     },
     Budget {
         program: "lb_session",
@@ -63,9 +63,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_witness",
-        verified_instructions: 35_300,
-        translated_bytes: 55_200,
-        jited_bytes: 30_600,
+        verified_instructions: 40_900,
+        translated_bytes: 54_200,
+        jited_bytes: 30_000,
     },
     Budget {
         program: "lb_carry",
