@@ -212,7 +212,8 @@ pub fn judge<T: Tables>(tables: &T, service: &Service, key: &FlowKey, id: u16) -
     let Some(backend) = tables.backend(id) else { return Admission::KeptAway };
     let now = tables.clock();
     let (own, pool) = (Whose::Backend(id), Whose::Pool(backend.pool));
-    if !has_room(tables, pool, now) {
+    // Before a trial of its own is taken, which would be one that nobody makes.
+    if !has_room(tables, pool, now) || !has_trials(tables, pool) {
         tables.keep_away(pool);
         return Admission::KeptAway;
     }
@@ -241,6 +242,12 @@ fn tried<T: Tables>(tables: &T, whose: Whose) -> Result<(), bool> {
         Some(1..) if tables.swap_trials(whose, limit.trials, limit.trials - 1) => Ok(()),
         Some(_) => Err(limit.trials & Limit::SPILLS != 0),
     }
+}
+
+/// Whether somebody has a trial left, or is not on trial.
+#[inline(always)]
+fn has_trials<T: Tables>(tables: &T, whose: Whose) -> bool {
+    tables.limit(whose).is_none_or(|limit| Limit::trials_left(limit.trials) != Some(0))
 }
 
 /// Whether a backend may have one that another one may not: one on trial gets its own only.

@@ -338,7 +338,7 @@ fn on_trial_a_backend_gets_so_many_connections_and_not_one_more() {
         assert_eq!(places.iter().filter(|place| **place == Ok(tried)).count(), 5);
         let refused = places.iter().filter(|place| place.is_err()).count();
         if elsewhere {
-            assert!(refused < 5, "hardly anybody finds no other backend: {refused}");
+            assert_eq!(refused, 0, "everybody finds another backend");
         } else {
             assert!(refused > 50, "a third of the connections, but for five: {refused}");
         }
@@ -394,6 +394,17 @@ fn a_pool_on_trial_gets_so_many_connections_and_not_one_more() {
     bench.limit(Whose::Backend(bench.ids[0]), full);
     bench.limit(Whose::Backend(bench.ids[1]), full);
     assert_eq!(bench.through(0..100), 7);
+}
+
+#[test]
+fn what_its_pool_may_not_have_takes_no_trial_of_a_backend() {
+    let mut bench = Bench::new(0);
+    let tried = Whose::Backend(bench.ids[0]);
+    bench.limit(Whose::Pool(bench.pool), Limit { trials: Limit::on_trial(0, false), ..Limit::default() });
+    bench.limit(tried, Limit { trials: Limit::on_trial(3, false), ..Limit::default() });
+    assert_eq!(bench.through(0..100), 0);
+    let trials = bench.tables.limits.borrow()[&tried].trials;
+    assert_eq!(Limit::trials_left(trials), Some(3));
 }
 
 #[test]
