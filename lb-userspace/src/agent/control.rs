@@ -16,7 +16,7 @@ use crate::api::{
     SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status, Trace, Traced, Undo,
 };
 use crate::compile::{BackendView, Health, key_of};
-use crate::config::Loaded;
+use crate::config::Config;
 use crate::publish::split;
 use crate::rollout::engine::Order;
 use crate::state::history::Revision;
@@ -152,7 +152,7 @@ impl Control for Handle {
         self.ask(move |agent| agent.undo(&service, body.to, &request(&call, body.reason))).await
     }
 
-    async fn apply(&self, call: Call, loaded: Loaded, body: Apply) -> Answer<Applied> {
+    async fn apply(&self, call: Call, config: Config, body: Apply) -> Answer<Applied> {
         self.ask(move |agent| {
             let newest = agent.newest_revision();
             if let Some(expected) = body.expect_revision
@@ -162,13 +162,14 @@ impl Control for Handle {
                 return Err(ApiError::new(ErrorCode::RevisionConflict, message)
                     .remedy("look at what has changed (`lbctl history`), and apply on top of it"));
             }
-            let next = agent.desired.under(loaded.config.clone());
+            let to_apply = (!body.dry_run).then(|| config.clone());
+            let next = agent.desired.under(config);
             let changes = diff::changes(&agent.desired, &next);
             let moved = agent.would_move(&next);
             let warnings = agent.departures(&next);
             agent.may_apply(&next)?;
-            if !body.dry_run {
-                agent.apply(loaded.config, None, &request(&call, body.reason))?;
+            if let Some(config) = to_apply {
+                agent.apply(config, None, &request(&call, body.reason))?;
             }
             Ok(Applied {
                 revision: agent.newest_revision(),

@@ -10,7 +10,7 @@ use super::{
     RolloutStatus, ServiceQuery, Services, SetHealth, SetSplit, SetState, SetWeight, StartRollout, Status,
     Trace, Traced, Undo,
 };
-use crate::config::Loaded;
+use crate::config::Config;
 use crate::rollout::engine::Order;
 
 /// What every operation gives.
@@ -58,11 +58,11 @@ pub trait Control: Send + Sync + 'static {
         request: Undo,
     ) -> impl Future<Output = Answer<Applied>> + Send;
 
-    /// Converges on a configuration. `loaded` is `request.text`, parsed.
+    /// Converges on a configuration. `config` is `request.text`, parsed.
     fn apply(
         &self,
         call: Call,
-        loaded: Loaded,
+        config: Config,
         request: Apply,
     ) -> impl Future<Output = Answer<Applied>> + Send;
 

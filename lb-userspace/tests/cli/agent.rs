@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lb_userspace::api::*;
-use lb_userspace::config::{AdminState, Loaded, Mode, Protocol};
+use lb_userspace::config::{AdminState, Config, Mode, Protocol};
 use lb_userspace::rollout::engine::{Order, Phase};
 use tokio::sync::{broadcast, mpsc};
 
@@ -507,8 +507,8 @@ impl Control for Agent {
         Ok(Applied { service_revision: Some(18), ..changed("split", "10 %", "0 %", 0.0, 10.0) })
     }
 
-    async fn apply(&self, call: Call, loaded: Loaded, request: Apply) -> Answer<Applied> {
-        let services = loaded.config.services.len();
+    async fn apply(&self, call: Call, config: Config, request: Apply) -> Answer<Applied> {
+        let services = config.services.len();
         self.asked(&call, format!("apply {services} {} {:?}", request.dry_run, request.reason)).await?;
         if request.expect_revision.is_some_and(|expected| expected != REVISION) {
             let expected = request.expect_revision.unwrap_or_default();

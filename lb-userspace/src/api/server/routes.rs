@@ -297,12 +297,11 @@ async fn apply<C: Control>(
     Extension(call): Extension<Call>,
     Body(request): Body<Apply>,
 ) -> Reply<Applied> {
-    let loaded = parse(request.text.clone(), request.name.clone())
+    let Loaded { config, warnings } = parse(request.text.clone(), request.name.clone())
         .await?
         .map_err(|found| ApiError::invalid(&request.name, &found))?;
+    let applied = app.control.apply(call, config, request).await?;
     // They are many where services are, and need nothing of the agent.
-    let warnings = loaded.warnings.clone();
-    let applied = app.control.apply(call, loaded, request).await?;
     Ok(Json(Applied { diagnostics: warnings.reports(), ..applied }))
 }
 
