@@ -69,7 +69,7 @@ async fn what_is_no_line_of_words_says_nothing() {
     for (name, result, failure) in cases {
         assert_eq!(result.outcome, Err(Miss::Failed(failure)), "{name}");
         assert_eq!(result.words, Default::default(), "{name}");
-        assert!(result.duration < Duration::from_millis(450), "{name} took {:?}", result.duration);
+        assert!(result.duration < Duration::from_secs(5), "{name} took {:?}", result.duration);
     }
     let (listener, address) = listen().await;
     drop(listener);

@@ -63,7 +63,7 @@ async fn at_the_timeout_the_whole_process_group_is_killed() {
     let pids = directory.path().join("pids");
     let result = run(sh(&format!("sleep 3600 & echo $$ $! > {}; wait", pids.display()))).await;
     assert_eq!(result.outcome, Err(Miss::Failed(Failure::Timeout)));
-    assert!(result.duration < Duration::from_millis(700), "{:?}", result.duration);
+    assert!(result.duration < Duration::from_secs(10), "{:?}", result.duration);
     wait_for_the_end_of(&pids).await;
 }
 

@@ -157,7 +157,7 @@ async fn silence_and_drips_within_tls_hit_the_timeout() {
     for address in [silent, slow] {
         let result = probe(address, &check, None).await;
         assert_eq!(result.outcome, Err(Miss::Failed(Failure::Timeout)));
-        assert!(result.duration < Duration::from_millis(1000), "{:?}", result.duration);
+        assert!(result.duration < Duration::from_secs(5), "{:?}", result.duration);
     }
 }
 
