@@ -3,8 +3,10 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod global;
 mod maps;
 mod packet;
+mod routes;
 mod stages;
 mod tables;
 mod trace;

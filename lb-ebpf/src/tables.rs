@@ -3,44 +3,38 @@
 use core::arch::asm;
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{
-    BPF_ANY, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, BPF_NOEXIST,
-    bpf_fib_lookup as FibLookup, xdp_md,
-};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
-use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Address, Backend, Device, FAULTS, Fault, FlowEntry, FlowKey, FragmentEntry, FragmentKey, GuestKey,
-    HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey, Wanted,
+    HalfOpen, Replier, Service, Settings, Slot, Traffic, VipKey,
 };
 use lb_common::awaited::SHARED;
-use lb_common::fault;
 use lb_common::guard::{self, Asked, Guard, Message, Rule, Source, SourceKey};
-use lb_common::handshake;
-use lb_common::limit::{self, Admission, Limit, Open, Segment, Whose};
+use lb_common::limit::{Admission, Limit, Open, Segment, Whose};
 use lb_common::measure::{Handshake, Measure, Reply};
 use lb_common::parse::{Family, Kind, Network};
-use lb_common::pipeline::{Packet, Route, Tables, send};
+use lb_common::pipeline::{Route, Tables};
 use lb_common::quic;
-use lb_common::retry::{self, Budget};
-use lb_common::select::{Place, peek, select, select_bare, settled};
-use lb_common::session::{Draft, Held, Session, SessionKey, find_way, ports};
+use lb_common::retry::Budget;
+use lb_common::select::{Place, settled};
+use lb_common::session::{Draft, Held, Session, SessionKey};
 use lb_common::too_big::admit;
 use lb_common::verdict::{Account, Counters, Event, Reason, Verdict};
 use lb_common::vlan::Vlan;
 use lb_common::watch::Word;
-use lb_common::wire::Mac;
 
+use crate::global::{
+    NO_TABLE, lb_admits, lb_another, lb_first, lb_injected, lb_judge, lb_known, lb_listed, lb_moves,
+    lb_passes, lb_peek, lb_repeats, lb_replies, lb_reserve, lb_select, lb_select_attended, lb_send,
+    lb_server, lb_spill, lb_way, words_of,
+};
 use crate::maps;
 use crate::packet::Frame;
+use crate::routes;
 use crate::verifier::bounded;
-
-/// Address families as `bpf_fib_lookup` wants them.
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// No reason's number has other bits.
 const REASONS_MASK: u32 = 63;
@@ -129,221 +123,6 @@ fn measure_word(measure: u32, offset: usize) -> Option<*mut u64> {
     Some(unsafe { measure.byte_add(offset) }.cast())
 }
 
-/// A global function's argument, on its own stack: before Linux 6.2 no helper takes a key from where the verifier lets such
-/// an argument point.
-#[inline(always)]
-fn copied(key: *const FlowKey) -> Option<FlowKey> {
-    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
-    unsafe { key.as_ref() }.copied()
-}
-
-/// No [`Place`] looks like this.
-const NO_TABLE: u64 = u64::MAX;
-
-/// The selection rule for flows whose hash alone does not say it, as a function of its own in the kernel's eyes ("global"):
-/// verified once, for any flow, so that its ways are not multiplied with those of parsing and rewriting.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_select(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
-    let Some(key) = copied(key) else { return NO_TABLE };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
-    let choice = select_bare(&Kernel, service, &key, kind_of(kind, sequence));
-    choice.map_or(NO_TABLE, |choice| Place::from(choice).pack())
-}
-
-/// The whole rule, likewise.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_select_attended(key: *const FlowKey, kind: u32, sequence: u32) -> u64 {
-    let Some(key) = copied(key) else { return NO_TABLE };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
-    let choice = select(&Kernel, service, &key, kind_of(kind, sequence));
-    choice.map_or(NO_TABLE, |choice| Place::from(choice).pack())
-}
-
-/// A kind as two words, for those functions.
-#[inline(always)]
-const fn words_of(kind: Kind) -> (u32, u32) {
-    match kind {
-        Kind::Syn(sequence) => (0, sequence),
-        Kind::Tcp(sequence) => (1, sequence),
-        Kind::Rst => (2, 0),
-        Kind::Udp => (3, 0),
-    }
-}
-
-/// What [`words_of`] made.
-#[inline(always)]
-const fn kind_of(kind: u32, sequence: u32) -> Kind {
-    match kind {
-        0 => Kind::Syn(sequence),
-        1 => Kind::Tcp(sequence),
-        2 => Kind::Rst,
-        _ => Kind::Udp,
-    }
-}
-
-/// What faults do to a SYN, likewise; 0: nothing.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_injected(key: *const FlowKey, pool: u32, backend: u32) -> u32 {
-    let Some(key) = copied(key) else { return 0 };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    fault::injected(&Kernel, service, &key, pool as u16, backend as u16).unwrap_or(0)
-}
-
-/// [`send`], as a function of its own in the kernel's eyes ("global"): verified once, for any place, and with a stack that
-/// whoever finds places need not share. Returns `interface << 32 | reason`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_send(ctx: *mut xdp_md, service: u32, place: u64) -> u64 {
-    let mut frame = Frame::new(&XdpContext::new(ctx));
-    match send(&mut frame, &Kernel, service, &Place::unpack(place)) {
-        Ok(verdict) => u64::from(verdict.ifindex) << 32 | verdict.reason as u64,
-        Err(reason) => reason as u64,
-    }
-}
-
-/// Whom a connection id names, likewise: a word of [`quic::find`]. Its loops, which decrypt, are verified once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_server(query: *const quic::Query) -> u32 {
-    // SAFETY: the verifier takes it for null or valid; its alignment is the caller's.
-    let Some(query) = (unsafe { query.as_ref() }) else { return quic::found::NOBODY };
-    quic::find(&Kernel, query)
-}
-
-/// The rule for what is about a flow, likewise.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_peek(key: *const FlowKey) -> u64 {
-    let Some(key) = copied(key) else { return NO_TABLE };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return NO_TABLE };
-    peek(&Kernel, service, &key).map_or(NO_TABLE, Place::pack)
-}
-
-/// Handshakes, as functions of their own in the kernel's eyes ("global"): verified once, for any flow, and each with a
-/// stack that has to hold less. What they are together is [`handshake::begins`].
-///
-/// Whether a SYN was there before.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_known(key: *const FlowKey, sequence: u32, backend: u32) -> u32 {
-    let Some(key) = copied(key) else { return 0 };
-    handshake::is_known(&Kernel, &key, sequence, backend as u16).into()
-}
-
-/// [`handshake::first`]; it takes and returns a packed [`Place`], and so do those below.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_first(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
-    let Some(key) = copied(key) else { return place };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return place };
-    handshake::first(&Kernel, service, &key, sequence, Place::unpack(place)).pack()
-}
-
-/// [`handshake::repeats`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_repeats(key: *const FlowKey, sequence: u32, backend: u32) -> u32 {
-    let Some(key) = copied(key) else { return 0 };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    handshake::repeats(&Kernel, service, &key, sequence, backend as u16).into()
-}
-
-/// [`handshake::moves`], of a packed [`Place`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_moves(key: *const FlowKey, sequence: u32, place: u64) -> u64 {
-    let Some(key) = copied(key) else { return place };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return place };
-    handshake::moves(&Kernel, service, &key, sequence, Place::unpack(place)).pack()
-}
-
-/// [`retry::another`]: its probes are verified once, for whoever needs another backend.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_another(key: *const FlowKey, not: u32, tries: u32) -> u32 {
-    let Some(key) = copied(key) else { return 0 };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    retry::another(&Kernel, service, &key, not as u16, tries as u8).into()
-}
-
-/// [`limit::judge`], of a backend's id.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_judge(key: *const FlowKey, backend: u32) -> u32 {
-    let Some(key) = copied(key) else { return 0 };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    limit::judge(&Kernel, service, &key, backend as u16) as u32
-}
-
-/// [`limit::spill`], likewise. Returns the other backend; 0: there is none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_spill(key: *const FlowKey, sequence: u32, backend: u32) -> u32 {
-    let Some(key) = copied(key) else { return 0 };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    limit::spill(&Kernel, service, &key, sequence, backend as u16).map_or(0, u32::from)
-}
-
-/// As above. `reply`: the backend's id in the lower half; above it 1 answers a SYN, 2 resets, 4 has data. Returns 0, or why
-/// the client must not see it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_replies(key: *const FlowKey, reply: u32, sequence: u32, acknowledged: u32) -> u32 {
-    let Some(key) = copied(key) else { return 0 };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let (backend, flags) = (reply as u16, reply >> 16);
-    let reply = Reply {
-        backend,
-        answers: flags & 1 != 0,
-        resets: flags & 2 != 0,
-        data: flags & 4 != 0,
-        sequence,
-        acknowledged,
-    };
-    match handshake::replies(&Kernel, service, &key, reply) {
-        Ok(()) => 0,
-        Err(Reason::RefusalKept) => 1,
-        Err(_) => 2,
-    }
-}
-
-/// [`limit::passes`], likewise. `what`: the backend's id in the lower half; above it the segment's flags.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_passes(key: *const FlowKey, what: u32, sequence: u32, acknowledged: u32) -> u32 {
-    let Some(key) = copied(key) else { return 0 };
-    let Some(service) = maps::SERVICES.get(key.owner) else { return 0 };
-    let segment = Segment { sequence, acknowledged, flags: (what >> 16) as u8 };
-    limit::passes(&Kernel, service, &key, what as u16, segment);
-    0
-}
-
-/// [`guard::listed`], likewise, for those whose stack has no room for the rates.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_listed(key: *const FlowKey, asked: u32) -> u64 {
-    let Some(key) = copied(key) else { return Reason::NoTable as u64 };
-    match guard::listed(&Kernel, &key, Asked(asked)) {
-        Ok(()) => Reason::Forwarded as u64,
-        Err(reason) => reason as u64,
-    }
-}
-
-/// [`guard::admits`], as a function of its own in the kernel's eyes ("global"): verified once, for any client and service, and
-/// with a stack of its own. Returns the reason: forwarded, if it may go on.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_admits(key: *const FlowKey, asked: u32) -> u64 {
-    let Some(key) = copied(key) else { return Reason::NoTable as u64 };
-    match guard::admits(&Kernel, &key, Asked(asked)) {
-        Ok(()) => Reason::Forwarded as u64,
-        Err(reason) => reason as u64,
-    }
-}
-
 /// The element of whoever is limited.
 #[inline(always)]
 fn limit_of(whose: Whose) -> Option<*mut Limit> {
@@ -351,115 +130,6 @@ fn limit_of(whose: Whose) -> Option<*mut Limit> {
         Whose::Backend(id) => maps::LIMITS.get_ptr_mut(id.into()),
         Whose::Pool(index) => maps::POOL_LIMITS.get_ptr_mut(index.into()),
     }
-}
-
-/// A port for the draft of this CPU, as a function of its own in the kernel's eyes ("global"): its loop is verified once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_reserve(hash: u64) -> u32 {
-    let Some(settings) = maps::SETTINGS.get(0) else { return 0 };
-    let Some(draft) = maps::DRAFTS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: a per-CPU element, whose other user waits for us.
-    ports::reserve(&Kernel, settings, unsafe { &mut *draft }, hash).into()
-}
-
-/// [`find_way`], as a function of its own in the kernel's eyes ("global"): what the routes are asked with lies on its stack, not on
-/// that of the whole road. `what`: the packet's length, above it its protocol, above that whether it is IPv6. Returns the
-/// reason: forwarded, or to be replied by the host, which finds the next hop.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_way(ctx: *mut xdp_md, session: *mut Session, what: u32) -> u64 {
-    // SAFETY: the verifier takes it for null or valid; an element of the map is aligned, and lives until the program ends.
-    let Some(session) = (unsafe { session.as_mut() }) else { return Reason::NoTable as u64 };
-    let frame = Frame::new(&XdpContext::new(ctx));
-    let network = Network {
-        family: if what >> 24 != 0 { Family::V6 } else { Family::V4 },
-        l3: 0,
-        next: 0,
-        end: (what & 0xffff) as usize,
-        protocol: (what >> 16) as u8,
-        fragment: false,
-        source: session.source,
-        destination: session.destination,
-    };
-    match find_way(&frame, &Kernel, &network, session) {
-        Ok(true) => Reason::Forwarded as u64,
-        Ok(false) => Reason::RepliedByHost as u64,
-        Err(reason) => reason as u64,
-    }
-}
-
-/// A hardware address of a query, in pieces that are aligned: the compiler would take four bytes at once, and of the stack the
-/// verifier gives no unaligned ones.
-#[inline(always)]
-fn mac(field: &Mac) -> Mac {
-    let words = field.as_ptr().cast::<u16>();
-    // SAFETY: six bytes, at an even offset of an aligned structure.
-    let [[a, b], [c, d], [e, f]] = unsafe {
-        [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()]
-            .map(u16::to_ne_bytes)
-    };
-    [a, b, c, d, e, f]
-}
-
-/// Tells the agent of a next hop without a hardware address. A full ring is no harm: the next packet asks again.
-#[inline(always)]
-fn want(query: &FibLookup, family: Family) {
-    let Some(mut entry) = maps::WANTED.reserve::<Wanted>(0) else { return };
-    // Word by word into the ring: on the stack there is no room for another one.
-    let wanted = entry.as_mut_ptr();
-    // SAFETY: the entry is as large as the type, and all of it is written. The next hop has taken the destination's place; the
-    // member was set when the query was made.
-    unsafe {
-        match family {
-            Family::V4 => {
-                let address = Address::v4(query.__bindgen_anon_4.ipv4_dst.to_ne_bytes());
-                (&raw mut (*wanted).address).write(address);
-            }
-            Family::V6 => {
-                let words = &query.__bindgen_anon_4.ipv6_dst;
-                let to = (&raw mut (*wanted).address).cast::<u32>();
-                to.write(words[0]);
-                to.add(1).write(words[1]);
-                to.add(2).write(words[2]);
-                to.add(3).write(words[3]);
-            }
-        }
-        (&raw mut (*wanted).ifindex).write(query.ifindex);
-        (&raw mut (*wanted).pad).write(0);
-    }
-    entry.submit(0);
-}
-
-/// Asks the kernel's routes where a packet leaves.
-#[inline(always)]
-fn look_up<'a>(frame: &Frame, network: &Network) -> Option<(u32, &'a FibLookup)> {
-    let query = maps::QUERIES.get_ptr_mut(0)?;
-    // SAFETY: a per-CPU element, and a program is not preempted by itself; a C structure of integers, for which zeros will do.
-    let query = unsafe {
-        query.write(core::mem::zeroed());
-        &mut *query
-    };
-    query.ifindex = frame.ifindex();
-    query.l4_protocol = network.protocol;
-    query.__bindgen_anon_1.tot_len = (network.end - network.l3) as u16;
-    match network.family {
-        Family::V4 => {
-            query.family = AF_INET;
-            query.__bindgen_anon_3.ipv4_src = network.source.wire_words()[3];
-            query.__bindgen_anon_4.ipv4_dst = network.destination.wire_words()[3];
-        }
-        Family::V6 => {
-            query.family = AF_INET6;
-            query.__bindgen_anon_3.ipv6_src = network.source.wire_words();
-            query.__bindgen_anon_4.ipv6_dst = network.destination.wire_words();
-        }
-    }
-    // SAFETY: the context is the kernel's, the query is as long as we say.
-    let result =
-        unsafe { bpf_fib_lookup(frame.context().cast(), &raw mut *query, size_of::<FibLookup>() as i32, 0) }
-            as u32;
-    Some((result, query))
 }
 
 impl Tables for Kernel {
@@ -795,22 +465,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn route(&self, frame: &Frame, network: &Network) -> Route {
-        let Some((result, query)) = look_up(frame, network) else { return Route::None };
-        match result {
-            BPF_FIB_LKUP_RET_SUCCESS => {
-                Route::Out { ifindex: query.ifindex, source: mac(&query.smac), destination: mac(&query.dmac) }
-            }
-            BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
-            BPF_FIB_LKUP_RET_NO_NEIGH => {
-                want(query, network.family);
-                Route::Unresolved
-            }
-            BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
-            // The kernel puts a header of its own around it.
-            BPF_FIB_LKUP_RET_UNSUPP_LWT => Route::Unresolved,
-            BPF_FIB_LKUP_RET_FWD_DISABLED => Route::ForwardingOff,
-            _ => Route::None,
-        }
+        routes::route(frame, network)
     }
 
     #[inline(always)]
@@ -821,13 +476,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn path_mtu(&self, frame: &Frame, network: &Network) -> u16 {
-        let Some((result, query)) = look_up(frame, network) else { return 0 };
-        if result != BPF_FIB_LKUP_RET_FRAG_NEEDED {
-            return 0;
-        }
-        // The kernel has put it where the packet's length was.
-        // SAFETY: a union of two integers of the same size.
-        unsafe { query.__bindgen_anon_1.mtu_result }
+        routes::path_mtu(frame, network)
     }
 
     #[inline(always)]
