@@ -1,6 +1,6 @@
 //! In by one interface, out by another; and neighbours that are not known yet.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lb_common::verdict::Reason;
