@@ -12,10 +12,14 @@ mod diff;
 mod discovery;
 mod explain;
 mod fault;
+mod findings;
+mod flows;
 mod history;
 mod interfaces;
 mod measured;
+mod meters;
 mod outlier;
+mod overrides;
 mod preview;
 mod rates;
 mod reload;
@@ -316,7 +320,7 @@ impl Agent {
 
     /// Notes how fast packets go through the backends.
     fn measure(&mut self) {
-        let meters = view::Meters::of_all(&self.publisher);
+        let meters = meters::Meters::of_all(&self.publisher);
         let ids = self.publisher.registry.backend_ids();
         self.rates.observe(std::time::Instant::now(), ids.map(|id| (id, meters.backend(id))));
     }

@@ -433,64 +433,16 @@ impl Compiler {
         let stable_takers = canary_view.filter(|_| stable_spills).unwrap_or(stable_view);
         let stable = plan_of(stable_view, stable_takers);
         let canary = canary_view.map(|pool| plan_of(pool, if canary_spills { stable_view } else { pool }));
-        let (split_mask, by_ports) = split_mask(service);
-        let mut flags = 0;
-        if service.protocol == Protocol::Udp && service.tracking == Tracking::Flow {
-            flags |= abi::Service::TRACK_UDP;
-        }
-        if service.backend_key == BackendKey::SourceIp {
-            flags |= abi::Service::AFFINITY;
-        }
-        if service.mode == Mode::FullNat {
-            flags |= abi::Service::SESSIONS;
-            if service.toa {
-                flags |= abi::Service::TOA;
-            }
-        }
-        if by_ports {
-            flags |= abi::Service::SPLIT_BY_PORTS;
-        }
-        if service.is_watched() {
-            flags |= abi::Service::WATCHED;
-        }
-        let retry =
-            service.retry.as_ref().filter(|_| service.protocol == Protocol::Tcp && !service.mode.is_dsr());
-        if retry.is_some() {
-            flags |= abi::Service::RETRIED;
-        }
+        let (split_mask, _) = split_mask(service);
+        let retry = service.retry.as_ref().filter(|_| is_retried(service));
         let limits = service.limits.as_ref().filter(|_| service.protocol == Protocol::Tcp).map(limits);
-        if let Some(limits) = &limits {
-            flags |= limits.flags;
-        }
-        if service.breaker.is_some() && service.protocol == Protocol::Tcp && service.mode != Mode::FullNat {
-            // Whoever is half open gets so many connections and no more.
-            flags |= abi::Service::LIMITED;
-        }
-        if service.protocol == Protocol::Tcp
-            && let Some(rollout) = intent.under_way()
-        {
-            // Of each backend, too: those counts outlive rollout and agent.
-            flags |= abi::Service::MEASURED | abi::Service::WATCHED;
-            if rollout.plan.cap.is_some() {
-                flags |= abi::Service::CAPPED;
-            }
-        }
-        let clamp_mss = service.clamp_mss.map_or(0, |limit| limit as u16);
-        if clamp_mss != 0 && service.protocol == Protocol::Tcp {
-            flags |= abi::Service::CLAMPED;
-        }
+        let limits = limits.unwrap_or_default();
         let quic = service.quic.as_ref().filter(|_| service.protocol == Protocol::Udp).map(quic);
-        if quic.is_some() {
-            flags |= abi::Service::QUIC;
-        }
         let gue_port = if service.mode == Mode::DsrGue {
             Port::new(service.gue_port.unwrap_or(GUE_PORT))
         } else {
             Port::ANY
         };
-        if world.has_faults(service) {
-            flags |= abi::Service::FAULTS;
-        }
         let guests = service.rollout.as_ref().map_or(Vec::new(), |rollout| rollout.canary_clients.clone());
         let plan = ServicePlan {
             key,
@@ -502,14 +454,14 @@ impl Compiler {
                 Mode::Nat => abi::Mode::Nat,
             },
             on_empty: on_empty(service, &pools, intent),
-            flags,
+            flags: flags(service, intent, world.has_faults(service)) | limits.flags,
             gue_port,
-            clamp_mss,
+            clamp_mss: service.clamp_mss.map_or(0, |limit| limit as u16),
             guests,
             split_mask,
             salt: intent.salt,
             table_size: service.table_size.get(),
-            limits: limits.unwrap_or_default(),
+            limits,
             budget: retry.map(|retry| Budget {
                 earned: (ONE * u64::from(retry.budget.get())).div_ceil(100),
                 most: ONE * u64::from(retry.burst),
@@ -537,6 +489,37 @@ impl Compiler {
         let known = keys.into_iter().filter_map(|key| Some((key, self.services.get(&key)?.clone())));
         Self { services: known.collect() }
     }
+}
+
+/// Whether a connection that nobody accepts is tried elsewhere: where its answers come back this way.
+fn is_retried(service: &Service) -> bool {
+    service.retry.is_some() && service.protocol == Protocol::Tcp && !service.mode.is_dsr()
+}
+
+/// What the kernel program has to do for a service beside the bare rule, but for its limits.
+fn flags(service: &Service, intent: &Intent, has_faults: bool) -> u16 {
+    let tcp = service.protocol == Protocol::Tcp;
+    let full_nat = service.mode == Mode::FullNat;
+    let (_, splits_by_ports) = split_mask(service);
+    let rollout = intent.under_way().filter(|_| tcp);
+    let wanted = [
+        (!tcp && service.tracking == Tracking::Flow, abi::Service::TRACK_UDP),
+        (service.backend_key == BackendKey::SourceIp, abi::Service::AFFINITY),
+        (full_nat, abi::Service::SESSIONS),
+        (full_nat && service.toa, abi::Service::TOA),
+        (splits_by_ports, abi::Service::SPLIT_BY_PORTS),
+        (service.is_watched(), abi::Service::WATCHED),
+        (is_retried(service), abi::Service::RETRIED),
+        // Whoever is half open gets so many connections and no more.
+        (tcp && service.breaker.is_some() && !full_nat, abi::Service::LIMITED),
+        // Of each backend, too: those counts outlive rollout and agent.
+        (rollout.is_some(), abi::Service::MEASURED | abi::Service::WATCHED),
+        (rollout.is_some_and(|rollout| rollout.plan.cap.is_some()), abi::Service::CAPPED),
+        (tcp && service.clamp_mss.is_some(), abi::Service::CLAMPED),
+        (!tcp && service.quic.is_some(), abi::Service::QUIC),
+        (has_faults, abi::Service::FAULTS),
+    ];
+    wanted.iter().filter(|(is_wanted, _)| *is_wanted).fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// Who takes the flows of a table's slots that breakers keep away from everybody: there is no such backend.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{broadcast, mpsc};
 
-use super::view::find_flows;
+use super::flows::find_flows;
 use super::{Agent, Handle, Remembered, Request, Target, diff, history};
 use crate::api::{
     AddFault, Answer, Api, ApiError, Applied, Apply, BackendPath, Call, Change, ClearFaults, Control,

@@ -7,7 +7,8 @@ use lb_common::verdict::Counters;
 use lb_common::watch::Watch;
 
 use super::Agent;
-use super::view::{Meters, Placed, address_of, health_state};
+use super::meters::Meters;
+use super::view::{Placed, address_of, health_state};
 use crate::api::{ClientCount, Event, HealthState, RolloutStatus, Status};
 use crate::compile::{BackendView, id_of, key_of};
 use crate::config::{self, AdminState};

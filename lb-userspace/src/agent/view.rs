@@ -1,33 +1,31 @@
 //! What the agent shows.
 
-use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::ControlFlow;
 
 use lb_common::abi::{self, LAYOUT};
 use lb_common::limit::Limit;
-use lb_common::session::{Session, SessionKey};
 use lb_common::settle::Takers;
 use lb_common::verdict::{Action, Reason};
 
 use super::Agent;
+use super::meters::Meters;
+use super::overrides::overrides;
 use crate::api::{
     Answer, Api, ApiError, BackendPath, BackendStatus, BreakerStatus, ConnectionCount, DataplaneStatus,
-    DrainStatus, EjectionStatus, ErrorCode, Finding, FlowInfo, FlowKind, HealthState, HealthStatus,
-    InterfaceStatus, KeepOrReset, NextHop, Outcomes, Override, PoolRole, PoolStatus, PriorityStatus,
-    ProgramStatus, ProtectionStatus, Quantiles, Room, ServiceQuery, ServiceStatus, Services, Severity,
-    SlotRoom, SplitStatus, Status, SteeringStatus, Traffic, XdpMode,
+    DrainStatus, EjectionStatus, ErrorCode, HealthState, HealthStatus, InterfaceStatus, KeepOrReset, NextHop,
+    Outcomes, PoolRole, PoolStatus, PriorityStatus, ProgramStatus, ProtectionStatus, Quantiles, Room,
+    ServiceQuery, ServiceStatus, Services, Severity, SlotRoom, SplitStatus, Status, SteeringStatus, Traffic,
+    XdpMode,
 };
 use crate::clock;
 use crate::compile::{BackendView, Compiled, Health, PoolView, WhyNot, id_of, key_of};
 use crate::config::{self, Protection, Service};
-use crate::dataplane::bpf::{Mapped, PerCpu};
-use crate::dataplane::{Maps, Native, maps};
+use crate::dataplane::Native;
+use crate::dataplane::bpf::Mapped;
 use crate::health::{Advice, Miss};
 use crate::outlier::Gate;
-use crate::plural::{counted, either};
-use crate::publish::{Publisher, split};
-use crate::state::{Author, Intent, Overrides};
+use crate::publish::split;
+use crate::state::Intent;
 
 impl Agent {
     /// The whole at a glance, with every service.
@@ -449,313 +447,7 @@ impl Agent {
                 .collect(),
         }
     }
-
-    pub(super) fn findings(&self, dataplane: &DataplaneStatus) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let mut find = |severity, code: &str, subject: &str, message: String, remedy: &str| {
-            findings.push(Finding {
-                severity,
-                code: code.to_owned(),
-                subject: subject.to_owned(),
-                message,
-                remedy: Some(remedy.to_owned()),
-            });
-        };
-        let of_all = |pool: &PoolView| counted(pool.backends.len() as u64, "backend");
-        // Each asked once, however many services there are.
-        let mut forwards = Forwarding::default();
-        for service in self.desired.services() {
-            let Some(intent) = self.desired.intents.get(&service.name) else { continue };
-            let compiled = self.compiled.get(&service.name);
-            let pools = compiled.into_iter().flat_map(|it| it.pools.iter().map(move |pool| (pool, it)));
-            for (pool, compiled) in pools {
-                let role = role(intent, &pool.name);
-                let subject = format!("{}/{}", service.name, pool.name);
-                let takers = pool.backends.iter().filter(|backend| backend.why_not.is_none()).count();
-                let down =
-                    pool.backends.iter().filter(|backend| backend.health == Health::Down).count() as u64;
-                let few = if pool.failed { " (fewer are healthy than min_healthy says)" } else { "" };
-                if let (PoolRole::Stable, Some(other)) = (role, spills_to(compiled, role)) {
-                    find(
-                        Severity::Error,
-                        "LB1013",
-                        &subject,
-                        format!("no stable backend takes new flows{few}: the canary {other} gets them"),
-                        "`lbctl get backends` says why not; spill_to_canary = false ends it",
-                    );
-                } else if takers == 0 && role == PoolRole::Stable {
-                    find(
-                        Severity::Error,
-                        "LB1001",
-                        &subject,
-                        format!("no backend takes new flows{few}"),
-                        "`lbctl get backends` says why not",
-                    );
-                } else if takers == 0 && role == PoolRole::Canary && intent.split > 0.0 {
-                    find(
-                        Severity::Error,
-                        "LB1002",
-                        &subject,
-                        format!("no canary backend takes new flows{few}: the stable pool gets them"),
-                        "`lbctl get backends` says why not; `lbctl rollback` ends the canary",
-                    );
-                } else if down > 0 && role != PoolRole::Idle {
-                    find(
-                        Severity::Error,
-                        "LB1003",
-                        &subject,
-                        format!("{down} of {} {} down", of_all(pool), either(down, "is", "are")),
-                        "`lbctl get backends` shows the last check's result",
-                    );
-                }
-                let ejected = pool.backends.iter().filter(|backend| backend.ejected).count() as u64;
-                if ejected > 0 && role != PoolRole::Idle {
-                    find(
-                        Severity::Warning,
-                        "LB1030",
-                        &subject,
-                        format!(
-                            "{ejected} of {} {}, and ejected",
-                            of_all(pool),
-                            either(ejected, "is an outlier", "are outliers")
-                        ),
-                        "`lbctl get events` says why; they are let in again by themselves",
-                    );
-                }
-                let gates = pool.backends.iter().map(|backend| backend.gate).chain([pool.gate]);
-                let tripped = gates.filter_map(Gate::eighths).filter(|&eighths| eighths < 8).count() as u64;
-                if tripped > 0 && role != PoolRole::Idle {
-                    find(
-                        Severity::Warning,
-                        "LB1031",
-                        &subject,
-                        format!(
-                            "{} {} new connections away",
-                            counted(tripped, "breaker"),
-                            either(tripped, "keeps", "keep")
-                        ),
-                        "`lbctl get backends` shows which; they are closed again when trials end well",
-                    );
-                }
-                if pool.panic {
-                    find(
-                        Severity::Error,
-                        "LB1004",
-                        &subject,
-                        "so few backends are healthy that health is ignored".to_owned(),
-                        "bring backends back, or set panic_threshold = 0",
-                    );
-                }
-            }
-            for (address, held) in &intent.backends {
-                let path = format!(
-                    "{}/{}/{}",
-                    service.name,
-                    pool_of(&service, *address),
-                    BackendPath::name_of(*address)
-                );
-                for (words, since, author, back) in by_hand(held) {
-                    let since = since
-                        .parse()
-                        .map_or_else(|_| since.clone(), |at: jiff::Timestamp| format!("{at:.0}"));
-                    find(
-                        Severity::Info,
-                        "LB1005",
-                        &path,
-                        format!("{words}, by {} since {since}", author.name),
-                        &format!("`lbctl set {}` takes it back", back.replace("{}", &path)),
-                    );
-                }
-            }
-            if !service.mode.is_dsr() {
-                for interface in dataplane.interfaces.iter().filter(|it| !forwards.ask(&it.name, service.vip))
-                {
-                    find(
-                        Severity::Error,
-                        "LB1006",
-                        &interface.name,
-                        format!("forwarding is off there, but {} sends its replies through it", service.name),
-                        &format!("sysctl -w {}=1", forwarding(&interface.name, service.vip)),
-                    );
-                }
-            }
-        }
-        for (name, unpublished) in &self.unpublished {
-            find(
-                Severity::Error,
-                "LB1015",
-                name.as_str(),
-                format!("its tables are not as they should be: {}", unpublished.why),
-                "it is tried again with each sweep; `lbctl help LB1015` says what may be in the way",
-            );
-        }
-        for fault in self.fault_list().faults {
-            find(
-                Severity::Warning,
-                "LB1040",
-                &fault.service,
-                format!("A FAULT IS INJECTED ON PURPOSE: {}", super::fault::in_words(&fault)),
-                "it ends by itself; `lbctl fault clear` ends it now",
-            );
-        }
-        if !self.kernel.jited {
-            find(
-                Severity::Warning,
-                "LB1012",
-                "kernel",
-                "the kernel interprets BPF programs, which is several times slower".to_owned(),
-                "sysctl -w net.core.bpf_jit_enable=1, and start lbd again",
-            );
-        }
-        let asked_for = self.desired.config.dataplane.xdp_mode == config::XdpMode::Generic;
-        for interface in dataplane.interfaces.iter().filter(|interface| interface.mode == XdpMode::Generic) {
-            find(
-                Severity::Warning,
-                "LB1007",
-                &interface.name,
-                "the program runs in generic mode, which is several times slower".to_owned(),
-                match asked_for {
-                    true => {
-                        "`xdp_mode = \"generic\"` asks for it; with \"auto\" lbd takes native where the driver has it"
-                    }
-                    false => "its driver has no native XDP: use another interface, or a newer kernel",
-                },
-            );
-        }
-        let tables = [
-            ("flows", dataplane.flows),
-            ("udp_flows", dataplane.udp_flows),
-            ("half_open", dataplane.half_open),
-            ("sessions", dataplane.sessions),
-        ];
-        for (name, room) in tables.into_iter().filter(|(_, room)| room.used * 10 > room.capacity * 9) {
-            let why = match name {
-                "sessions" => "newer connections may push out what finds no room",
-                _ => "flows may be forgotten while tables change",
-            };
-            find(
-                Severity::Error,
-                "LB1008",
-                name,
-                format!("{} of {} entries are taken: {why}", room.used, room.capacity),
-                "raise it in [dataplane]; then `lbctl detach` and a restart, which interrupt traffic",
-            );
-        }
-        if self.books.forgotten() > 0 {
-            find(
-                if self.books.lately() > 0 { Severity::Error } else { Severity::Warning },
-                "LB1011",
-                "flows",
-                format!(
-                    "at least {} {} forgotten for want of room since lbd started: packets of such a flow go where old flows of its \
-                     slot go",
-                    counted(self.books.forgotten(), "tracked flow"),
-                    either(self.books.forgotten(), "was", "were")
-                ),
-                "raise flows and udp_flows in [dataplane]; then `lbctl detach` and a restart, which interrupt traffic",
-            );
-        }
-        let made = [
-            ("flows", self.kernel.capacities.flows, dataplane.flows.capacity),
-            ("udp_flows", self.kernel.capacities.udp_flows, dataplane.udp_flows.capacity),
-            ("half_open", self.kernel.capacities.half_open, dataplane.half_open.capacity),
-            ("sessions", self.kernel.capacities.sessions, dataplane.sessions.capacity),
-            ("slots", self.kernel.capacities.slots, dataplane.slots.capacity),
-        ];
-        for (name, wanted, made) in made.into_iter().filter(|(_, wanted, made)| u64::from(*wanted) != *made) {
-            find(
-                Severity::Warning,
-                "LB1009",
-                name,
-                format!("the pinned table has room for {made}, not for {wanted} as configured"),
-                "maps keep the size they were made with: `lbctl detach` and a restart, which interrupt traffic, make it anew",
-            );
-        }
-        for (name, why) in self.troubles.missing() {
-            find(
-                Severity::Error,
-                "LB1020",
-                name,
-                format!("the program is not on it: {why}"),
-                "it is attached as soon as an interface of that name is there and free",
-            );
-        }
-        for interface in dataplane.interfaces.iter().filter(|it| self.troubles.is_down(it.ifindex)) {
-            find(
-                Severity::Error,
-                "LB1021",
-                &interface.name,
-                "it is down, or has no carrier".to_owned(),
-                &format!("ip link set {} up, or look at the cable and its other end", interface.name),
-            );
-        }
-        for (vip, state) in self.vips.snapshot() {
-            if let crate::netlink::VipState::Failed(error) = state {
-                find(
-                    Severity::Error,
-                    "LB1010",
-                    &vip.address.to_string(),
-                    format!("this host does not have the VIP: {error}"),
-                    "lbd tries again; with `hold_vips = false` the address is yours to set (`ip address add`)",
-                );
-            }
-        }
-        findings.extend(self.discovery_findings());
-        findings.sort_by_key(|finding| match finding.severity {
-            // What has backends fail their checks comes before what comes of it.
-            Severity::Error if CAUSES.contains(&finding.code.as_str()) => 0,
-            Severity::Error => 1,
-            Severity::Warning => 2,
-            Severity::Info => 3,
-        });
-        findings
-    }
-
-    /// Puts names to flows that were found.
-    pub(super) fn named(&self, found: Vec<Found>) -> Vec<FlowInfo> {
-        let names: HashMap<u32, &str> = self
-            .desired
-            .config
-            .services
-            .iter()
-            .filter_map(|s| Some((self.publisher.registry.service_index(&key_of(s))?, s.name.as_str())))
-            .collect();
-        let now = clock::ticks();
-        let name = |found: Found| {
-            let backend = self.publisher.maps.backends.read(found.backend.into());
-            let ip: IpAddr = backend.address.into();
-            FlowInfo {
-                service: names.get(&found.key.owner).copied().unwrap_or("?").to_owned(),
-                client: found.key.client.into(),
-                port: found.key.client_port.number(),
-                pool: self.publisher.registry.pool_name(backend.pool).unwrap_or("?").to_owned(),
-                backend: BackendPath::name_of((ip, backend.port.number()).into()),
-                kind: found.kind,
-                // A tick is 2^30 ns.
-                idle_seconds: u64::from(now.saturating_sub(found.seen)) * 1_073 / 1_000,
-                age_seconds: None,
-            }
-        };
-        found.into_iter().map(name).collect()
-    }
-
-    /// Whether nothing can be in the tables of tracked flows.
-    pub(super) fn has_no_tracked_flows(&self) -> bool {
-        self.books.say_empty(&self.publisher.maps)
-    }
-
-    /// Tracked flows of a service's canary.
-    pub(super) fn tracked_in_canary(&self, service: &str) -> Option<u64> {
-        let index = self.index(service).ok()?;
-        let canary = self.publisher.maps.services.read(index).canary_pool;
-        let ids = self.publisher.registry.backends_of(index);
-        let in_canary = ids.filter(|&id| self.publisher.maps.backends.read(id.into()).pool == canary);
-        Some(in_canary.map(|id| self.swept.load(id).flows).sum())
-    }
 }
-
-/// Findings of the host that explain those of backends.
-const CAUSES: [&str; 3] = ["LB1006", "LB1020", "LB1021"];
 
 /// A pool as it was compiled, and what the kernel's tables have of it.
 pub(super) struct Placed<'a> {
@@ -781,7 +473,7 @@ pub(super) fn address_of(backend: abi::Backend) -> SocketAddr {
 }
 
 /// What a pool of a service is used for.
-fn role(intent: &Intent, pool: &str) -> PoolRole {
+pub(super) fn role(intent: &Intent, pool: &str) -> PoolRole {
     match () {
         () if pool == intent.stable.as_str() => PoolRole::Stable,
         () if intent.canary.as_ref().is_some_and(|canary| pool == canary.as_str()) => PoolRole::Canary,
@@ -790,7 +482,7 @@ fn role(intent: &Intent, pool: &str) -> PoolRole {
 }
 
 /// The pool that gets the new flows of the pool of this role, because that one has nobody to take them.
-fn spills_to(compiled: &Compiled, role: PoolRole) -> Option<&str> {
+pub(super) fn spills_to(compiled: &Compiled, role: PoolRole) -> Option<&str> {
     match role {
         PoolRole::Canary if compiled.canary_spills => Some(&compiled.plan.stable.name),
         PoolRole::Stable if compiled.stable_spills => {
@@ -798,83 +490,6 @@ fn spills_to(compiled: &Compiled, role: PoolRole) -> Option<&str> {
         }
         PoolRole::Stable | PoolRole::Canary | PoolRole::Idle => None,
     }
-}
-
-fn pool_of(service: &Service, address: SocketAddr) -> &str {
-    let pool = service.pools.iter().find(|pool| pool.backends.iter().any(|b| b.address == address));
-    pool.map_or("?", |pool| pool.name.as_str())
-}
-
-/// What was set of a backend, in words, with since when and by whom; and what `lbctl set` takes it back, `{}` being the
-/// backend.
-fn by_hand(held: &Overrides) -> Vec<(String, &String, &Author, String)> {
-    let mut list = Vec::new();
-    if let Some(weight) = &held.weight {
-        let configured = weight.configured.unwrap_or_default();
-        let words = format!("its weight is {}, not {configured} as configured", weight.value);
-        list.push((words, &weight.since, &weight.author, format!("weight {{}} {configured}")));
-    }
-    if let Some(state) = &held.state {
-        let words = match (&held.deadline, state.value) {
-            (Some(deadline), _) => {
-                let then = if deadline.reset { KeepOrReset::Reset } else { KeepOrReset::Keep };
-                format!("it drains until {:.0}, then {then}", deadline.at)
-            }
-            (None, config::AdminState::Drain) => "it drains".to_owned(),
-            (None, value) => format!("its state is {value}"),
-        };
-        let configured = state.configured.unwrap_or(config::AdminState::Ready);
-        list.push((words, &state.since, &state.author, format!("state {{}} {configured}")));
-    }
-    if let Some(health) = &held.health {
-        let words = format!("its health is forced {}", if health.value { "up" } else { "down" });
-        list.push((words, &health.since, &health.author, "health {} auto".to_owned()));
-    }
-    list
-}
-
-fn overrides(service: &Service, backends: &BTreeMap<SocketAddr, Overrides>) -> Vec<Override> {
-    let mut list = Vec::new();
-    for (address, held) in backends {
-        let pool = pool_of(service, *address);
-        let mut add = |what: &str, configured: String, now: String, since: &str, by: &Author| {
-            list.push(Override {
-                path: format!("pool.{pool}.backend.{}.{what}", BackendPath::name_of(*address)),
-                configured,
-                now,
-                since: since.to_owned(),
-                actor: by.name.clone(),
-            });
-        };
-        if let Some(weight) = &held.weight {
-            add(
-                "weight",
-                weight.configured.map(|w| w.to_string()).unwrap_or_default(),
-                weight.value.to_string(),
-                &weight.since,
-                &weight.author,
-            );
-        }
-        if let Some(state) = &held.state {
-            add(
-                "state",
-                state.configured.map(|s| s.to_string()).unwrap_or_default(),
-                state.value.to_string(),
-                &state.since,
-                &state.author,
-            );
-        }
-        if let (Some(deadline), Some(state)) = (&held.deadline, &held.state) {
-            let then = if deadline.reset { "reset" } else { "keep" };
-            let words = format!("{:.0}, then {then}", deadline.at);
-            add("drain_deadline", "none".to_owned(), words, &state.since, &state.author);
-        }
-        if let Some(health) = &held.health {
-            let now = if health.value { "up" } else { "down" };
-            add("health", "as checked".to_owned(), now.to_owned(), &health.since, &health.author);
-        }
-    }
-    list
 }
 
 fn protection(of: &Protection) -> ProtectionStatus {
@@ -912,62 +527,6 @@ fn breaker_status(gate: Gate) -> Option<BreakerStatus> {
     Some(BreakerStatus { state: gate.name().to_owned(), passes_percent: f64::from(eighths) * 12.5 })
 }
 
-/// A flow that stands in a table.
-pub(super) struct Found {
-    key: abi::FlowKey,
-    backend: u16,
-    kind: FlowKind,
-    /// In ticks.
-    seen: u32,
-}
-
-/// Flows as they stand in the tables: `limit` at most, of one service or of all; and whether there are more. `tracked`: the
-/// tables of tracked flows are read, too. Takes milliseconds where tables are large.
-///
-/// # Errors
-///
-/// Whatever the kernel says.
-pub(super) fn find_flows(
-    maps: &Maps,
-    only: Option<u32>,
-    limit: usize,
-    tracked: bool,
-) -> std::io::Result<(Vec<Found>, bool)> {
-    let mut flows = Vec::new();
-    let mut truncated = false;
-    let mut add = |key: &abi::FlowKey, backend: u16, kind: FlowKind, seen: u32| {
-        if only.is_some_and(|index| index != key.owner) {
-            return ControlFlow::Continue(());
-        }
-        if flows.len() >= limit {
-            truncated = true;
-            return ControlFlow::Break(());
-        }
-        flows.push(Found { key: *key, backend, kind, seen });
-        ControlFlow::Continue(())
-    };
-    if tracked {
-        maps.flows.try_for_each(|key, entry| add(key, entry.backend, FlowKind::Tracked, entry.seen))?;
-        maps.udp_flows.try_for_each(|key, entry| add(key, entry.backend, FlowKind::Udp, entry.seen))?;
-    }
-    let mut add_session = |key: &SessionKey, session: &Session, kind| {
-        if session.has(Session::REPLY) {
-            return ControlFlow::Continue(());
-        }
-        let flow = abi::FlowKey {
-            client: key.source,
-            client_port: key.source_port,
-            port: key.destination_port,
-            owner: session.service,
-        };
-        add(&flow, session.backend, kind, session.seen)
-    };
-    maps.sessions.try_for_each(|key, session| add_session(key, session, FlowKind::Session))?;
-    maps.opening.try_for_each(|key, session| add_session(key, session, FlowKind::Opening))?;
-    maps.half_open.try_for_each(|key, note| add(key, note.backend, FlowKind::HalfOpen, note.at))?;
-    Ok((flows, truncated))
-}
-
 fn traffic(of: abi::Traffic) -> Traffic {
     Traffic {
         packets: of.packets,
@@ -989,140 +548,4 @@ fn mac_text(mac: [u8; 6]) -> String {
         text.push(DIGITS[usize::from(byte & 15)].into());
     }
     text
-}
-
-fn forwarding(interface: &str, vip: IpAddr) -> String {
-    let family = if vip.is_ipv4() { "ipv4" } else { "ipv6" };
-    format!("net/{family}/conf/{interface}/forwarding")
-}
-
-/// Which interfaces the host forwards from.
-#[derive(Default)]
-struct Forwarding {
-    known: HashMap<String, bool>,
-}
-
-impl Forwarding {
-    /// Whether the host forwards what comes in there; a sysctl that cannot be read counts as on, so that nobody is misled.
-    fn ask(&mut self, interface: &str, vip: IpAddr) -> bool {
-        let path = format!("/proc/sys/{}", forwarding(interface, vip));
-        *self.known.entry(path).or_insert_with_key(|path| {
-            std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
-                || !std::path::Path::new("/proc/sys/net").exists()
-        })
-    }
-}
-
-/// Counters of pools and backends, read in large pieces where that is cheaper than one by one.
-pub(super) struct Meters<'a> {
-    maps: &'a Maps,
-    pools: Piece,
-    backends: Piece,
-}
-
-/// The counters from an index on.
-#[derive(Default)]
-struct Piece {
-    first: u32,
-    sums: Vec<abi::Traffic>,
-}
-
-impl Piece {
-    /// Of some indexes; nothing if they lie far apart, or cannot be read.
-    fn of(map: &PerCpu<abi::Traffic>, indexes: impl Iterator<Item = u16>) -> Self {
-        let mut count = 0;
-        let ends = indexes.inspect(|_| count += 1).fold(None, |ends: Option<(u16, u16)>, index| {
-            Some(ends.map_or((index, index), |(first, last)| (first.min(index), last.max(index))))
-        });
-        let Some((first, last)) = ends.map(|(first, last)| (u32::from(first), u32::from(last))) else {
-            return Self::default();
-        };
-        // One of a piece costs a small part of what one costs by itself.
-        if last - first > 16 * count {
-            return Self::default();
-        }
-        Self { first, sums: map.sums(first..last + 1).unwrap_or_default() }
-    }
-
-    fn get(&self, index: u16) -> Option<abi::Traffic> {
-        self.sums.get(u32::from(index).checked_sub(self.first)? as usize).copied()
-    }
-}
-
-impl<'a> Meters<'a> {
-    pub fn of_all(publisher: &'a Publisher) -> Self {
-        let (maps, registry) = (&*publisher.maps, &publisher.registry);
-        Self {
-            maps,
-            pools: Piece::of(&maps.pool_traffic, registry.pools()),
-            backends: Piece::of(&maps.backend_traffic, registry.backend_ids()),
-        }
-    }
-
-    /// Of some services, by their addresses.
-    pub fn of_some(publisher: &'a Publisher, keys: impl Iterator<Item = abi::VipKey>) -> Self {
-        let (maps, registry) = (&*publisher.maps, &publisher.registry);
-        let indexes: Vec<u32> = keys.filter_map(|key| registry.service_index(&key)).collect();
-        let pools = indexes.iter().flat_map(|&index| registry.pools_of(index));
-        let backends = indexes.iter().flat_map(|&index| registry.backends_of(index));
-        Self {
-            maps,
-            pools: Piece::of(&maps.pool_traffic, pools),
-            backends: Piece::of(&maps.backend_traffic, backends),
-        }
-    }
-
-    /// Of a pool; nothing if it cannot be read.
-    pub fn pool(&self, index: u16) -> abi::Traffic {
-        let read = || maps::traffic(&self.maps.pool_traffic, index.into()).unwrap_or_default();
-        self.pools.get(index).unwrap_or_else(read)
-    }
-
-    /// Of a backend; nothing if it cannot be read.
-    pub fn backend(&self, id: u16) -> abi::Traffic {
-        let read = || maps::traffic(&self.maps.backend_traffic, id.into()).unwrap_or_default();
-        self.backends.get(id).unwrap_or_else(read)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::state::Override as Set;
-
-    /// What the tests of `lbctl` show.
-    const SHOWN: &str = include_str!("../../tests/cli/expected/status_json.txt");
-
-    #[test]
-    fn what_is_set_by_hand_is_told_as_the_tests_of_the_command_line_show_it() {
-        let file = "schema = 1\n[dataplane]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"checkout\"\nvip = \"203.0.113.10\"\n\
-                    port = 443\n[[service.pool]]\nname = \"v41\"\n[[service.pool.backend]]\naddress = \"10.0.1.12:8443\"\n";
-        let config = config::parse(file, "test").expect("a good configuration").config;
-        let author = Author { name: "alice".to_owned(), pid: None };
-        let since = "2026-11-21T03:58:00.5Z".to_owned();
-        let weight = Set { value: 50, configured: Some(100), since: since.clone(), author: author.clone() };
-        let mut held = Overrides { weight: Some(weight), ..Overrides::default() };
-        let address = "10.0.1.12:8443".parse().expect("an address");
-        let list = overrides(&config.services[0], &BTreeMap::from([(address, held.clone())]));
-        let [weight] = &list[..] else { panic!("{list:?}") };
-        assert!(SHOWN.contains(&format!("\"path\": \"{}\"", weight.path)), "{}", weight.path);
-        let (words, _, _, back) = &by_hand(&held)[0];
-        assert!(SHOWN.contains(&format!("{words}, by alice since 2026-11-21T03:58:00Z")), "{words}");
-        let back = back.replace("{}", "checkout/v41/10.0.1.12:8443");
-        assert!(SHOWN.contains(&format!("`lbctl set {back}` takes it back")), "{back}");
-
-        // A drain with its deadline is one thing.
-        let state = Set {
-            value: config::AdminState::Drain,
-            configured: None,
-            since: since.clone(),
-            author: author.clone(),
-        };
-        let at = "2026-11-30T02:16:09.5Z".parse().expect("a time");
-        let deadline = Some(crate::state::Deadline { at, reset: true });
-        held = Overrides { state: Some(state), deadline, ..Overrides::default() };
-        held.health = Some(Set { value: false, configured: None, since, author });
-        let words: Vec<String> = by_hand(&held).into_iter().map(|(words, ..)| words).collect();
-        assert_eq!(words, ["it drains until 2026-11-30T02:16:09Z, then reset", "its health is forced down"]);
-    }
 }
