@@ -40,7 +40,7 @@ use crate::config::{
 use crate::health::Advice;
 use crate::outlier::{Gate, NEUTRAL};
 use crate::plural::{counted, either};
-use crate::publish::{Limits, Member, PoolPlan, Protection, QuicPlan, Registry, ServicePlan};
+use crate::publish::{IdlePool, Limits, Member, PoolPlan, Protection, QuicPlan, Registry, ServicePlan};
 use crate::state::Intent;
 use health::Standing;
 pub use preview::preview;
@@ -474,6 +474,7 @@ impl Compiler {
             quic: quic.unwrap_or_default(),
             stable,
             canary,
+            idle: pools.iter().filter(|pool| is_idle(intent, pool)).map(|pool| idle(service, pool)).collect(),
         };
         Compiled { plan, pools, canary_spills, stable_spills, next }
     }
@@ -785,6 +786,16 @@ fn seen(backend: &BackendView, level: usize, failed: bool) -> Seen {
 pub fn id_of(service: &Service, backend: SocketAddr, index: u32, registry: &Registry) -> Option<u16> {
     let (address, port) = place(service, backend);
     registry.backend_id(index, address, port)
+}
+
+/// Whether a pool gets no new flows of its own.
+fn is_idle(intent: &Intent, pool: &PoolView) -> bool {
+    pool.name != intent.stable.as_str() && intent.canary.as_ref().is_none_or(|it| pool.name != it.as_str())
+}
+
+fn idle(service: &Service, pool: &PoolView) -> IdlePool {
+    let members = pool.backends.iter().map(|backend| member(service, backend)).collect();
+    IdlePool { name: pool.name.clone(), members }
 }
 
 fn member(service: &Service, backend: &BackendView) -> Member {

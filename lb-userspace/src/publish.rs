@@ -78,6 +78,17 @@ pub struct ServicePlan {
     pub stable: PoolPlan,
     /// The pool of some.
     pub canary: Option<PoolPlan>,
+    /// Pools that get no new flow, and may have old ones.
+    pub idle: Vec<IdlePool>,
+}
+
+/// What the maps should hold of a pool without a role.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdlePool {
+    /// Its name.
+    pub name: String,
+    /// Its backends. Those that have no id need none.
+    pub members: Vec<Member>,
 }
 
 /// How many connections there may be.
@@ -312,23 +323,30 @@ impl Publisher {
         self.exchange_roles(index, plan, now)?;
         let mut published = Published::default();
 
+        self.registry.forget_pools(&self.maps, index, plan);
+
         let mut pools = vec![(&plan.stable, false)];
         pools.extend(plan.canary.iter().map(|pool| (pool, true)));
+        let canary_stays = self.canary_stays(index, plan).then(|| self.maps.services.read(index).canary_pool);
         let mut indexes = [0u16; 2];
         for &(pool, canary) in &pools {
-            let pool_index = self.registry.pool(&self.maps, index, pool)?;
+            let known = canary_stays.filter(|_| canary);
+            let pool_index = self.registry.pool(&self.maps, index, pool, known)?;
             indexes[usize::from(canary)] = pool_index;
             published.changed |= limit(&self.maps.pool_limits, pool_index, &plan.limits.pool);
             for member in &pool.members {
                 published.changed |= self.member(plan, index, pool_index, member)?;
             }
         }
-        let dead: HashSet<u16> = pools
-            .iter()
-            .flat_map(|(pool, _)| &pool.members)
-            .filter(|member| !member.usable)
-            .filter_map(|member| self.registry.backend_id(index, member.address, member.port))
-            .collect();
+        let id = |member: &Member| self.registry.backend_id(index, member.address, member.port);
+        let idle: Vec<(u16, &Member)> =
+            plan.idle.iter().flat_map(|pool| &pool.members).filter_map(|it| Some((id(it)?, it))).collect();
+        for (id, member) in &idle {
+            published.changed |= self.lead(*id, member.next_hop);
+        }
+        let members = pools.iter().flat_map(|(pool, _)| &pool.members).filter_map(|it| Some((id(it)?, it)));
+        let dead: HashSet<u16> =
+            members.chain(idle).filter(|(_, member)| !member.usable).map(|(id, _)| id).collect();
         for &(pool, canary) in &pools {
             published.slots += self.table(index, canary, plan.table_size, pool, &dead, now)?;
         }
@@ -370,11 +388,22 @@ impl Publisher {
                 Err(PublishError::NotSettled { pool: plan.stable.name.clone() })
             };
         }
-        let stays = plan.canary.as_ref().and_then(known) == Some(service.canary_pool);
+        let stays = self.canary_stays(index, plan);
         if service.canary_pool != 0 && !stays && !split::is_settled_at_zero(&service) {
             return Err(PublishError::CanaryBusy);
         }
         Ok(())
+    }
+
+    /// Whether a plan's canary is the pool that is the canary now. One that an earlier agent made, and of whose backends none
+    /// is configured any more, has no name: it is nobody else's.
+    fn canary_stays(&self, index: u32, plan: &ServicePlan) -> bool {
+        let now = self.maps.services.read(index).canary_pool;
+        let Some(pool) = plan.canary.as_ref().filter(|_| now != 0) else { return false };
+        match self.registry.known_pool(&self.maps, index, pool) {
+            Some(known) => known == now,
+            None => self.registry.pool_name(now).is_none(),
+        }
     }
 
     /// The canary becomes the stable pool, or another pool the canary.
@@ -400,9 +429,7 @@ impl Publisher {
             write(&Service { canary_pool: 0, ..promoted });
             self.registry.promote_canary(index);
             self.split_changed(index, now);
-        } else if plan.canary.as_ref().and_then(|pool| self.registry.known_pool(&self.maps, index, pool))
-            != Some(service.canary_pool)
-        {
+        } else if !self.canary_stays(index, plan) {
             self.registry.drop_canary(index);
         }
         Ok(())
@@ -496,6 +523,12 @@ impl Publisher {
             self.registry.disturb(service);
         }
         Ok(if fresh { size } else { changed })
+    }
+
+    /// Frames to a backend go this way from now on.
+    fn lead(&self, id: u16, next_hop: NextHop) -> bool {
+        let word = self.maps.backends.word(id.into(), offset_of!(Backend, next_hop));
+        word.swap(next_hop.0, Ordering::AcqRel) != next_hop.0
     }
 
     /// No packet goes there from now on, and whatever is tracked as going there is void.

@@ -36,7 +36,12 @@ impl Troubles {
 impl Agent {
     /// Interfaces came, went or changed.
     pub(super) fn links_changed(&mut self) {
+        let before = self.kernel.attached.len();
         self.note_lost();
+        if self.kernel.attached.len() != before {
+            // Addresses that were on the one that is gone go to the next.
+            self.place_vips();
+        }
         self.attach_missing();
         self.note_state();
         self.register_devices();

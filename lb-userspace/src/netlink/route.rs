@@ -38,12 +38,19 @@ pub(super) fn look_up(
     match requests.ask(RouteNetlinkMessage::GetRoute(question)) {
         Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(parse(&answer)),
         Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is not a route")),
-        Err(error) => match error.raw_os_error() {
-            Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENODEV) => Ok(Err(Unreachable::NoRoute)),
-            // Routes of the types `prohibit` and `blackhole`.
-            Some(libc::EACCES | libc::EINVAL) => Ok(Err(Unreachable::Prohibited)),
-            _ => Err(error),
-        },
+        Err(error) => unreachable_by(&error).map(Err).ok_or(error),
+    }
+}
+
+/// What an error says of a destination; `None`: nothing, it is about the socket or us.
+fn unreachable_by(error: &io::Error) -> Option<Unreachable> {
+    match error.raw_os_error()? {
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENODEV => Some(Unreachable::NoRoute),
+        // A host whose kernel has none of that family (`ipv6.disable=1`).
+        libc::EOPNOTSUPP | libc::EAFNOSUPPORT => Some(Unreachable::NoRoute),
+        // Routes of the types `prohibit` and `blackhole`.
+        libc::EACCES | libc::EINVAL => Some(Unreachable::Prohibited),
+        _ => None,
     }
 }
 
@@ -146,5 +153,13 @@ mod tests {
         for (prefix, first, last) in cases {
             assert_eq!((prefix.first, prefix.last), (ip(first), ip(last)));
         }
+    }
+
+    #[test]
+    fn a_host_without_a_family_has_no_route_of_it() {
+        let of = |code| unreachable_by(&io::Error::from_raw_os_error(code));
+        assert_eq!(of(libc::EOPNOTSUPP), Some(Unreachable::NoRoute));
+        assert_eq!(of(libc::EACCES), Some(Unreachable::Prohibited));
+        assert_eq!(of(libc::EPERM), None);
     }
 }

@@ -14,9 +14,9 @@ use lb_common::vlan;
 use lb_common::watch::Watch;
 use thiserror::Error;
 
-use super::PoolPlan;
 use super::protection::Rules;
 use super::quic::{self, QuicRecord};
+use super::{PoolPlan, ServicePlan};
 use crate::dataplane::Maps;
 
 /// No room for more.
@@ -320,9 +320,15 @@ impl Registry {
         })
     }
 
-    pub(super) fn pool(&mut self, maps: &Maps, service: u32, pool: &PoolPlan) -> Result<u16, Full> {
-        let known = self.known_pool(maps, service, pool);
-        let index = match known {
+    /// The index of a pool: the one that it is `known` by, or its own.
+    pub(super) fn pool(
+        &mut self,
+        maps: &Maps,
+        service: u32,
+        pool: &PoolPlan,
+        known: Option<u16>,
+    ) -> Result<u16, Full> {
+        let index = match known.or_else(|| self.known_pool(maps, service, pool)) {
             Some(index) => index,
             None => {
                 let index = ids(maps.pool_traffic.len())
@@ -340,6 +346,26 @@ impl Registry {
         };
         self.note_pool(index, service, Some(pool.name.clone()));
         Ok(index)
+    }
+
+    /// Forgets pools of a service that are not configured any more, and have no role and no backend that finishes its flows.
+    pub(super) fn forget_pools(&mut self, maps: &Maps, index: u32, plan: &ServicePlan) {
+        let service = maps.services.read(index);
+        let mut used: HashSet<u16> =
+            self.backends_of(index).map(|id| maps.backends.read(id.into()).pool).collect();
+        used.extend([service.stable_pool, service.canary_pool]);
+        let names: HashSet<&str> = (plan.idle.iter().map(|pool| pool.name.as_str()))
+            .chain(plan.canary.iter().chain([&plan.stable]).map(|pool| pool.name.as_str()))
+            .collect();
+        let Self { pools, pools_of, .. } = self;
+        pools_of.entry(index).or_default().retain(|pool| {
+            let name = pools.get(pool).and_then(|(_, name)| name.as_deref());
+            let stays = used.contains(pool) || name.is_some_and(|name| names.contains(name));
+            if !stays {
+                pools.remove(pool);
+            }
+            stays
+        });
     }
 
     /// Whether the hash says the pool of every flow of a service, but for those that tables know.

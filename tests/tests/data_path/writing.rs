@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::{Mode, NextHop, OnEmpty, Port, Service, Slot, Split, VipKey};
+use lb_common::abi::{Address, Mode, NextHop, OnEmpty, Port, Service, Slot, Split, VipKey};
 use lb_common::guard::{Guard, HOST, Rate, Rule};
 use lb_common::quic::{Codec, Server, ServerKey};
 use lb_common::vlan::{Tags, Vlan};
@@ -15,7 +15,9 @@ use lb_common::wire::{ETHERTYPE_VLAN, IPPROTO_TCP};
 use lb_tests::claim;
 use lb_userspace::dataplane::Capacities;
 use lb_userspace::publish::split::{self, Flows};
-use lb_userspace::publish::{Member, PoolPlan, Protection, PublishError, Publisher, QuicPlan, ServicePlan};
+use lb_userspace::publish::{
+    IdlePool, Member, PoolPlan, Protection, PublishError, Publisher, QuicPlan, ServicePlan,
+};
 use libtest_mimic::Trial;
 
 use crate::kernel::{Kernel, ROOM};
@@ -30,6 +32,9 @@ pub fn claims() -> Vec<Trial> {
         claim("what the kernel took out of the interfaces that frames leave by is put back", put_back),
         claim("interfaces that are gone make room for others, once no backend is behind them", devices_fit),
         claim("two pools fit for each service that the configuration says", pools_fit),
+        claim("pools that come and go make room for others", pools_come_and_go),
+        claim("a backend of a pool without a role is switched off, and led to where it is", idle),
+        claim("a canary with other backends than an agent before knew is the canary", canary_renewed),
         claim("a promotion that an agent died in is ended by the next one", half_promoted),
         claim("a promotion ends no split that somebody has rolled back", rolled_back_before),
         claim(
@@ -81,6 +86,7 @@ fn plan(vip: u8, stable: PoolPlan, canary: Option<PoolPlan>) -> ServicePlan {
         table_size: SLOTS,
         stable,
         canary,
+        idle: Vec::new(),
     }
 }
 
@@ -271,6 +277,69 @@ fn pools_fit() -> Result<()> {
         let (stable, canary) = (pool("stable", &[service]), pool("canary", &[service + 10]));
         publisher.publish(&plan(service, stable, Some(canary)), SEED, 0)?;
     }
+    Ok(())
+}
+
+fn pools_come_and_go() -> Result<()> {
+    let mut publisher = publisher(Capacities { services: 1, ..ROOM })?;
+    let mut stable = pool("v0", &[1]);
+    for release in 1..=20 {
+        let canary = pool(&format!("v{release}"), &[release + 1]);
+        publisher.publish(&plan(1, stable.clone(), Some(canary.clone())), SEED, 0)?;
+        publisher.publish(&plan(1, stable, None), SEED, 0)?;
+        publisher
+            .free_backends(&publisher.registry.backends_of(0).filter(|id| *id > 1).collect::<Vec<_>>())?;
+        stable = pool("v0", &[1]);
+    }
+    Ok(())
+}
+
+fn idle() -> Result<()> {
+    let mut publisher = publisher(ROOM)?;
+    let before = plan(1, pool("stable", &[1]), Some(pool("canary", &[2])));
+    publisher.publish(&before, SEED, 0)?;
+    let mut members = pool("canary", &[2, 9]).members;
+    let mut after = ServicePlan { canary: Some(pool("other", &[3])), ..before };
+    members[0].next_hop = NextHop::of([2, 0, 0, 0, 0, 77], 0);
+    after.idle = vec![IdlePool { name: "canary".to_owned(), members }];
+    publisher.publish(&after, SEED, 0)?;
+    let id = |publisher: &Publisher, n| {
+        publisher.registry.backend_id(0, Address::v4([10, 0, 0, n]), Port::new(8080))
+    };
+    let old = id(&publisher, 2).context("it may have flows")?;
+    ensure!(id(&publisher, 9).is_none(), "who never had any needs no id");
+    let backend = publisher.maps.backends.read(old.into());
+    ensure!(
+        backend.life().is_usable() && backend.next_hop().mac() == Some([2, 0, 0, 0, 0, 77]),
+        "{backend:?}"
+    );
+
+    after.idle[0].members[0].usable = false;
+    publisher.publish(&after, SEED, 0)?;
+    let backend = publisher.maps.backends.read(old.into());
+    ensure!(!backend.life().is_usable(), "in maintenance it gets no packet at all: {backend:?}");
+    Ok(())
+}
+
+fn canary_renewed() -> Result<()> {
+    let mut publisher = publisher(ROOM)?;
+    let before = plan(1, pool("stable", &[1]), Some(pool("canary", &[2])));
+    publisher.publish(&before, SEED, 0)?;
+    let canary = publisher.maps.services.read(0).canary_pool;
+    let split = publisher.maps.services.word(0, offset_of!(Service, split));
+    split.store(Split::of(Split::ALL / 10, 0).0, Ordering::Release);
+    let busy = ServicePlan { canary: Some(pool("other", &[4])), ..before.clone() };
+    ensure!(publisher.publish(&busy, SEED, 0).is_err(), "another pool has to wait");
+
+    let mut next = Publisher::adopt(Arc::clone(&publisher.maps), 0)?;
+    let renewed = ServicePlan { canary: Some(pool("canary", &[3])), ..before };
+    next.publish(&renewed, SEED, 0)?;
+    let service = next.maps.services.read(0);
+    ensure!(service.canary_pool == canary && Split(service.split).new() == Split::ALL / 10, "{service:?}");
+    let backend =
+        next.registry.backend_id(0, Address::v4([10, 0, 0, 3]), Port::new(8080)).context("an id")?;
+    let slot = Slot(next.maps.slots.read(service.canary_slots));
+    ensure!(slot.new() == backend, "its slots lead to whom it has now: {slot:?}");
     Ok(())
 }
 
