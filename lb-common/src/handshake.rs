@@ -217,6 +217,9 @@ pub fn replies<T: Tables>(tables: &T, service: &Service, key: &FlowKey, reply: R
         // First: whoever finds it answered asks for it.
         tables.note_drawn(key, reply.sequence);
         if !known.is_answered() {
+            if service.has(Service::COUNTED) {
+                limit::renew(tables, key);
+            }
             if service.has(Service::MEASURED) {
                 measure::answers(tables, service, &known);
             }

@@ -21,7 +21,8 @@
 //! a made-up name is counted. But not for long, unless he goes on: until a connection has talked in a second tick it is *young*,
 //! and forgotten after the time of a handshake. So are those that were found: if they talk, they are found again.
 //!
-//! A RST that passes may be one that the backend does not believe; then what follows finds the connection again. A FIN likewise,
+//! A SYN on the ports of a connection takes no place but its own, and in `nat` ends that one when the backend has answered: anybody
+//! can send one. A RST that passes may be one that the backend does not believe; then what follows finds the connection again. A FIN likewise,
 //! after the time of a handshake: until then what passes may be the end of what the FIN has ended.
 //!
 //! So the count is exact, but for
@@ -204,20 +205,25 @@ pub fn admit<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
 /// Whether a backend and its pool may have a new connection; if so, they do.
 #[inline(always)]
 pub fn judge<T: Tables>(tables: &T, service: &Service, key: &FlowKey, id: u16) -> Admission {
+    let mut taken = 0;
     if service.has(Service::COUNTED) {
-        // Its ports had another connection before.
-        end(tables, key);
-        tables.forget_open(key);
+        // Its ports had another connection before. In `nat` that one is over when the backend answers, and not before.
+        if service.mode == Mode::Nat as u8 {
+            let counted = |open: &Open| open.is_counted() && open.backend == id;
+            taken = i64::from(tables.open(key).as_ref().is_some_and(counted));
+        } else {
+            renew(tables, key);
+        }
     }
     let Some(backend) = tables.backend(id) else { return Admission::KeptAway };
     let now = tables.clock();
     let (own, pool) = (Whose::Backend(id), Whose::Pool(backend.pool));
     // Before a trial of its own is taken, which would be one that nobody makes.
-    if !has_room(tables, pool, now) || !has_trials(tables, pool) {
+    if !has_room(tables, pool, now, taken) || !has_trials(tables, pool) {
         tables.keep_away(pool);
         return Admission::KeptAway;
     }
-    let spills = if !has_room(tables, own, now) {
+    let spills = if !has_room(tables, own, now, taken) {
         service.on_limit == Service::SPILL
     } else if let Err(spills) = tried(tables, own) {
         spills
@@ -254,7 +260,7 @@ fn has_trials<T: Tables>(tables: &T, whose: Whose) -> bool {
 #[inline(always)]
 pub fn fits<T: Tables>(tables: &T, id: u16) -> bool {
     let whose = Whose::Backend(id);
-    has_room(tables, whose, tables.clock()) && tables.limit(whose).is_none_or(|limit| limit.trials == 0)
+    has_room(tables, whose, tables.clock(), 0) && tables.limit(whose).is_none_or(|limit| limit.trials == 0)
 }
 
 /// Another backend that may have what `id` may not.
@@ -278,13 +284,13 @@ pub fn spill<T: Tables>(tables: &T, service: &Service, key: &FlowKey, sequence: 
     Some(other)
 }
 
-/// Whether somebody may have one more connection now.
+/// Whether somebody may have one more connection now, beside those that are open but for `taken`: the place that it has already.
 #[inline(always)]
-fn has_room<T: Tables>(tables: &T, whose: Whose, now: u64) -> bool {
+fn has_room<T: Tables>(tables: &T, whose: Whose, now: u64, taken: i64) -> bool {
     let Some(limit) = tables.limit(whose) else { return true };
     let in_time = limit.interval == 0 || limit.due <= now.wrapping_add(limit.burst);
     // Signed: the agent may have counted a connection as over a moment before its end was seen.
-    in_time && (limit.most == 0 || (limit.open as i64) < limit.most as i64)
+    in_time && (limit.most == 0 || (limit.open as i64) - taken < limit.most as i64)
 }
 
 /// Somebody gets a connection.
@@ -387,6 +393,13 @@ pub fn end<T: Tables>(tables: &T, key: &FlowKey) {
     // It is remembered: what is still under way does not begin it again.
     tables.keep_open(key, &Open { state: Open::OVER, seen: tables.ticks(), ..open });
     count(tables, open.backend, 1u64.wrapping_neg());
+}
+
+/// Another connection takes the ports of one that is counted.
+#[inline(always)]
+pub fn renew<T: Tables>(tables: &T, key: &FlowKey) {
+    end(tables, key);
+    tables.forget_open(key);
 }
 
 /// Adds to the open connections of a backend and of its pool.

@@ -267,6 +267,25 @@ fn nobody_leaves_the_count_by_a_reset_that_his_backend_does_not_believe() {
 }
 
 #[test]
+fn nobody_leaves_the_count_by_a_syn_that_his_backend_does_not_believe() {
+    let mut bench = Bench::new(Service::COUNTED);
+    bench.limit(Whose::Pool(bench.pool), Limit { most: 1, ..Limit::default() });
+    let backend = bench.connect(1).expect("there is room");
+    // From anybody who knows its ports: it is answered by what RFC 5961 calls a challenge.
+    bench.sequence.set(90_000);
+    assert_eq!(bench.send(1, "S"), Ok(backend), "the place that it takes is its own");
+    bench.reply(1, backend, "A");
+    assert_eq!((bench.count(), bench.state()), (1, Open::STANDS));
+    assert_eq!(bench.send(2, "S"), Err(Reason::LimitDrop));
+
+    // A client that has forgotten the old connection begins another one.
+    bench.sequence.set(200_000);
+    assert_eq!(bench.connect(1), Ok(backend));
+    assert_eq!((bench.count(), bench.state()), (1, Open::STANDS));
+    assert_eq!(bench.send(2, "S"), Err(Reason::LimitDrop));
+}
+
+#[test]
 fn what_passes_after_a_fin_does_not_keep_its_mark() {
     let bench = Bench::new(Service::COUNTED);
     bench.connect(1).expect("established");
