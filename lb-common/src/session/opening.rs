@@ -11,7 +11,7 @@ use crate::rewrite;
 use crate::select;
 use crate::stage::Stage;
 use crate::verdict::{Event, Reason, Verdict};
-use crate::wire::{IPPROTO_TCP, TCP_ACK, TCP_SYN, Tcp};
+use crate::wire::{IPPROTO_TCP, TCP_ACK, TCP_SYN, Tcp, Word};
 
 /// [`Stage::Opening`]: whatever no established session takes; and first fragments.
 ///
@@ -157,7 +157,7 @@ impl<'a> Client<'a> {
                 return Err(Reason::TooBig);
             }
         }
-        if other.has(Session::ANSWERED) && self.proves(packet, other.sequence)? {
+        if other.has(Session::ANSWERED) && self.proves(packet, other.sequence)? && self.tells(packet, found) {
             self.establish(tables, found, &other, &behind);
         }
         Ok(true)
@@ -190,6 +190,20 @@ impl<'a> Client<'a> {
             }
             Kind::Syn(_) | Kind::Rst => Ok(false),
         }
+    }
+
+    /// Whether a backend that is to be told of its client has heard of it, if it takes this packet. Before that each segment
+    /// has the option: the backend takes any of them for the end of its handshake.
+    #[inline(always)]
+    fn tells<P: Packet>(&self, packet: &P, found: &Session) -> bool {
+        let Kind::Tcp(sequence) = self.transport.kind else { return true };
+        if !found.has(Session::TOA) {
+            return true;
+        }
+        let hops = packet.view::<Word>(self.network.hops()).map_or(0, |word| word.0[0]);
+        sequence == found.sequence.wrapping_add(1)
+            && hops > 1
+            && packet.is_summed(self.transport.l4, self.network.end, self.network.pseudo(self.transport))
     }
 
     /// Moves a session to where nothing is pushed out. The entry of the replies first: whoever looks for a port must see it.
@@ -225,6 +239,12 @@ impl<'a> Client<'a> {
             };
         if !goes_on {
             self.drop(tables, Held::Established, &behind);
+        } else if let Kind::Syn(sequence) = self.transport.kind
+            && found.has(Session::TOA)
+            && let Some(mut session) = tables.session_mut(Held::Established, self.key)
+        {
+            // The backend may have lost the old connection, and has to be told of the new one's client.
+            session.sequence = sequence;
         }
         goes_on
     }

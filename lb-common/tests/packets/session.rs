@@ -746,3 +746,44 @@ fn a_backend_of_a_nat_service_can_have_sessions_of_a_preview_too() {
         Packet::of(udp, backend(v6, 8443), source(v6, 50_000)).ends(&lab.tables, Reason::Local);
     }
 }
+
+/// A session whose backend has answered, and the port that stands for its client.
+fn answered(lab: &Lab) -> u16 {
+    let (_, port) = port_of(lab, &segment(client(false), service(false), "S", ISN, 0));
+    segment(backend(false, 8443), source(false, port), "SA", DRAWN, ISN + 1)
+        .ends(&lab.tables, Reason::Replied);
+    port
+}
+
+#[test]
+fn no_client_ends_its_handshake_without_the_option() {
+    // A backend takes any segment in its window for the end of a handshake.
+    let lab = telling(false);
+    let port = answered(&lab);
+    let ahead = segment(client(false), service(false), "A", ISN + 2, DRAWN.wrapping_add(1));
+    for _ in 0..2 {
+        ahead.becomes(&lab.tables, Reason::Forwarded, &told(&ahead, lab.mac, port));
+    }
+    let last = segment(client(false), service(false), "A", ISN + 1, DRAWN.wrapping_add(1));
+    last.becomes(&lab.tables, Reason::Forwarded, &told(&last, lab.mac, port));
+    assert_eq!(held(&lab), (0, 2));
+
+    // And none that no backend gets.
+    let lab = telling(false);
+    answered(&lab);
+    Packet { hops: 1, ..last }.ends(&lab.tables, Reason::TtlExpired);
+    assert_eq!(held(&lab), (2, 0));
+}
+
+#[test]
+fn a_connection_that_begins_anew_in_its_session_is_told_of_again() {
+    let lab = telling(false);
+    let port = connect(&lab, client(false));
+    // The backend has lost the old one, and says so to nobody.
+    let again = segment(client(false), service(false), "S", 9_000_000, 0);
+    assert_eq!(port_of(&lab, &again).1, port);
+    segment(backend(false, 8443), source(false, port), "SA", 77, 9_000_001)
+        .ends(&lab.tables, Reason::Replied);
+    let last = segment(client(false), service(false), "A", 9_000_001, 78);
+    last.becomes(&lab.tables, Reason::Forwarded, &told(&last, lab.mac, port));
+}

@@ -51,9 +51,9 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         program: "lb_opening",
-        verified_instructions: 41_800,
-        translated_bytes: 21_200,
-        jited_bytes: 13_500,
+        verified_instructions: 45_700,
+        translated_bytes: 23_100,
+        jited_bytes: 14_700,
     },
     Budget {
         program: "lb_begin",
