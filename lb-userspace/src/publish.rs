@@ -526,7 +526,7 @@ impl Publisher {
     }
 
     /// Frames to a backend go this way from now on.
-    fn lead(&self, id: u16, next_hop: NextHop) -> bool {
+    pub fn lead(&self, id: u16, next_hop: NextHop) -> bool {
         let word = self.maps.backends.word(id.into(), offset_of!(Backend, next_hop));
         word.swap(next_hop.0, Ordering::AcqRel) != next_hop.0
     }

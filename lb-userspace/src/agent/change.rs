@@ -776,6 +776,7 @@ impl Agent {
             return;
         }
         if !unused.is_empty() {
+            self.follow_ways();
             self.forget_hops();
         }
         for id in unused {

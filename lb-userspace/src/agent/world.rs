@@ -91,8 +91,14 @@ impl World for View<'_> {
     }
 
     fn next_hop(&self, backend: SocketAddr) -> abi::NextHop {
-        let Some(found) = self.hops.get(&backend.ip()) else {
-            return self.adopted_hops.get(&backend.ip()).copied().unwrap_or_default();
+        self.way_to(backend.ip())
+    }
+}
+
+impl View<'_> {
+    fn way_to(&self, address: IpAddr) -> abi::NextHop {
+        let Some(found) = self.hops.get(&address) else {
+            return self.adopted_hops.get(&address).copied().unwrap_or_default();
         };
         let Ok(hop) = found else { return abi::NextHop::default() };
         match (hop.mac, self.devices.get(&hop.ifindex)) {
@@ -100,9 +106,7 @@ impl World for View<'_> {
             _ => abi::NextHop::default(),
         }
     }
-}
 
-impl View<'_> {
     fn agent(&self, key: &(ServiceName, SocketAddr)) -> Option<Report> {
         self.scheduler.report(*self.targets.agents.get(key)?)
     }
@@ -380,11 +384,36 @@ impl Agent {
             .map(|service| service.name.clone())
             .collect();
         self.converge(touched);
+        self.lead_those_that_leave(&moved);
+    }
+
+    /// Backends that are configured no more finish their flows where they are by now.
+    fn lead_those_that_leave(&self, moved: &HashSet<IpAddr>) {
+        let world = self.world();
+        for (id, address) in self.publisher.registry.ids_with_addresses() {
+            let hop = Some(address).filter(|address| moved.contains(address)).map(|it| world.way_to(it));
+            if let Some(hop) = hop.filter(|hop| hop.mac().is_some()) {
+                self.publisher.lead(id, hop);
+            }
+        }
+    }
+
+    /// Has the kernel know the way to whoever is configured, or may still have flows.
+    pub(super) fn follow_ways(&self) {
+        let services = self.desired.services();
+        let configured: Vec<IpAddr> = services
+            .flat_map(|service| {
+                let backends = service.pools.iter().flat_map(|pool| &pool.backends);
+                backends.map(|backend| backend.address.ip()).collect::<Vec<_>>()
+            })
+            .collect();
+        let known = self.publisher.registry.ids_with_addresses().map(|(_, address)| address);
+        self.next_hops.set_targets(configured.into_iter().chain(known).collect());
     }
 
     /// Lets go of the ways to backends that have no id any more.
     pub(super) fn forget_hops(&mut self) {
-        let used = self.publisher.registry.addresses().map(IpAddr::from).collect();
+        let used = self.publisher.registry.ids_with_addresses().map(|(_, address)| address).collect();
         forget_hops(&mut self.hops, &self.next_hops.snapshot(), &used);
     }
 
@@ -435,8 +464,7 @@ impl Agent {
             );
         }
         self.scheduler.update(targets);
-        let backends = services.iter().flat_map(|service| &service.pools).flat_map(|pool| &pool.backends);
-        self.next_hops.set_targets(backends.map(|backend| backend.address.ip()).collect());
+        self.follow_ways();
         self.discoveries.follow(&self.desired.config.services);
         self.place_vips();
         self.place_sources();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::mem::offset_of;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 use bytemuck::Zeroable;
@@ -429,9 +430,9 @@ impl Registry {
         self.backends.keys().copied()
     }
 
-    /// The addresses of those who have an id.
-    pub fn addresses(&self) -> impl Iterator<Item = Address> + '_ {
-        self.backends.values().map(|&(_, address, _)| address)
+    /// Those who have an id, and where they are.
+    pub fn ids_with_addresses(&self) -> impl Iterator<Item = (u16, IpAddr)> + '_ {
+        self.backends.iter().map(|(&id, &(_, address, _))| (id, address.into()))
     }
 
     /// Every index of a pool.

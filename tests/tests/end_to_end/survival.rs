@@ -1,5 +1,6 @@
 //! What established connections live through.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -188,5 +189,16 @@ fn removal() -> Result<()> {
     let load = LoadSpec::lines(scene.target()).from(Sources::Crowd { first: 1000, count: 500 }).flows(500);
     let tally = Load::run(scene.lab.client(0), load)?;
     ensure!(tally.failed() == 0 && tally.answered_by("stable2") == 0, "{tally:?}");
+
+    // Its host gets another card, and says so.
+    let (backend, name) = (scene.lab.backend(2), &scene.lab.backend(2).port().name);
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!(
+        "echo 1 > /proc/sys/net/ipv4/conf/{name}/arp_notify && ip link set dev {name} address 02:00:00:00:77:02"
+    )]);
+    let output = backend.output(command)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let after = pool.check()?;
+    ensure!(after.broken.is_empty() && after.alive == before.alive, "it finishes them there: {after:?}");
     Ok(())
 }
