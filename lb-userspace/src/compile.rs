@@ -667,7 +667,8 @@ fn view(
         .iter()
         .map(|backend| health::judge(service, backend, intent.backends.get(&backend.address), world, now))
         .collect();
-    let gate = if service.breaker.is_some() { world.pool_gate(service, &pool.name) } else { Gate::Closed };
+    let has_breaker = service.breaker.as_ref().is_some_and(|breaker| breaker.scope.has_pools());
+    let gate = if has_breaker { world.pool_gate(service, &pool.name) } else { Gate::Closed };
     let levels = levels(&backends);
     let at = |backend: &BackendView| levels.iter().position(|level| level.priority == backend.priority);
     let places: Vec<usize> = backends.iter().map(|backend| at(backend).unwrap_or(levels.len())).collect();

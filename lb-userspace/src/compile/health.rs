@@ -32,7 +32,9 @@ pub(super) fn judge(
     });
     let next_hop = world.next_hop(backend.address);
     let ejected = service.outlier.is_some() && world.is_ejected(service, backend.address);
-    let gate = if service.breaker.is_some() { world.gate(service, backend.address) } else { Gate::Closed };
+    // One that was open when the scope changed, and that nobody looks at any more, would be open without end.
+    let has_breaker = service.breaker.as_ref().is_some_and(|breaker| breaker.scope.has_backends());
+    let gate = if has_breaker { world.gate(service, backend.address) } else { Gate::Closed };
     let why_not = match (state, health) {
         (AdminState::Maint, _) => Some(WhyNot::Maint),
         (AdminState::Drain, _) => Some(WhyNot::Drain),

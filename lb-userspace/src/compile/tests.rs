@@ -485,6 +485,19 @@ fn a_canary_whose_breaker_is_open_spills_into_the_stable_pool_unless_it_is_to_re
 }
 
 #[test]
+fn a_breaker_outside_of_its_services_scope_keeps_nobody_out() {
+    for scope in ["backend", "pool"] {
+        let keys = format!("breaker = {{ scope = \"{scope}\" }}");
+        let mut bench = Bench::new(&keys, &[("a", "", &["", ""])]);
+        match scope {
+            "backend" => drop(bench.fleet.pool_gates.insert("a".to_owned(), OPEN)),
+            _ => drop(bench.fleet.gates.insert(at("a1"), OPEN)),
+        }
+        bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    }
+}
+
+#[test]
 fn who_answers_sooner_has_more_of_the_slots() {
     let mut bench = Bench::new("steering = {}", &[("a", "", &["", ""])]);
     bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
