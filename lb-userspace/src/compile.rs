@@ -673,7 +673,8 @@ fn view(
     let at = |backend: &BackendView| levels.iter().position(|level| level.priority == backend.priority);
     let places: Vec<usize> = backends.iter().map(|backend| at(backend).unwrap_or(levels.len())).collect();
     let (fit, of) = levels.iter().fold((0, 0), |(fit, of), level| (fit + level.fit, of + level.of));
-    memory.standing = memory.standing.after(pool, fit, of);
+    let wanted = backends.iter().filter(|backend| health::is_wanted(backend)).count() as u32;
+    memory.standing = memory.standing.after(pool, fit, of, wanted);
     let failed = memory.standing != Standing::Stands;
     let shares = priority::shares(&levels);
     let fractions: Vec<f64> = shares.iter().map(|&share| share as f64 / priority::ALL as f64).collect();

@@ -78,14 +78,17 @@ pub(super) fn judge(
     }
 }
 
-/// Whether a backend counts when the healthy ones are counted: it is meant to take flows, and has been checked. One that
-/// somebody has said is down is not meant to.
-pub(super) fn counts(backend: &BackendView) -> bool {
+/// Whether a backend is meant to take flows. One that somebody has said is down is not.
+pub(super) fn is_wanted(backend: &BackendView) -> bool {
     backend.state == AdminState::Ready
         && backend.advice.wish == Wish::Ready
         && backend.weight > 0
-        && backend.health != Health::Unknown
         && !backend.is_said_to_be_down()
+}
+
+/// Whether a backend counts when the healthy ones are counted: it is meant to take flows, and has been checked.
+pub(super) fn counts(backend: &BackendView) -> bool {
+    is_wanted(backend) && backend.health != Health::Unknown
 }
 
 /// Whether so few backends are healthy that health is ignored. Whether they can be reached is another question.
@@ -109,15 +112,18 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// The standing of a pool with `fit` backends that can take flows, of `all` that should.
-    pub fn after(self, pool: &Pool, fit: u32, all: u32) -> Self {
+    /// The standing of a pool with `fit` backends that can take flows, of `checked` that should; with those whose first check
+    /// is not over, `wanted` should.
+    pub fn after(self, pool: &Pool, fit: u32, checked: u32, wanted: u32) -> Self {
         let Some(least) = pool.min_healthy else { return Self::Stands };
         let needed = match self {
-            Self::Rising | Self::Stands => least,
-            Self::Fell => pool.min_healthy_recover.unwrap_or(least),
+            // A part of those whose checks happen to be over first says nothing of the pool.
+            Self::Rising => least.of(wanted),
+            Self::Stands => least.of(checked),
+            Self::Fell => pool.min_healthy_recover.unwrap_or(least).of(checked),
         };
         match self {
-            _ if fit >= needed.of(all) => Self::Stands,
+            _ if fit >= needed => Self::Stands,
             Self::Rising => Self::Rising,
             Self::Stands | Self::Fell => Self::Fell,
         }
@@ -141,7 +147,7 @@ mod tests {
     fn standings(pool: &Pool, fits: &[u32]) -> Vec<bool> {
         let mut standing = Standing::default();
         let mut after = |&fit| {
-            standing = standing.after(pool, fit, 10);
+            standing = standing.after(pool, fit, 10, 10);
             standing == Standing::Stands
         };
         fits.iter().map(&mut after).collect()

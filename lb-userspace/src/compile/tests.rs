@@ -231,6 +231,39 @@ fn a_pool_below_min_healthy_takes_nothing_until_it_has_recovered() {
     bench.shows(false, &[("a1", 33.333), ("a2", 33.333), ("a3", 33.333)]);
 }
 
+#[test]
+fn a_pool_does_not_fall_before_it_stood() {
+    let keys = "min_healthy = \"50%\"\nmin_healthy_recover = \"75%\"";
+    let mut bench = Bench::new("", &[("a", keys, &[FIRST; 10])]);
+    let names: Vec<String> = (1..=10).map(|i| format!("a{i}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    bench.fleet.set(&names, Health::Unknown);
+    let mut stands = Vec::new();
+    for (&name, up) in names.iter().zip([true, false, false, false, false, true, true, true, true, true]) {
+        bench.fleet.set(&[name], if up { Health::Up } else { Health::Down });
+        stands.push(!bench.compile().pools[0].failed);
+    }
+    assert_eq!(
+        stands,
+        [false, false, false, false, false, false, false, false, true, true],
+        "with five of ten"
+    );
+    bench.fleet.set(&["a1", "a6"], Health::Down);
+    assert!(bench.compile().pools[0].failed);
+    bench.fleet.set(&["a1", "a6", "a2"], Health::Up);
+    assert!(bench.compile().pools[0].failed, "now it takes more to come back");
+    bench.fleet.set(&["a3"], Health::Up);
+    assert!(!bench.compile().pools[0].failed);
+}
+
+#[test]
+fn a_pool_that_stands_does_not_wait_for_those_that_are_not_checked_yet() {
+    let mut bench = Bench::new("", &[("a", "min_healthy = \"100%\"", &[FIRST, FIRST])]);
+    bench.compile();
+    bench.fleet.set(&["a2"], Health::Unknown);
+    bench.shows(false, &[("a1", 100.0)]);
+}
+
 const BOTH: [(&str, &str, &[&str]); 2] =
     [("a", "", &[FIRST, FIRST]), ("b", "min_healthy = \"100%\"", &[FIRST, FIRST])];
 
