@@ -723,7 +723,8 @@ fn view(
         })
         .unzip();
     let mut weights = priority::weigh(&[takers, shed].concat(), &shares);
-    let nobody = weights.split_off(backends.len()).into_iter().fold(0, u32::saturating_add);
+    let lost = weights.split_off(backends.len());
+    let nobody = shed::together(&mut weights, &lost);
     let priorities = levels
         .iter()
         .zip(&fractions)

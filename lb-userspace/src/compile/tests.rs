@@ -531,6 +531,16 @@ fn a_breaker_outside_of_its_services_scope_keeps_nobody_out() {
 }
 
 #[test]
+fn what_breakers_keep_away_from_heavy_backends_is_kept_away_in_full() {
+    let heavy = "weight = 65535";
+    let mut bench =
+        Bench::new("breaker = { on_trip = \"drop\" }", &[("a", "", &[heavy, heavy, heavy, "weight = 1"])]);
+    bench.fleet.gates.extend([(at("a1"), OPEN), (at("a2"), OPEN)]);
+    bench.fleet.set(&["a4"], Health::Down);
+    bench.shows(false, &[("a3", 33.33), ("nobody", 66.67)]);
+}
+
+#[test]
 fn who_answers_sooner_has_more_of_the_slots() {
     let mut bench = Bench::new("steering = {}", &[("a", "", &["", ""])]);
     bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
