@@ -367,6 +367,7 @@ impl Agent {
         }
         let before = self.compiled.insert(name.clone(), compiled);
         self.note_drains(name, before.as_ref());
+        self.run_down_commands(name, before.as_ref());
         Ok(())
     }
 

@@ -339,6 +339,28 @@ pub struct Compiled {
     pub next: Option<Instant>,
 }
 
+impl Compiled {
+    /// Backends that served in `before`, and that their checks have taken out since, each with its pool. Who was down already
+    /// is not among them, nor is anybody whose health was or is set by hand: each outage is seen once.
+    #[must_use]
+    pub fn gone_down_since(&self, before: &Self) -> Vec<(&str, SocketAddr)> {
+        // Neighbours of a host that is dead may be missed before its checks fail.
+        let served = |view: &BackendView| {
+            matches!(view.why_not, None | Some(WhyNot::Unreachable))
+                // In panic, who is down serves.
+                && view.health != Health::Down
+                && !view.health_is_forced
+        };
+        let all = before.pools.iter().flat_map(|pool| &pool.backends);
+        let served: HashSet<SocketAddr> = all.filter(|view| served(view)).map(|view| view.address).collect();
+        let now = self.pools.iter().flat_map(|pool| pool.backends.iter().map(move |view| (pool, view)));
+        let is_out = |view: &BackendView| view.why_not == Some(WhyNot::Down) && !view.health_is_forced;
+        now.filter(|(_, view)| is_out(view) && served.contains(&view.address))
+            .map(|(pool, view)| (pool.name.as_str(), view.address))
+            .collect()
+    }
+}
+
 /// Builds tables, and remembers those that it built (most changes leave most tables as they are), and what policy needs to
 /// know of the past. A clone of it can try things out.
 #[derive(Clone, Default)]

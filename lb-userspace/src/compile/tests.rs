@@ -541,6 +541,35 @@ fn what_breakers_keep_away_from_heavy_backends_is_kept_away_in_full() {
 }
 
 #[test]
+fn backends_that_go_down_at_once_are_each_seen_to_go_down_once() {
+    let mut bench = Bench::new("", &[("a", "", &["", "", "", "", "", ""]), ("b", "", &["", "weight = 0"])]);
+    let forced = |up: bool| Overrides { health: Some(held(up)), ..Overrides::default() };
+    bench.intent.backends.insert(at("a4"), forced(true));
+    let whole = bench.compile();
+    // The neighbour of one was missed first; one is set by hand, and one serves nobody anyway.
+    bench.fleet.lost.push(at("a2"));
+    let lost = bench.compile();
+    assert!(lost.gone_down_since(&whole).is_empty(), "its checks have yet to fail");
+    bench.fleet.set(&["a1", "a2", "b1", "b2"], Health::Down);
+    bench.intent.backends.insert(at("a3"), forced(false));
+    let down = bench.compile();
+    assert_eq!(down.gone_down_since(&lost), [("a", at("a1")), ("a", at("a2")), ("b", at("b1"))]);
+    assert!(bench.compile().gone_down_since(&down).is_empty());
+
+    bench.intent.backends.remove(&at("a3"));
+    bench.fleet.set(&["a3", "a4", "a5"], Health::Down);
+    let panic = bench.compile();
+    assert!(panic.pools[0].panic);
+    bench.fleet.set(&["a3", "a5", "b1"], Health::Up);
+    let over = bench.compile();
+    assert!(!over.pools[0].panic && over.gone_down_since(&panic).is_empty(), "the outage is the same");
+    bench.intent.backends.clear();
+    let freed = bench.compile();
+    assert_eq!(freed.pools[0].backends[3].why_not, Some(WhyNot::Down));
+    assert!(freed.gone_down_since(&over).is_empty(), "somebody knew of that one");
+}
+
+#[test]
 fn who_answers_sooner_has_more_of_the_slots() {
     let mut bench = Bench::new("steering = {}", &[("a", "", &["", ""])]);
     bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
