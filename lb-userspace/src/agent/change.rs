@@ -125,6 +125,7 @@ impl Agent {
         self.file = file.or_else(|| self.file.take());
         let in_rollout = self.desired.intents.iter().filter(|(_, intent)| intent.is_in_rollout());
         let in_rollout: Vec<ServiceName> = in_rollout.map(|(name, _)| name.clone()).collect();
+        self.passive.rename(&self.desired.renamed(&next.config));
         self.desired = next;
         let failures = self.follow_desired();
         self.note("applied", None, request, summary.to_owned());
