@@ -113,6 +113,8 @@ impl Agent {
         let next = self.desired.under(config.clone());
         let unread = file.is_some() && file != self.file;
         if next == self.desired && !unread {
+            // The files that it names may be others by now.
+            self.follow_config();
             return Ok(());
         }
         self.may_apply(&next)?;
