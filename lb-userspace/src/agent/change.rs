@@ -156,6 +156,7 @@ impl Agent {
         self.raise_splits_except(&known);
         self.share_indexes();
         self.lower_splits();
+        self.retry_refused();
         failures
     }
 
