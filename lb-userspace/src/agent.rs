@@ -293,6 +293,8 @@ impl Agent {
         // What was in their way may have settled.
         self.converge(self.unpublished.keys().cloned().collect::<Vec<_>>());
         tokio::task::block_in_place(|| self.tend_journal());
+        // The journal's disk may be mended, and what was in the way of a set of backends gone.
+        self.retry_refused();
         // What could not be attached when it came may be free by now.
         self.attach_missing();
     }
@@ -367,6 +369,7 @@ impl Agent {
         }
         let before = self.compiled.insert(name.clone(), compiled);
         self.note_drains(name, before.as_ref());
+        self.run_down_commands(name, before.as_ref());
         Ok(())
     }
 

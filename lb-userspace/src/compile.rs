@@ -339,6 +339,28 @@ pub struct Compiled {
     pub next: Option<Instant>,
 }
 
+impl Compiled {
+    /// Backends that served in `before`, and that their checks have taken out since, each with its pool. Who was down already
+    /// is not among them, nor is anybody whose health was or is set by hand: each outage is seen once.
+    #[must_use]
+    pub fn gone_down_since(&self, before: &Self) -> Vec<(&str, SocketAddr)> {
+        // Neighbours of a host that is dead may be missed before its checks fail.
+        let served = |view: &BackendView| {
+            matches!(view.why_not, None | Some(WhyNot::Unreachable))
+                // In panic, who is down serves.
+                && view.health != Health::Down
+                && !view.health_is_forced
+        };
+        let all = before.pools.iter().flat_map(|pool| &pool.backends);
+        let served: HashSet<SocketAddr> = all.filter(|view| served(view)).map(|view| view.address).collect();
+        let now = self.pools.iter().flat_map(|pool| pool.backends.iter().map(move |view| (pool, view)));
+        let is_out = |view: &BackendView| view.why_not == Some(WhyNot::Down) && !view.health_is_forced;
+        now.filter(|(_, view)| is_out(view) && served.contains(&view.address))
+            .map(|(pool, view)| (pool.name.as_str(), view.address))
+            .collect()
+    }
+}
+
 /// Builds tables, and remembers those that it built (most changes leave most tables as they are), and what policy needs to
 /// know of the past. A clone of it can try things out.
 #[derive(Clone, Default)]
@@ -668,12 +690,14 @@ fn view(
         .iter()
         .map(|backend| health::judge(service, backend, intent.backends.get(&backend.address), world, now))
         .collect();
-    let gate = if service.breaker.is_some() { world.pool_gate(service, &pool.name) } else { Gate::Closed };
+    let has_breaker = service.breaker.as_ref().is_some_and(|breaker| breaker.scope.has_pools());
+    let gate = if has_breaker { world.pool_gate(service, &pool.name) } else { Gate::Closed };
     let levels = levels(&backends);
     let at = |backend: &BackendView| levels.iter().position(|level| level.priority == backend.priority);
     let places: Vec<usize> = backends.iter().map(|backend| at(backend).unwrap_or(levels.len())).collect();
     let (fit, of) = levels.iter().fold((0, 0), |(fit, of), level| (fit + level.fit, of + level.of));
-    memory.standing = memory.standing.after(pool, fit, of);
+    let wanted = backends.iter().filter(|backend| health::is_wanted(backend)).count() as u32;
+    memory.standing = memory.standing.after(pool, fit, of, wanted);
     let failed = memory.standing != Standing::Stands;
     let shares = priority::shares(&levels);
     let fractions: Vec<f64> = shares.iter().map(|&share| share as f64 / priority::ALL as f64).collect();
@@ -722,7 +746,8 @@ fn view(
         })
         .unzip();
     let mut weights = priority::weigh(&[takers, shed].concat(), &shares);
-    let nobody = weights.split_off(backends.len()).into_iter().fold(0, u32::saturating_add);
+    let lost = weights.split_off(backends.len());
+    let nobody = shed::together(&mut weights, &lost);
     let priorities = levels
         .iter()
         .zip(&fractions)

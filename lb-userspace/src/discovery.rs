@@ -74,7 +74,7 @@ impl Wanted {
 }
 
 /// What a source has said.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Answer {
     /// Of which pool.
     pub place: Place,

@@ -285,7 +285,7 @@ impl Desired {
 
     /// The names that services have in `config` and did not have here, and those that they had: whoever is at the same
     /// address is the same service.
-    fn renamed(&self, config: &Config) -> BTreeMap<ServiceName, ServiceName> {
+    pub(crate) fn renamed(&self, config: &Config) -> BTreeMap<ServiceName, ServiceName> {
         let new = config.services.iter().filter(|service| !self.intents.contains_key(&service.name));
         let new: HashMap<_, _> = new.map(|service| (key_of(service), &service.name)).collect();
         if new.is_empty() {

@@ -113,6 +113,8 @@ impl Agent {
         let next = self.desired.under(config.clone());
         let unread = file.is_some() && file != self.file;
         if next == self.desired && !unread {
+            // The files that it names may be others by now.
+            self.follow_config();
             return Ok(());
         }
         self.may_apply(&next)?;
@@ -125,6 +127,7 @@ impl Agent {
         self.file = file.or_else(|| self.file.take());
         let in_rollout = self.desired.intents.iter().filter(|(_, intent)| intent.is_in_rollout());
         let in_rollout: Vec<ServiceName> = in_rollout.map(|(name, _)| name.clone()).collect();
+        self.passive.rename(&self.desired.renamed(&next.config));
         self.desired = next;
         let failures = self.follow_desired();
         self.note("applied", None, request, summary.to_owned());
@@ -153,6 +156,7 @@ impl Agent {
         self.raise_splits_except(&known);
         self.share_indexes();
         self.lower_splits();
+        self.retry_refused();
         failures
     }
 

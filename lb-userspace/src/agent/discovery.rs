@@ -25,6 +25,8 @@ pub(super) struct Discoveries {
 struct Trouble {
     since: Timestamp,
     why: String,
+    /// What it said, if it is the agent that could not do it: the source has no reason to say it again.
+    refused: Option<Answer>,
 }
 
 impl Discoveries {
@@ -53,7 +55,7 @@ impl Agent {
         }
         let (service, pool) = &answer.place;
         let Some(discovery) = self.discovery_of(service, pool).cloned() else { return };
-        let taken = answer.backends.and_then(|backends| {
+        let taken = answer.backends.clone().and_then(|backends| {
             let known = self.desired.discovered(service, pool);
             match backends.is_empty() && discovery.on_empty == WhenEmpty::Keep {
                 true => Err("its answer is empty (on_empty = \"keep\")".to_owned()),
@@ -67,7 +69,15 @@ impl Agent {
         });
         match taken {
             Ok(()) => self.source_is_well(&answer.place, &discovery),
-            Err(why) => self.source_fails(&answer.place, &discovery, why),
+            Err(why) => self.source_fails(answer, &discovery, why),
+        }
+    }
+
+    /// Tries again what sources said, and what could not be done then.
+    pub(super) fn retry_refused(&mut self) {
+        let refused = self.discoveries.troubles.values().filter_map(|trouble| trouble.refused.clone());
+        for answer in refused.collect::<Vec<_>>() {
+            self.source_answered(answer);
         }
     }
 
@@ -119,14 +129,15 @@ impl Agent {
     }
 
     /// Told once, and again when it fails in another way.
-    fn source_fails(&mut self, place: &Place, discovery: &Discovery, why: String) {
-        let known = self.discoveries.troubles.get(place);
-        if known.is_some_and(|trouble| trouble.why == why) {
-            return;
+    fn source_fails(&mut self, answer: Answer, discovery: &Discovery, why: String) {
+        let place = answer.place.clone();
+        let known = self.discoveries.troubles.get(&place);
+        if known.is_none_or(|trouble| trouble.why != why) {
+            self.tell(&place, discovery, "discovery_failed", true, why.clone());
         }
         let since = known.map_or_else(Timestamp::now, |trouble| trouble.since);
-        self.tell(place, discovery, "discovery_failed", true, why.clone());
-        self.discoveries.troubles.insert(place.clone(), Trouble { since, why });
+        let refused = answer.backends.is_ok().then_some(answer);
+        self.discoveries.troubles.insert(place, Trouble { since, why, refused });
     }
 
     fn tell(&self, place: &Place, discovery: &Discovery, code: &'static str, severe: bool, what: String) {
@@ -147,7 +158,7 @@ impl Agent {
         let finding = |(place, trouble): (&Place, &Trouble)| {
             let (service, pool) = place;
             let source = &self.discovery_of(service, pool)?.source;
-            let Trouble { since, why } = trouble;
+            let Trouble { since, why, .. } = trouble;
             let (severity, left) = match self.desired.discovered(service, pool).len() {
                 0 => (Severity::Error, "it has named no backend so far".to_owned()),
                 1 => (Severity::Warning, "the one backend that it named last stays".to_owned()),

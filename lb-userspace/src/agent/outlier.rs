@@ -83,6 +83,13 @@ impl Passive {
         pool.map_or(Gate::Closed, |pool| pool.breaker.gate())
     }
 
+    /// Services that have another name now, with the one that they had: they are the same, and what is known of them, too.
+    pub fn rename(&mut self, renamed: &BTreeMap<ServiceName, ServiceName>) {
+        let known = renamed.iter().filter_map(|(name, before)| Some((name, self.services.remove(before)?)));
+        let known: Vec<_> = known.map(|(name, pools)| (name.clone(), pools)).collect();
+        self.services.extend(known);
+    }
+
     fn look_at_pool(&mut self, service: &Service, name: &str, seen: &[Seen], now: Duration) -> News {
         let Self { services, dice } = self;
         let pool = services.entry(service.name.clone()).or_default().entry(name.to_owned()).or_default();

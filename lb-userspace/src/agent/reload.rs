@@ -51,6 +51,8 @@ impl Agent {
         let file = fingerprint(text);
         if self.file.as_ref() == Some(&file) {
             info!("the configuration file says what it said before: what was applied since stands");
+            // The files that it names may be others by now.
+            self.follow_config();
             return Ok(());
         }
         let author = Author { name: "file".to_owned(), pid: None };

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::outlier::Passive;
 use super::{Agent, Targets, vlans};
 use crate::api::{self, BackendPath};
-use crate::compile::{Health, WhyNot, World, id_of, key_of};
+use crate::compile::{Compiled, Health, World, id_of, key_of};
 use crate::config::{
     self, AgentCheck, Backend, CommandLine, HealthCheck, HttpHost, Pool, Probe, Question, Service,
     ServiceName, TlsName, Verify,
@@ -334,25 +334,22 @@ impl Agent {
             code,
             severe,
             service: Some(name.as_str().to_owned()),
-            pool: pool.clone(),
+            pool,
             backend: Some(backend.to_string()),
             message,
             ..Occurrence::default()
         });
-        let why_not = |agent: &Self| {
-            let pools = agent.compiled.get(&name).map(|compiled| &compiled.pools);
-            let mut backends = pools.into_iter().flatten().flat_map(|pool| &pool.backends);
-            backends.find(|view| view.address == backend).and_then(|view| view.why_not)
-        };
-        let before = why_not(self);
-        self.converge([name.clone()]);
-        if before.is_none()
-            && why_not(self) == Some(WhyNot::Down)
-            && let Some(service) = self.desired.service(name.as_str())
-            && let (Some(line), Some(pool)) = (&service.health.on_down_command, pool)
-        {
-            let command = command_about(line, &name, &pool, backend);
-            self.targets.hooks.run(name.as_str(), command);
+        self.converge([name]);
+    }
+
+    /// Runs what an operator wants to be run for each backend that has gone down since `before`. One look at verdicts may find
+    /// several of them.
+    pub(super) fn run_down_commands(&mut self, name: &ServiceName, before: Option<&Compiled>) {
+        let (Some(before), Some(now)) = (before, self.compiled.get(name)) else { return };
+        let Some(service) = self.desired.service(name.as_str()) else { return };
+        let Some(line) = &service.health.on_down_command else { return };
+        for (pool, backend) in now.gone_down_since(before) {
+            self.targets.hooks.run(name.as_str(), command_about(line, name, pool, backend));
         }
     }
 

@@ -32,7 +32,9 @@ pub(super) fn judge(
     });
     let next_hop = world.next_hop(backend.address);
     let ejected = service.outlier.is_some() && world.is_ejected(service, backend.address);
-    let gate = if service.breaker.is_some() { world.gate(service, backend.address) } else { Gate::Closed };
+    // One that was open when the scope changed, and that nobody looks at any more, would be open without end.
+    let has_breaker = service.breaker.as_ref().is_some_and(|breaker| breaker.scope.has_backends());
+    let gate = if has_breaker { world.gate(service, backend.address) } else { Gate::Closed };
     let why_not = match (state, health) {
         (AdminState::Maint, _) => Some(WhyNot::Maint),
         (AdminState::Drain, _) => Some(WhyNot::Drain),
@@ -76,14 +78,17 @@ pub(super) fn judge(
     }
 }
 
-/// Whether a backend counts when the healthy ones are counted: it is meant to take flows, and has been checked. One that
-/// somebody has said is down is not meant to.
-pub(super) fn counts(backend: &BackendView) -> bool {
+/// Whether a backend is meant to take flows. One that somebody has said is down is not.
+pub(super) fn is_wanted(backend: &BackendView) -> bool {
     backend.state == AdminState::Ready
         && backend.advice.wish == Wish::Ready
         && backend.weight > 0
-        && backend.health != Health::Unknown
         && !backend.is_said_to_be_down()
+}
+
+/// Whether a backend counts when the healthy ones are counted: it is meant to take flows, and has been checked.
+pub(super) fn counts(backend: &BackendView) -> bool {
+    is_wanted(backend) && backend.health != Health::Unknown
 }
 
 /// Whether so few backends are healthy that health is ignored. Whether they can be reached is another question.
@@ -107,15 +112,18 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// The standing of a pool with `fit` backends that can take flows, of `all` that should.
-    pub fn after(self, pool: &Pool, fit: u32, all: u32) -> Self {
+    /// The standing of a pool with `fit` backends that can take flows, of `checked` that should; with those whose first check
+    /// is not over, `wanted` should.
+    pub fn after(self, pool: &Pool, fit: u32, checked: u32, wanted: u32) -> Self {
         let Some(least) = pool.min_healthy else { return Self::Stands };
         let needed = match self {
-            Self::Rising | Self::Stands => least,
-            Self::Fell => pool.min_healthy_recover.unwrap_or(least),
+            // A part of those whose checks happen to be over first says nothing of the pool.
+            Self::Rising => least.of(wanted),
+            Self::Stands => least.of(checked),
+            Self::Fell => pool.min_healthy_recover.unwrap_or(least).of(checked),
         };
         match self {
-            _ if fit >= needed.of(all) => Self::Stands,
+            _ if fit >= needed => Self::Stands,
             Self::Rising => Self::Rising,
             Self::Stands | Self::Fell => Self::Fell,
         }
@@ -139,7 +147,7 @@ mod tests {
     fn standings(pool: &Pool, fits: &[u32]) -> Vec<bool> {
         let mut standing = Standing::default();
         let mut after = |&fit| {
-            standing = standing.after(pool, fit, 10);
+            standing = standing.after(pool, fit, 10, 10);
             standing == Standing::Stands
         };
         fits.iter().map(&mut after).collect()

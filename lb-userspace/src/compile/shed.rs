@@ -12,6 +12,19 @@ pub(super) fn kept(weight: u32, backend: Gate, pool: Gate) -> u32 {
     if weight == 0 { 0 } else { behind(behind(weight, backend), pool) }
 }
 
+/// What nobody has beside those who have `weights`: all that is `lost` by them, in 32 bits. Where that is too much, everybody
+/// has less, in proportion; and something, if it was something.
+pub(super) fn together(weights: &mut [u32], lost: &[u32]) -> u32 {
+    let nobody: u64 = lost.iter().copied().map(u64::from).sum();
+    let excess = (u64::BITS - nobody.leading_zeros()).saturating_sub(u32::BITS);
+    if excess > 0 {
+        for weight in weights.iter_mut().filter(|weight| **weight > 0) {
+            *weight = weight.checked_shr(excess).unwrap_or(0).max(1);
+        }
+    }
+    (nobody >> excess) as u32
+}
+
 /// A weight of a service that is steered, in thousandths: room above it for those who get more than all of theirs.
 pub(super) fn steered(weight: u32, is_steered: bool, percent: u16) -> u32 {
     if !is_steered || weight == 0 {
@@ -25,6 +38,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn what_is_lost_is_nobodys_in_full_however_much_it_is() {
+        let mut weights = [4_000_000_000, 0, 1];
+        assert_eq!((together(&mut weights, &[0, 7, 5]), weights), (12, [4_000_000_000, 0, 1]));
+        assert_eq!(together(&mut weights, &[4_000_000_000, 4_000_000_000, 2]), 4_000_000_001);
+        assert_eq!(weights, [2_000_000_000, 0, 1], "half of it, and never nothing");
+        assert_eq!(together(&mut weights, &[]), 0);
+    }
 
     #[test]
     fn who_is_steered_has_more_or_less_than_others_and_never_nothing() {

@@ -231,6 +231,39 @@ fn a_pool_below_min_healthy_takes_nothing_until_it_has_recovered() {
     bench.shows(false, &[("a1", 33.333), ("a2", 33.333), ("a3", 33.333)]);
 }
 
+#[test]
+fn a_pool_does_not_fall_before_it_stood() {
+    let keys = "min_healthy = \"50%\"\nmin_healthy_recover = \"75%\"";
+    let mut bench = Bench::new("", &[("a", keys, &[FIRST; 10])]);
+    let names: Vec<String> = (1..=10).map(|i| format!("a{i}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    bench.fleet.set(&names, Health::Unknown);
+    let mut stands = Vec::new();
+    for (&name, up) in names.iter().zip([true, false, false, false, false, true, true, true, true, true]) {
+        bench.fleet.set(&[name], if up { Health::Up } else { Health::Down });
+        stands.push(!bench.compile().pools[0].failed);
+    }
+    assert_eq!(
+        stands,
+        [false, false, false, false, false, false, false, false, true, true],
+        "with five of ten"
+    );
+    bench.fleet.set(&["a1", "a6"], Health::Down);
+    assert!(bench.compile().pools[0].failed);
+    bench.fleet.set(&["a1", "a6", "a2"], Health::Up);
+    assert!(bench.compile().pools[0].failed, "now it takes more to come back");
+    bench.fleet.set(&["a3"], Health::Up);
+    assert!(!bench.compile().pools[0].failed);
+}
+
+#[test]
+fn a_pool_that_stands_does_not_wait_for_those_that_are_not_checked_yet() {
+    let mut bench = Bench::new("", &[("a", "min_healthy = \"100%\"", &[FIRST, FIRST])]);
+    bench.compile();
+    bench.fleet.set(&["a2"], Health::Unknown);
+    bench.shows(false, &[("a1", 100.0)]);
+}
+
 const BOTH: [(&str, &str, &[&str]); 2] =
     [("a", "", &[FIRST, FIRST]), ("b", "min_healthy = \"100%\"", &[FIRST, FIRST])];
 
@@ -482,6 +515,58 @@ fn a_canary_whose_breaker_is_open_spills_into_the_stable_pool_unless_it_is_to_re
         bench.shows(true, expected);
         bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
     }
+}
+
+#[test]
+fn a_breaker_outside_of_its_services_scope_keeps_nobody_out() {
+    for scope in ["backend", "pool"] {
+        let keys = format!("breaker = {{ scope = \"{scope}\" }}");
+        let mut bench = Bench::new(&keys, &[("a", "", &["", ""])]);
+        match scope {
+            "backend" => drop(bench.fleet.pool_gates.insert("a".to_owned(), OPEN)),
+            _ => drop(bench.fleet.gates.insert(at("a1"), OPEN)),
+        }
+        bench.shows(false, &[("a1", 50.0), ("a2", 50.0)]);
+    }
+}
+
+#[test]
+fn what_breakers_keep_away_from_heavy_backends_is_kept_away_in_full() {
+    let heavy = "weight = 65535";
+    let mut bench =
+        Bench::new("breaker = { on_trip = \"drop\" }", &[("a", "", &[heavy, heavy, heavy, "weight = 1"])]);
+    bench.fleet.gates.extend([(at("a1"), OPEN), (at("a2"), OPEN)]);
+    bench.fleet.set(&["a4"], Health::Down);
+    bench.shows(false, &[("a3", 33.33), ("nobody", 66.67)]);
+}
+
+#[test]
+fn backends_that_go_down_at_once_are_each_seen_to_go_down_once() {
+    let mut bench = Bench::new("", &[("a", "", &["", "", "", "", "", ""]), ("b", "", &["", "weight = 0"])]);
+    let forced = |up: bool| Overrides { health: Some(held(up)), ..Overrides::default() };
+    bench.intent.backends.insert(at("a4"), forced(true));
+    let whole = bench.compile();
+    // The neighbour of one was missed first; one is set by hand, and one serves nobody anyway.
+    bench.fleet.lost.push(at("a2"));
+    let lost = bench.compile();
+    assert!(lost.gone_down_since(&whole).is_empty(), "its checks have yet to fail");
+    bench.fleet.set(&["a1", "a2", "b1", "b2"], Health::Down);
+    bench.intent.backends.insert(at("a3"), forced(false));
+    let down = bench.compile();
+    assert_eq!(down.gone_down_since(&lost), [("a", at("a1")), ("a", at("a2")), ("b", at("b1"))]);
+    assert!(bench.compile().gone_down_since(&down).is_empty());
+
+    bench.intent.backends.remove(&at("a3"));
+    bench.fleet.set(&["a3", "a4", "a5"], Health::Down);
+    let panic = bench.compile();
+    assert!(panic.pools[0].panic);
+    bench.fleet.set(&["a3", "a5", "b1"], Health::Up);
+    let over = bench.compile();
+    assert!(!over.pools[0].panic && over.gone_down_since(&panic).is_empty(), "the outage is the same");
+    bench.intent.backends.clear();
+    let freed = bench.compile();
+    assert_eq!(freed.pools[0].backends[3].why_not, Some(WhyNot::Down));
+    assert!(freed.gone_down_since(&over).is_empty(), "somebody knew of that one");
 }
 
 #[test]

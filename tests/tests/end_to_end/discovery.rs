@@ -33,6 +33,7 @@ pub fn claims() -> Vec<Trial> {
         ),
         claim("SRV records say ports, weights and priorities", services),
         claim("a file is followed, and one with a mistake is refused with its place", file),
+        claim("what a file says and cannot be now is taken once the configuration lets it", refused_at_first),
         claim("a web server is asked again and again", web),
         claim("an override of a discovered backend goes with it, and an undo undoes no discovery", overrides),
     ];
@@ -354,6 +355,31 @@ fn file() -> Result<()> {
     let changes = revision(&scene)? - before;
     ensure!((1..=6).contains(&changes), "{changes} changes in 3 s");
     Ok(())
+}
+
+fn refused_at_first() -> Result<()> {
+    let path = lb_tests::private_dir("backends")?.join("backends.list");
+    let discovery = format!("type = \"file\"\npath = \"{}\"", path.display());
+    let scene = scene(Plan::default(), &discovery)?;
+    // Whose replies are whose could not be told.
+    let other = format!(
+        "[[service]]\nname = \"other\"\nvip = \"{}\"\nport = 81\nmode = \"nat\"\n\
+         [service.health]\ntype = \"none\"\n[[service.pool]]\nname = \"only\"\n\
+         [[service.pool.backend]]\naddress = \"{}\"\n",
+        scene.target().ip(),
+        address(&scene, 1)
+    );
+    let file = lb_tests::private_dir("discovery")?.join("lb.toml");
+    std::fs::write(&file, config(&scene, &discovery)? + &other)?;
+    scene.lbctl(&["apply", "-f", &file.to_string_lossy()])?;
+    replace(&path, &list(&scene, &[1]))?;
+    wait_for_finding(&scene, Some("LB0403"))?;
+    wait_for(&scene, &[0])?;
+    // The file stays as it is.
+    std::fs::write(&file, config(&scene, &discovery)?)?;
+    scene.lbctl(&["apply", "-f", &file.to_string_lossy()])?;
+    wait_for(&scene, &[0, 1])?;
+    wait_for_finding(&scene, None)
 }
 
 fn web() -> Result<()> {

@@ -16,6 +16,7 @@ use lb_tests::traffic::{Behaviour, Load, LoadSpec, Pool, PoolSpec, Sources};
 use lb_tests::{Host, Process, claim, private_dir};
 use lb_userspace::dataplane::maps::{Maps, directory};
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 
 pub fn claims() -> Vec<Trial> {
     vec![
@@ -139,16 +140,12 @@ fn all_down() -> Result<()> {
 }
 
 fn certificate() -> Result<()> {
-    let scene = Scene::start(Plan { stable: 2, canary: 0, ..Plan::default() })?;
-    let home = private_dir("certificates")?;
-    let key = rcgen::KeyPair::generate()?;
-    let mut authority = rcgen::CertificateParams::new(vec![])?;
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let file = home.join("ca.pem");
-    fs::write(&file, authority.self_signed(&key)?.pem())?;
-    let issuer = rcgen::Issuer::new(authority, key);
+    let mut scene = Scene::start(Plan { stable: 2, canary: 0, ..Plan::default() })?;
+    let file = private_dir("certificates")?.join("ca.pem");
+    let (pem, issuer) = authority()?;
+    fs::write(&file, pem)?;
 
-    let _first = nginx(scene.lab.backend(0), "shop.example", &issuer)?;
+    let mut first = nginx(scene.lab.backend(0), "shop.example", &issuer)?;
     let mut second = nginx(scene.lab.backend(1), "shop.example", &issuer)?;
     let check = format!(
         "type = \"https\"\npath = \"/\"\nport = 8443\nhost = \"shop.example\"\nca_file = \"{}\"\nexpect_body = \"well\"\n\
@@ -159,7 +156,7 @@ fn certificate() -> Result<()> {
     scene.wait_taking(2, Duration::from_secs(10))?;
 
     second.kill9();
-    let _other = nginx(scene.lab.backend(1), "mail.example", &issuer)?;
+    let mut other = nginx(scene.lab.backend(1), "mail.example", &issuer)?;
     scene.wait_taking(1, Duration::from_secs(10))?;
     let deadline = Instant::now() + Duration::from_secs(5);
     while !reason(&scene, 1)?.contains("mail.example") {
@@ -167,7 +164,33 @@ fn certificate() -> Result<()> {
         thread::sleep(Duration::from_millis(50));
     }
     ensure!(reason(&scene, 0)?.is_empty(), "{}", reason(&scene, 0)?);
+
+    // The file of the authority is read again with the configuration, also where that says what it said before.
+    for by_signal in [true, false] {
+        let (pem, issuer) = authority()?;
+        for (i, server) in [&mut first, &mut other].into_iter().enumerate() {
+            server.kill9();
+            *server = nginx(scene.lab.backend(i), "shop.example", &issuer)?;
+        }
+        scene.wait_taking(0, Duration::from_secs(10))?;
+        fs::write(&file, pem)?;
+        if by_signal {
+            scene.agent.process().signal(Signal::SIGHUP)?;
+        } else {
+            apply(&scene, &check)?;
+        }
+        scene.wait_taking(2, Duration::from_secs(10))?;
+    }
     Ok(())
+}
+
+/// Somebody who signs certificates, and the one that says so.
+fn authority() -> Result<(String, rcgen::Issuer<'static, rcgen::KeyPair>)> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut authority = rcgen::CertificateParams::new(vec![])?;
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = authority.self_signed(&key)?.pem();
+    Ok((pem, rcgen::Issuer::new(authority, key)))
 }
 
 /// What the second column of a table would say: why a backend's health is what it is.

@@ -77,7 +77,11 @@ fn some(scene: &Scene, flows: u32) -> Result<Tally> {
 }
 
 fn row(scene: &Scene, i: usize) -> Result<Value> {
-    let answer = scene.json(&["get", "backends", SERVICE])?;
+    row_of(scene, SERVICE, i)
+}
+
+fn row_of(scene: &Scene, service: &str, i: usize) -> Result<Value> {
+    let answer = scene.json(&["get", "backends", service])?;
     let (path, rows) = (scene.backend(i), answer["backends"].as_array().cloned().context("rows")?);
     let row = rows.into_iter().find(|row| row["name"].as_str().is_some_and(|name| path.ends_with(name)));
     row.context("a row")
@@ -125,6 +129,18 @@ fn ejected() -> Result<()> {
     scene.agent.restart()?;
     scene.agent.wait_ready(SOON)?;
     ensure!(is_out(&row(&scene, 0)?), "an agent that starts lets nobody in: {:#}", row(&scene, 0)?);
+    // Whoever is at the same address is the same service, whatever it is called.
+    let file = lb_tests::private_dir("passive")?.join("lb.toml");
+    for name in ["shop", SERVICE] {
+        let config = scene.plan.config(&scene.lab);
+        let renamed = config.replace(&format!("name = \"{SERVICE}\""), &format!("name = \"{name}\""));
+        std::fs::write(&file, renamed)?;
+        scene.lbctl(&["apply", "-f", &file.to_string_lossy()])?;
+        ensure!(is_out(&row_of(&scene, name, 0)?), "as {name}: {:#}", row_of(&scene, name, 0)?);
+        // Longer than from one look at backends to the next.
+        thread::sleep(Duration::from_millis(500));
+        ensure!(is_out(&row_of(&scene, name, 0)?), "as {name}, later: {:#}", row_of(&scene, name, 0)?);
+    }
     let clean = some(&scene, 300)?;
     ensure!(clean.failed() == 0 && clean.answered_by("stable0") == 0, "{clean:?}");
 
