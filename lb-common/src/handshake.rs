@@ -29,10 +29,18 @@ pub fn is_sound<P: Packet>(packet: &P, service: &Service, network: &Network, tra
     if service.mode != Mode::Nat as u8 && !service.has(Service::SESSIONS) {
         return true;
     }
-    let hops = packet.view::<Word>(network.hops()).map_or(0, |word| word.0[0]);
     let flags = packet.view::<Tcp>(transport.l4).map_or(TCP_FIN, |header| header.flags);
-    // As rewriting does it. And Linux takes no SYN that is a FIN as well.
-    hops > 1 && flags & TCP_FIN == 0 && packet.is_summed(transport.l4, network.end, network.pseudo(transport))
+    // Linux takes no SYN that is a FIN as well.
+    flags & TCP_FIN == 0 && is_taken(packet, network, transport)
+}
+
+/// Whether a backend gets this segment, and does not drop it for its sum.
+#[must_use]
+#[inline(always)]
+pub(crate) fn is_taken<P: Packet>(packet: &P, network: &Network, transport: &Transport) -> bool {
+    let hops = packet.view::<Word>(network.hops()).map_or(0, |word| word.0[0]);
+    // As rewriting does it.
+    hops > 1 && packet.is_summed(transport.l4, network.end, network.pseudo(transport))
 }
 
 /// A SYN that would go to `place`. Returns where it goes.

@@ -22,8 +22,8 @@
 //! and forgotten after the time of a handshake. So are those that were found: if they talk, they are found again.
 //!
 //! A SYN on the ports of a connection takes no place but its own, and in `nat` ends that one when the backend has answered: anybody
-//! can send one. A RST that passes may be one that the backend does not believe; then what follows finds the connection again. A FIN likewise,
-//! after the time of a handshake: until then what passes may be the end of what the FIN has ended.
+//! can send one. A RST that passes may be one that the backend does not believe; then what follows finds the connection again. A
+//! FIN likewise, after the time of a handshake: until then what passes may be the end of what the FIN has ended.
 //!
 //! So the count is exact, but for
 //!

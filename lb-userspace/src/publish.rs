@@ -321,9 +321,8 @@ impl Publisher {
         let index = self.registry.service(&self.maps, &plan.key)?;
         self.check(index, plan)?;
         self.exchange_roles(index, plan, now)?;
-        let mut published = Published::default();
-
         self.registry.forget_pools(&self.maps, index, plan);
+        let mut published = Published::default();
 
         let mut pools = vec![(&plan.stable, false)];
         pools.extend(plan.canary.iter().map(|pool| (pool, true)));

@@ -4,6 +4,7 @@
 use super::{Held, Session, SessionKey, after, flags, is_alive, is_closed, is_over, onward, toa};
 use crate::abi::{FlowKey, HANDSHAKE_WINDOW, Mode, Port, Service, Settings};
 use crate::fragment;
+use crate::handshake::is_taken;
 use crate::hash::mix;
 use crate::parse::{self, Kind, Network, Transport};
 use crate::pipeline::{Packet, Step, Tables, contains, empty, find_service, is_nats};
@@ -11,7 +12,7 @@ use crate::rewrite;
 use crate::select;
 use crate::stage::Stage;
 use crate::verdict::{Event, Reason, Verdict};
-use crate::wire::{IPPROTO_TCP, TCP_ACK, TCP_SYN, Tcp, Word};
+use crate::wire::{IPPROTO_TCP, TCP_ACK, TCP_SYN, Tcp};
 
 /// [`Stage::Opening`]: whatever no established session takes; and first fragments.
 ///
@@ -200,10 +201,7 @@ impl<'a> Client<'a> {
         if !found.has(Session::TOA) {
             return true;
         }
-        let hops = packet.view::<Word>(self.network.hops()).map_or(0, |word| word.0[0]);
-        sequence == found.sequence.wrapping_add(1)
-            && hops > 1
-            && packet.is_summed(self.transport.l4, self.network.end, self.network.pseudo(self.transport))
+        sequence == found.sequence.wrapping_add(1) && is_taken(packet, self.network, self.transport)
     }
 
     /// Moves a session to where nothing is pushed out. The entry of the replies first: whoever looks for a port must see it.

@@ -387,9 +387,10 @@ impl Agent {
     /// Backends that are configured no more finish their flows where they are by now.
     fn lead_those_that_leave(&self, moved: &HashSet<IpAddr>) {
         let world = self.world();
-        for (id, address) in self.publisher.registry.ids_with_addresses() {
-            let hop = Some(address).filter(|address| moved.contains(address)).map(|it| world.way_to(it));
-            if let Some(hop) = hop.filter(|hop| hop.mac().is_some()) {
+        let ids = self.publisher.registry.ids_with_addresses();
+        for (id, address) in ids.filter(|(_, address)| moved.contains(address)) {
+            let hop = world.way_to(address);
+            if hop.mac().is_some() {
                 self.publisher.lead(id, hop);
             }
         }
